@@ -1,0 +1,1 @@
+"""Token files, loaders and built-in texts."""
