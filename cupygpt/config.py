@@ -1,0 +1,128 @@
+"""The shape of a model: what it may be, llm.c's descriptors, and the presets by name."""
+
+import re
+from dataclasses import dataclass
+
+from cupygpt.errors import ConfigError
+
+VOCAB_MULTIPLE = 128
+"""Vp is V rounded up to this, so that the head's products and 128-bit accesses stay aligned."""
+
+MAX_VOCAB = 65536
+"""Token files hold uint16."""
+
+GPT2_VOCAB = 50257
+
+_GPT2_CHANNELS_HEADS = {
+    6: (384, 6),
+    12: (768, 12),
+    24: (1024, 16),
+    36: (1280, 20),
+    48: (1600, 25),
+    60: (1920, 30),
+    72: (2880, 30),
+    84: (3456, 36),
+}
+_GPT3_LAYERS_HEADS = {
+    384: (6, 6),
+    768: (12, 12),
+    1024: (24, 16),
+    1536: (24, 16),
+    2048: (24, 16),
+    2560: (32, 32),
+    4096: (32, 32),
+    12288: (96, 96),
+}
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    """A GPT-2 shape. Raises ConfigError where a number cannot work, and says which numbers can."""
+
+    maxT: int
+    V: int
+    L: int
+    NH: int
+    C: int
+
+    def __post_init__(self) -> None:
+        for name, value in (
+            ("layers", self.L),
+            ("heads", self.NH),
+            ("channels", self.C),
+            ("sequence length", self.maxT),
+            ("vocabulary", self.V),
+        ):
+            if value < 1:
+                raise ConfigError(f"{name} must be at least 1, got {value}.")
+        if self.V > MAX_VOCAB:
+            raise ConfigError(
+                f"vocabulary {self.V} is over {MAX_VOCAB}, the most that uint16 token files hold."
+            )
+        if self.C % self.NH:
+            raise ConfigError(
+                f"{self.C} channels do not divide by {self.NH} heads: "
+                f"choose channels as heads × head size."
+            )
+        if self.HS % 8 or not 8 <= self.HS <= 128:
+            raise ConfigError(
+                f"head size {self.HS} (= {self.C} channels / {self.NH} heads) is not supported: "
+                f"it must be a multiple of 8 from 8 to 128."
+            )
+
+    @property
+    def Vp(self) -> int:
+        """Padded vocabulary: rows of `wte` and columns of the logits."""
+        return -(-self.V // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def HS(self) -> int:
+        """Head size."""
+        return self.C // self.NH
+
+    @property
+    def num_parameters(self) -> int:
+        """P, counted with Vp as llm.c does."""
+        return (
+            (self.Vp + self.maxT) * self.C
+            + self.L * (12 * self.C * self.C + 13 * self.C)
+            + 2 * self.C
+        )
+
+    def flops_per_token(self, T: int) -> int:
+        """Forward and backward operations of one token in a sequence of T (llm.c's estimate)."""
+        return 6 * self.num_parameters + 6 * self.L * self.C * T
+
+    def describe(self) -> str:
+        """One line for the console."""
+        return (
+            f"{self.L} layers, {self.NH} heads, {self.C} channels, context {self.maxT}, "
+            f"vocabulary {self.V:,} (padded {self.Vp:,}), {self.num_parameters:,} parameters"
+        )
+
+
+def small_config(V: int, maxT: int = 256) -> GPTConfig:
+    """The shape of the built-in demo and of tools/create_small_model.py (7.3M for GPT-2's V)."""
+    return GPTConfig(maxT=maxT, V=V, L=4, NH=4, C=128)
+
+
+def config_from_descriptor(descriptor: str) -> GPTConfig:
+    """Shape of llm.c's descriptors `d12` (= `gpt2:d12`) and `gpt3:c768`.
+
+    Raises ConfigError with the list of known ones. After llm.c train_gpt2.cu.
+    """
+    match = re.fullmatch(r"(?:gpt2:)?d(\d+)", descriptor)
+    if match and int(match[1]) in _GPT2_CHANNELS_HEADS:
+        C, NH = _GPT2_CHANNELS_HEADS[int(match[1])]
+        return GPTConfig(maxT=1024, V=GPT2_VOCAB, L=int(match[1]), NH=NH, C=C)
+    match = re.fullmatch(r"gpt3:c(\d+)", descriptor)
+    if match and int(match[1]) in _GPT3_LAYERS_HEADS:
+        L, NH = _GPT3_LAYERS_HEADS[int(match[1])]
+        return GPTConfig(maxT=2048, V=GPT2_VOCAB, L=L, NH=NH, C=int(match[1]))
+    known = [f"d{depth}" for depth in _GPT2_CHANNELS_HEADS]
+    known += [f"gpt3:c{channels}" for channels in _GPT3_LAYERS_HEADS]
+    raise ConfigError(
+        f"'{descriptor}' is neither a file that ends in .bin nor a known model. "
+        f"Known: small, {', '.join(known)}. "
+        f"For another shape run tools/create_small_model.py and pass its file."
+    )

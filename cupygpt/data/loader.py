@@ -1,0 +1,221 @@
+"""From token shards to batches: shuffled epochs that are resumed from two numbers.
+
+Names: B rows per batch and rank, T tokens per row, V vocabulary size. A row is T + 1 consecutive
+tokens of one shard: T inputs and the same shifted by one as targets.
+"""
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from cupygpt.data.prefetch import Prefetcher
+from cupygpt.data.rows import (
+    Batch,
+    Counts,
+    Cut,
+    Ids,
+    Position,
+    check_row_fits,
+    check_sizes,
+    read_rows,
+)
+from cupygpt.data.shards import TokenShard
+from cupygpt.errors import DataError
+
+__all__ = ["Batch", "Position", "Prefetcher", "TrainLoader", "ValidationBatches"]
+
+IGNORED_TARGET = -1
+
+
+class TrainLoader:
+    """Batches without end, over epochs that each visit every row once.
+
+    With `shuffle`, epoch e cuts all shards into rows from an offset in [0, T) of its own, and
+    takes the rows of all shards in a random order; offset and order depend on (seed, e) alone. A
+    batch consumes B * num_ranks rows of the order, of which rank r gets rows [r * B, (r + 1) * B);
+    one that meets the end of an epoch goes on with the next. So the whole state is a `Position`,
+    and a run may go on from it with another B or number of ranks and sees each remaining row once.
+    A shard of at least T + 1 tokens gives at least one row; up to T - 1 tokens before the offset
+    and up to T - 1 after the last row wait for another epoch's offset. Memory: 4 bytes per row.
+
+    Without `shuffle` the batches are those of llm.c's unshuffled loader (llmc/dataloader.h): each
+    shard, in order, gives floor((n - 1) / (num_ranks * B * T)) batches of consecutive rows from
+    its beginning, its tail is dropped, and the whole repeats. Resumed with another B the tails
+    differ, and so may the rows around them.
+
+    Raises DataError if no row fits, if a shard is too short for one unshuffled batch, if
+    `position` lies beyond the epoch, or, from `next_batch`, if a token id is not below V.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[TokenShard],
+        B: int,
+        T: int,
+        V: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        rank: int = 0,
+        num_ranks: int = 1,
+        position: Position = Position(0, 0),
+    ) -> None:
+        check_sizes(B, T, rank, num_ranks)
+        if not 0 <= seed < 2**64:
+            raise DataError(f"the seed is {seed}; it must be at least 0 and below 2**64.")
+        self.shards = list(shards)
+        self.B, self.T, self.V = B, T, V
+        self.seed = seed
+        self.shuffle = shuffle
+        self.rank, self.num_ranks = rank, num_ranks
+        self._lengths = np.array([shard.num_tokens for shard in shards], dtype=np.int64)
+        self._cut = functools.lru_cache(maxsize=4)(self._cut_epoch)
+        self._order_epoch = -1
+        self._order: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
+        self._check_rows_exist()
+        self.position = self._checked(position)
+
+    def rows_per_epoch(self, epoch: int) -> int:
+        """Rows of all shards in `epoch`; epochs differ by up to one row per shard."""
+        return self._cut(epoch).num_rows
+
+    def next_batch(self) -> Batch:
+        """The next batch of this rank; advances `position` by B * num_ranks rows."""
+        before = self.rank * self.B
+        after = (self.num_ranks - 1 - self.rank) * self.B
+        start = self._advance(self.position, before)
+        rows = np.empty((self.B, self.T + 1), np.int32)
+        end = self._read(start, rows)
+        self.position = self._advance(end, after)
+        return Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), self.position)
+
+    def _read(self, position: Position, out: Ids) -> Position:
+        """Fill `out` (n, T + 1) with the rows from `position` on; returns where they end."""
+        filled = 0
+        while filled < len(out):
+            cut = self._cut(position.epoch)
+            count = min(len(out) - filled, cut.num_rows - position.rows)
+            indices = self._row_indices(position, count, cut.num_rows)
+            read_rows(self.shards, cut, indices, self.V, out[filled : filled + count])
+            filled += count
+            position = self._advance(position, count)
+        return position
+
+    def _advance(self, position: Position, rows: int) -> Position:
+        """`position` moved on by `rows`, into later epochs where this one ends."""
+        epoch, reached = position.epoch, position.rows + rows
+        while reached >= (num_rows := self.rows_per_epoch(epoch)):
+            epoch, reached = epoch + 1, reached - num_rows
+        return Position(epoch, reached)
+
+    def _cut_epoch(self, epoch: int) -> Cut:
+        if not self.shuffle:
+            rows_per_step = self.num_ranks * self.B
+            steps = (self._lengths - 1) // (rows_per_step * self.T)
+            return Cut(np.zeros_like(steps), steps * rows_per_step)
+        offset = int(self._random(epoch).random_sample() * self.T)
+        room = np.maximum(self._lengths - self.T, 1)  # Starts that leave space for one row.
+        starts = np.where(offset < room, offset, offset % room)
+        return Cut(starts, np.maximum(self._lengths - 1 - starts, 0) // self.T)
+
+    def _row_indices(self, position: Position, count: int, num_rows: int) -> Counts:
+        stop = position.rows + count
+        if not self.shuffle:
+            return np.arange(position.rows, stop, dtype=np.int64)
+        if self._order_epoch != position.epoch:
+            random = self._random(position.epoch)
+            random.random_sample()  # The offset: the order is what the stream gives after it.
+            self._order = np.arange(num_rows, dtype=np.uint32)
+            random.shuffle(self._order)
+            self._order_epoch = position.epoch
+        return self._order[position.rows : stop].astype(np.int64)
+
+    def _random(self, epoch: int) -> np.random.RandomState:
+        # RandomState's streams are frozen by NumPy's policy (NEP 19), Generator's are not: a run
+        # resumed under another NumPy must see the same order.
+        words = [self.seed & 0xFFFFFFFF, self.seed >> 32, epoch]
+        return np.random.RandomState(words)
+
+    def _check_rows_exist(self) -> None:
+        if not len(self.shards):
+            raise DataError("no token files were given. Name them with -i.")
+        if self.shuffle:
+            check_row_fits(self.shards, self.T)
+            return
+        needed = self.num_ranks * self.B * self.T + 1
+        for shard in self.shards:
+            if shard.num_tokens < needed:
+                raise DataError(
+                    f"{shard.path}: {shard.num_tokens:,} tokens, but one unshuffled batch takes "
+                    f"{needed:,} (ranks {self.num_ranks} x B {self.B} x T {self.T} + 1). Use a "
+                    f"smaller -b or -t, drop this file, or shuffle (no --no-shuffle)."
+                )
+
+    def _checked(self, position: Position) -> Position:
+        if position.epoch < 0 or position.rows < 0:
+            raise DataError(f"a position in the data cannot be negative: {position}.")
+        num_rows = self.rows_per_epoch(position.epoch)
+        if position.rows < num_rows:
+            return position
+        if position.rows > num_rows and self.shuffle:
+            raise DataError(
+                f"the run stands at row {position.rows:,} of epoch {position.epoch}, but with "
+                f"these files and T {self.T} that epoch has {num_rows:,} rows. Resume with the "
+                f"data and sequence length (-t) it was started with."
+            )
+        return Position(position.epoch + 1, 0)
+
+
+class ValidationBatches:
+    """The same consecutive rows each time: from each shard's beginning, shards in order.
+
+    Iterating yields (inputs, targets, num_rows): inputs and targets (B, T) int32, of which the
+    first num_rows rows count. `len()` is the number of batches, equal on all ranks. A batch
+    consumes B * num_ranks rows as in training. Where the rows run out, in the last batch only, the
+    rest is padded with copies of the first row whose targets are all -1, which the loss ignores,
+    so that shapes never change and a file of one row works with any B; num_rows may then be less
+    than B, and 0 on later ranks. The rows are read once per iteration and never kept.
+
+    `max_batches` None means all rows. Raises DataError if no row fits or `max_batches` is below 1,
+    and, while iterating, if a token id is not below V.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[TokenShard],
+        B: int,
+        T: int,
+        V: int,
+        *,
+        max_batches: int | None,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
+        check_sizes(B, T, rank, num_ranks)
+        if max_batches is not None and max_batches < 1:
+            raise DataError(f"{max_batches} validation batches asked for; at least 1 is needed.")
+        check_row_fits(shards, T)
+        self.shards = list(shards)
+        self.B, self.T, self.V = B, T, V
+        self.rank, self.num_ranks = rank, num_ranks
+        lengths = np.array([shard.num_tokens for shard in shards], dtype=np.int64)
+        self._cut = Cut(np.zeros_like(lengths), (lengths - 1) // T)
+        available = -(-self._cut.num_rows // (B * num_ranks))
+        self._num_batches = available if max_batches is None else min(available, max_batches)
+
+    def __len__(self) -> int:
+        return self._num_batches
+
+    def __iter__(self) -> Iterator[tuple[Ids, Ids, int]]:
+        for i in range(self._num_batches):
+            first = (i * self.num_ranks + self.rank) * self.B
+            num_rows = min(max(self._cut.num_rows - first, 0), self.B)
+            indices = np.zeros(self.B, dtype=np.int64)
+            indices[:num_rows] = np.arange(first, first + num_rows)
+            rows = np.empty((self.B, self.T + 1), np.int32)
+            read_rows(self.shards, self._cut, indices, self.V, rows)
+            targets = rows[:, 1:].copy()
+            targets[num_rows:] = IGNORED_TARGET
+            yield rows[:, :-1].copy(), targets, num_rows

@@ -1,0 +1,188 @@
+"""GPT-2: forward and backward as a plain list of op calls over named tensors.
+
+Written once for all devices: the ops look at where their arrays live. Pre-norm blocks, learned
+positions, the output head tied to the token embedding (Radford et al. 2019; llm.c train_gpt2.c).
+The head runs in chunks of rows, so that the (B, T, Vp) logits never exist as a whole.
+"""
+
+from dataclasses import dataclass
+
+from cupygpt.config import GPTConfig
+from cupygpt.ops.attention import attention_backward, attention_forward
+from cupygpt.ops.classifier import classifier
+from cupygpt.ops.dropout import dropout
+from cupygpt.ops.encoder import encoder_backward, encoder_forward
+from cupygpt.ops.gelu import gelu_backward, gelu_forward
+from cupygpt.ops.layernorm import (
+    layernorm_backward,
+    layernorm_forward,
+    residual_layernorm_forward,
+)
+from cupygpt.ops.linear import linear_backward, linear_forward
+from cupygpt.tensors import Array, Tensors
+
+
+@dataclass
+class Dropout:
+    """Probability of dropping, and the generator's state in device memory (see ops/dropout.py)."""
+
+    p: float
+    state: Array
+
+    def apply(self, out: Array, inp: Array, micro_step: int, place: int) -> None:
+        """out = dropout(inp); each (micro_step, place) of a step has a mask of its own."""
+        dropout(out, inp, self.state, micro_step << 16 | place, self.p)
+
+
+class GPT:
+    """The buffers of one model at a fixed batch shape, and the passes over them.
+
+    `params`, `grads`, `acts` and `scratch` follow the tables in tensors.py; `grads` is None for
+    evaluation only. `recompute` is the option of that name in `activation_specs`.
+    """
+
+    def __init__(
+        self,
+        config: GPTConfig,
+        params: Tensors,
+        grads: Tensors | None,
+        acts: Tensors,
+        scratch: Tensors,
+        *,
+        recompute: int = 0,
+        dropout: Dropout | None = None,
+    ) -> None:
+        self.config = config
+        self.params, self.grads = params, grads
+        self.acts, self.scratch = acts, scratch
+        self.recompute = recompute
+        self.dropout = dropout
+
+    def forward(self, tokens: Array, *, micro_step: int | None = None) -> None:
+        """Fill acts up to lnf from tokens (B, T) int32; dropout only if `micro_step` is given."""
+        p, a, btc = self.params, self.acts, self.scratch.btc
+        L = self.config.L
+        encoder_forward(a.encoded, tokens, p.wte, p.wpe)
+        self._drop(a.encoded, a.encoded, micro_step, place=0)
+        ln1, mean, rstd = _layer(a.ln1, 0), _layer(a.ln1_mean, 0), _layer(a.ln1_rstd, 0)
+        layernorm_forward(ln1, mean, rstd, a.encoded, p.ln1w[0], p.ln1b[0])
+        residual = a.encoded
+        for l in range(L):  # noqa: E741 - l is the layer, as in the field
+            residual2, ln2 = _layer(a.residual2, l), _layer(a.ln2, l)
+            qkv, atty = _layer(a.qkv, l), _layer(a.atty, l)
+            linear_forward(qkv, ln1, p.qkvw[l], p.qkvb[l])
+            attention_forward(atty, _layer(a.lse, l), qkv, self.config.NH)
+            linear_forward(btc, atty, p.attprojw[l], p.attprojb[l])
+            self._drop(btc, btc, micro_step, place=2 * l + 1)
+            mean, rstd = _layer(a.ln2_mean, l), _layer(a.ln2_rstd, l)
+            residual_layernorm_forward(
+                residual2, ln2, mean, rstd, residual, btc, p.ln2w[l], p.ln2b[l]
+            )
+            fch, fch_gelu = _layer(a.fch, l), _layer(a.fch_gelu, l)
+            linear_forward(fch, ln2, p.fcw[l], p.fcb[l])
+            gelu_forward(fch_gelu, fch)
+            linear_forward(btc, fch_gelu, p.fcprojw[l], p.fcprojb[l])
+            self._drop(btc, btc, micro_step, place=2 * l + 2)
+            residual = _layer(a.residual3, l)
+            if l + 1 < L:
+                ln1, weight, bias = _layer(a.ln1, l + 1), p.ln1w[l + 1], p.ln1b[l + 1]
+                mean, rstd = _layer(a.ln1_mean, l + 1), _layer(a.ln1_rstd, l + 1)
+            else:
+                ln1, weight, bias = a.lnf, p.lnfw, p.lnfb
+                mean, rstd = a.lnf_mean, a.lnf_rstd
+            residual_layernorm_forward(residual, ln1, mean, rstd, residual2, btc, weight, bias)
+
+    def loss(self, targets: Array) -> None:
+        """acts.losses += each token's loss, after forward; targets (B, T) int32, -1 ignored."""
+        self._head(targets, dloss=None)
+
+    def backward(
+        self, tokens: Array, targets: Array, dloss: float, *, micro_step: int | None = None
+    ) -> None:
+        """acts.losses += losses and grads += gradients of dloss * sum(losses), after forward."""
+        assert self.grads is not None
+        p, g, a, s = self.params, self.grads, self.acts, self.scratch
+        L, NH = self.config.L, self.config.NH
+        dresidual, dbtc = s.dresidual, s.dbtc
+        dfch, dqkv, datty = self._shared_gradients()
+        self._head(targets, dloss)
+        dresidual.fill(0)
+        layernorm_backward(
+            dresidual, g.lnfw, g.lnfb, dbtc, a.residual3[L - 1], p.lnfw, a.lnf_mean, a.lnf_rstd
+        )
+        for l in reversed(range(L)):  # noqa: E741
+            residual = a.residual3[l - 1] if l else a.encoded
+            ln1, ln2, fch_gelu = self._recomputed(l, residual)
+
+            dout = self._drop(dbtc, dresidual, micro_step, place=2 * l + 2)
+            linear_backward(dfch, g.fcprojw[l], g.fcprojb[l], dout, fch_gelu, p.fcprojw[l])
+            gelu_backward(dfch, a.fch[l])
+            linear_backward(dbtc, g.fcw[l], g.fcb[l], dfch, ln2, p.fcw[l])
+            layernorm_backward(
+                dresidual, g.ln2w[l], g.ln2b[l], dbtc, a.residual2[l], p.ln2w[l],
+                a.ln2_mean[l], a.ln2_rstd[l],
+            )  # fmt: skip
+
+            dout = self._drop(dbtc, dresidual, micro_step, place=2 * l + 1)
+            linear_backward(datty, g.attprojw[l], g.attprojb[l], dout, a.atty[l], p.attprojw[l])
+            attention_backward(dqkv, datty, a.qkv[l], a.atty[l], a.lse[l], NH)
+            linear_backward(dbtc, g.qkvw[l], g.qkvb[l], dqkv, ln1, p.qkvw[l])
+            layernorm_backward(
+                dresidual, g.ln1w[l], g.ln1b[l], dbtc, residual, p.ln1w[l],
+                a.ln1_mean[l], a.ln1_rstd[l],
+            )  # fmt: skip
+        dencoded = self._drop(dbtc, dresidual, micro_step, place=0)
+        encoder_backward(g.wte, g.wpe, dencoded, tokens)
+
+    def _head(self, targets: Array, dloss: float | None) -> None:
+        """Losses, and with `dloss` also the gradients of lnf (in scratch.dbtc) and wte."""
+        p, V, C = self.params, self.config.V, self.config.C
+        lnf, targets = self.acts.lnf.reshape(-1, C), targets.reshape(-1)
+        losses, logits = self.acts.losses.reshape(-1), self.scratch.logits
+        for start in range(0, len(lnf), len(logits)):
+            rows = slice(start, min(start + len(logits), len(lnf)))
+            chunk = logits[: rows.stop - rows.start]
+            linear_forward(chunk, lnf[rows], p.wte, None)
+            classifier(losses[rows], chunk, targets[rows], V, dloss)
+            if dloss is not None:
+                assert self.grads is not None
+                dlnf = self.scratch.dbtc.reshape(-1, C)
+                linear_backward(dlnf[rows], self.grads.wte, None, chunk, lnf[rows], p.wte)
+
+    def _drop(self, out: Array, inp: Array, micro_step: int | None, place: int) -> Array:
+        """inp itself without dropout, else `out` filled with the dropped `inp`."""
+        if self.dropout is None or micro_step is None:
+            return inp
+        self.dropout.apply(out, inp, micro_step, place)
+        return out
+
+    def _shared_gradients(self) -> tuple[Array, Array, Array]:
+        """dfch (B, T, 4C), and dqkv (B, T, 3C) and datty (B, T, C) in the same memory."""
+        B, T, C = self.acts.encoded.shape
+        flat = self.scratch.dbt4c
+        split = 3 * B * T * C
+        return (
+            flat.reshape(B, T, 4 * C),
+            flat[:split].reshape(B, T, 3 * C),
+            flat[split:].reshape(B, T, C),
+        )
+
+    def _recomputed(self, l: int, residual: Array) -> tuple[Array, Array, Array]:  # noqa: E741
+        """ln1, ln2 and fch_gelu of layer l: as kept, or computed again (see `recompute`)."""
+        p, a = self.params, self.acts
+        ln1, ln2, fch_gelu = _layer(a.ln1, l), _layer(a.ln2, l), _layer(a.fch_gelu, l)
+        if self.recompute >= 1:
+            gelu_forward(fch_gelu, a.fch[l])
+        if self.recompute >= 2:
+            layernorm_forward(
+                ln1, a.ln1_mean[l], a.ln1_rstd[l], residual, p.ln1w[l], p.ln1b[l]
+            )
+            layernorm_forward(
+                ln2, a.ln2_mean[l], a.ln2_rstd[l], a.residual2[l], p.ln2w[l], p.ln2b[l]
+            )
+        return ln1, ln2, fch_gelu
+
+
+def _layer(stack: Array, l: int) -> Array:  # noqa: E741
+    """Layer l of a tensor kept for every layer, or the one buffer that all layers share."""
+    return stack[l if l < len(stack) else 0]

@@ -1,0 +1,66 @@
+"""AdamW with the clipping factor applied on the fly (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cupygpt.ops.host import for_blocks, on_host
+from cupygpt.tensors import Array
+
+EPSILON = 1e-8
+BLOCK_ELEMENTS = 1 << 14
+
+
+def adamw(
+    params: Array,
+    m: Array,
+    v: Array,
+    grads: Array,
+    norm: Array,
+    controls: Array,
+    segments: Sequence[tuple[int, int, bool]],
+    *,
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    grad_clip: float,
+) -> None:
+    """One update of all parameters: p -= lr (m̂ / (sqrt(v̂) + 1e-8) + wd p).
+
+    Updated in place: params floatX (P,), m and v (P,) float32. Read: grads (P,) floatX; norm (1,)
+    float32, the global norm of the gradients; controls (3,) float32: learning rate, 1 - β1^t,
+    1 - β2^t. Gradients are scaled by grad_clip / norm where norm is larger; grad_clip 0 means no
+    clipping. `segments` are (start, stop, decay) runs that cover the parameters. After llm.c
+    adamw.cuh.
+    """
+    assert on_host(params)
+    rate, correction1, correction2 = (float(x) for x in controls)
+    clip = grad_clip / float(norm[0]) if 0.0 < grad_clip < norm[0] else 1.0
+
+    def update(start: int, stop: int, decay: float) -> None:
+        p, g = params[start:stop], grads[start:stop]
+        first, second = m[start:stop], v[start:stop]
+        step = g * (clip * (1.0 - beta1))
+        first *= beta1
+        first += step
+        np.multiply(g, clip, out=step)
+        np.multiply(step, step, out=step)
+        step *= 1.0 - beta2
+        second *= beta2
+        second += step
+        np.sqrt(second, out=step)
+        step *= correction2**-0.5
+        step += EPSILON
+        np.divide(first, step, out=step)
+        step *= rate / correction1
+        if decay:
+            p *= 1.0 - rate * decay
+        p -= step
+
+    for start, stop, decays in segments:
+        decay = weight_decay if decays else 0.0
+        for_blocks(
+            lambda i, j, start=start, decay=decay: update(start + i, start + j, decay),  # type: ignore[misc]
+            stop - start,
+            BLOCK_ELEMENTS,
+        )

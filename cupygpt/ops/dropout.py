@@ -1,0 +1,56 @@
+"""Dropout with a counter-based generator: the mask is a function, so nothing is stored or saved.
+
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") maps the key
+(seed) and the counter (element / 4, optimizer step, site) to four words, one per element. A
+resumed run, the backward pass and every device therefore draw the same masks.
+"""
+
+import numpy as np
+
+from cupygpt.ops.host import for_blocks, on_host
+from cupygpt.tensors import Array
+
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+BLOCK_COUNTERS = 1 << 13
+_WORD = np.uint64(0xFFFFFFFF)
+_HALF = np.uint64(32)
+
+
+def dropout(out: Array, inp: Array, state: Array, site: int, p: float) -> None:
+    """out = inp / (1 - p) where the mask keeps the element, else 0; forward and backward alike.
+
+    Written: out floatX (may be inp). Read: inp, same shape; state (4,) uint32 in the device's
+    memory: seed low, seed high, optimizer step, unused. `site` tells apart the places of one
+    step (micro-step and layer). `p` is the probability of dropping, in [0, 1).
+    """
+    assert on_host(out)
+    out, inp = out.reshape(-1), inp.reshape(-1)
+    threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))
+    seed_low, seed_high, step = (int(word) for word in state[:3])
+
+    def counters(start: int, stop: int) -> None:
+        words = philox(np.arange(start, stop, dtype=np.uint64), step, site, seed_low, seed_high)
+        block = slice(4 * start, min(4 * stop, out.size))
+        keep = words.reshape(-1)[: block.stop - block.start] >= threshold
+        np.multiply(inp[block], keep, out=out[block])
+        out[block] *= 1.0 / (1.0 - p)
+
+    for_blocks(counters, -(-out.size // 4), BLOCK_COUNTERS)
+
+
+def philox(index: Array, step: int, site: int, key0: int, key1: int) -> Array:
+    """Philox4x32-10 words (n, 4) uint32 for counters (index low, index high, step, site).
+
+    Read: index (n,) uint64; the others are 32-bit words.
+    """
+    c0, c1 = index & _WORD, index >> _HALF
+    c2, c3 = np.full_like(index, step), np.full_like(index, site)
+    for _ in range(ROUNDS):
+        product0, product1 = c0 * np.uint64(MULTIPLIERS[0]), c2 * np.uint64(MULTIPLIERS[1])
+        c0 = (product1 >> _HALF) ^ c1 ^ np.uint64(key0)
+        c2 = (product0 >> _HALF) ^ c3 ^ np.uint64(key1)
+        c1, c3 = product1 & _WORD, product0 & _WORD
+        key0, key1 = (key0 + KEY_STEPS[0]) & 0xFFFFFFFF, (key1 + KEY_STEPS[1]) & 0xFFFFFFFF
+    return np.stack([c0, c1, c2, c3], axis=1).astype(np.uint32)

@@ -1,0 +1,67 @@
+"""GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415), as in GPT-2.
+
+0.5 (1 + tanh u) equals the logistic function of 2u; that form needs one exp, which NumPy
+vectorises on every CPU, where its tanh is scalar on many.
+"""
+
+import math
+
+import numpy as np
+
+from cupygpt.ops.host import for_blocks, on_host
+from cupygpt.tensors import Array
+
+SCALE = 2.0 * math.sqrt(2.0 / math.pi)  # 2u = SCALE * (x + CUBIC * x³)
+CUBIC = 0.044715
+BLOCK_ELEMENTS = 1 << 15
+
+
+def gelu_forward(out: Array, inp: Array) -> None:
+    """out = 0.5 x (1 + tanh(sqrt(2/π) (x + 0.044715 x³))).
+
+    Written: out floatX. Read: inp, same shape. After llm.c gelu.cuh.
+    """
+    assert on_host(out)
+    out, inp = out.reshape(-1), inp.reshape(-1)
+
+    def elements(start: int, stop: int) -> None:
+        x, y = inp[start:stop], out[start:stop]
+        np.multiply(x, x, out=y)
+        y *= -SCALE * CUBIC
+        y -= SCALE
+        y *= x
+        np.exp(y, out=y)
+        y += 1.0
+        np.divide(x, y, out=y)
+
+    for_blocks(elements, inp.size, BLOCK_ELEMENTS)
+
+
+def gelu_backward(dinp: Array, inp: Array) -> None:
+    """dinp *= d gelu(inp) / d inp.
+
+    Updated in place: dinp floatX (holds the gradient of the output). Read: inp, same shape.
+    """
+    assert on_host(dinp)
+    dinp, inp = dinp.reshape(-1), inp.reshape(-1)
+
+    def elements(start: int, stop: int) -> None:
+        x, dy = inp[start:stop], dinp[start:stop]
+        # s = logistic(2u); gelu' = s + x s (1 - s) (2u)' = s (1 + x (1 - s) (2u)')
+        square = x * x
+        logistic = square * (-SCALE * CUBIC)
+        logistic -= SCALE
+        logistic *= x
+        np.exp(logistic, out=logistic)
+        logistic += 1.0
+        np.divide(1.0, logistic, out=logistic)
+        slope = square
+        slope *= 3.0 * SCALE * CUBIC
+        slope += SCALE
+        slope *= x
+        slope *= 1.0 - logistic
+        slope += 1.0
+        slope *= logistic
+        dy *= slope
+
+    for_blocks(elements, inp.size, BLOCK_ELEMENTS)
