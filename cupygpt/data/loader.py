@@ -26,6 +26,7 @@ from cupygpt.errors import DataError
 
 __all__ = ["Batch", "Position", "Prefetcher", "TrainLoader", "ValidationBatches"]
 
+START = Position(0, 0)
 IGNORED_TARGET = -1
 
 
@@ -60,7 +61,7 @@ class TrainLoader:
         shuffle: bool = True,
         rank: int = 0,
         num_ranks: int = 1,
-        position: Position = Position(0, 0),
+        position: Position = START,
     ) -> None:
         check_sizes(B, T, rank, num_ranks)
         if not 0 <= seed < 2**64:
