@@ -5,13 +5,15 @@ probabilities from it (Dao et al. 2022, arXiv:2205.14135).
 """
 
 import math
+from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 
-from cupygpt.ops.host import for_blocks, on_host
+from cupygpt.ops.host import for_blocks, num_cores, on_host
 from cupygpt.tensors import Array
 
-QUERY_BLOCK = 128
+QUERY_BLOCK = 64
 """Queries handled at once on the CPU; keys after the block's last query are skipped."""
 
 
@@ -22,24 +24,22 @@ def attention_forward(out: Array, lse: Array, qkv: Array, NH: int) -> None:
     scores. Read: qkv (B, T, 3C). Vaswani et al. 2017, arXiv:1706.03762.
     """
     assert on_host(out)
-    B, T, C = out.shape
-    heads_out = out.reshape(B, T, NH, -1).transpose(0, 2, 1, 3)
+    B, T, _ = out.shape
+    heads_out = _heads(out, NH)
     queries, keys, values = _split_heads(qkv, NH)
 
     def batch_rows(first: int, last: int) -> None:
-        for b in range(first, last):
-            for start in range(0, T, QUERY_BLOCK):
-                stop = min(start + QUERY_BLOCK, T)
-                scores = _masked_scores(queries[b], keys[b], start, stop)
-                largest = scores.max(axis=-1, keepdims=True)
-                scores -= largest
-                np.exp(scores, out=scores)
-                denominator = scores.sum(axis=-1, keepdims=True)
-                lse[b, :, start:stop] = (largest + np.log(denominator))[..., 0]
-                scores /= denominator
-                heads_out[b, :, start:stop] = scores @ values[b, :, :stop]
+        for b, rows, past in _query_blocks(first, last, T):
+            scores = _scaled(queries[b, :, rows]) @ keys[b, :, past].swapaxes(-1, -2)
+            scores[..., rows] += _causal_mask(rows.stop - rows.start, scores.dtype.str)
+            largest = scores.max(axis=-1, keepdims=True)
+            scores -= largest
+            np.exp(scores, out=scores)
+            denominator = scores.sum(axis=-1, keepdims=True)
+            lse[b, :, rows] = (largest + np.log(denominator))[..., 0]
+            np.divide(scores @ values[b, :, past], denominator, out=heads_out[b, :, rows])
 
-    for_blocks(batch_rows, B, 1)
+    for_blocks(batch_rows, B, -(-B // num_cores()))
 
 
 def attention_backward(
@@ -51,32 +51,26 @@ def attention_backward(
     """
     assert on_host(dqkv)
     B, T, _ = dout.shape
-    dheads = dout.reshape(B, T, NH, -1).transpose(0, 2, 1, 3)
-    heads_out = out.reshape(B, T, NH, -1).transpose(0, 2, 1, 3)
+    dheads, heads_out = _heads(dout, NH), _heads(out, NH)
     queries, keys, values = _split_heads(qkv, NH)
     dqueries, dkeys, dvalues = _split_heads(dqkv, NH)
-    scale = 1.0 / math.sqrt(queries.shape[-1])
 
     def batch_rows(first: int, last: int) -> None:
-        for b in range(first, last):
-            dkeys[b], dvalues[b] = 0.0, 0.0
-            for start in range(0, T, QUERY_BLOCK):
-                stop = min(start + QUERY_BLOCK, T)
-                rows = slice(start, stop)
-                probs = _masked_scores(queries[b], keys[b], start, stop)
-                probs -= lse[b, :, rows, None]
-                np.exp(probs, out=probs)
-                dvalues[b, :, :stop] += probs.swapaxes(-1, -2) @ dheads[b, :, rows]
-                dscores = dheads[b, :, rows] @ values[b, :, :stop].swapaxes(-1, -2)
-                dscores -= np.einsum(
-                    "htc,htc->ht", dheads[b, :, rows], heads_out[b, :, rows]
-                )[..., None]
-                dscores *= probs
-                dscores *= scale
-                dqueries[b, :, rows] = dscores @ keys[b, :, :stop]
-                dkeys[b, :, :stop] += dscores.swapaxes(-1, -2) @ queries[b, :, rows]
+        dkeys[first:last], dvalues[first:last] = 0.0, 0.0
+        for b, rows, past in _query_blocks(first, last, T):
+            scaled, dblock = _scaled(queries[b, :, rows]), dheads[b, :, rows]
+            probs = scaled @ keys[b, :, past].swapaxes(-1, -2)
+            probs[..., rows] += _causal_mask(rows.stop - rows.start, probs.dtype.str)
+            probs -= lse[b, :, rows, None]
+            np.exp(probs, out=probs)
+            dvalues[b, :, past] += probs.swapaxes(-1, -2) @ dblock
+            dscores = dblock @ values[b, :, past].swapaxes(-1, -2)
+            dscores -= (dblock * heads_out[b, :, rows]).sum(axis=-1, keepdims=True)
+            dscores *= probs
+            dqueries[b, :, rows] = _scaled(dscores @ keys[b, :, past])
+            dkeys[b, :, past] += dscores.swapaxes(-1, -2) @ scaled
 
-    for_blocks(batch_rows, B, 1)
+    for_blocks(batch_rows, B, -(-B // num_cores()))
 
 
 def attention_decode(out: Array, cache: Array, qkv: Array, start: int, NH: int) -> None:
@@ -100,16 +94,36 @@ def attention_decode(out: Array, cache: Array, qkv: Array, start: int, NH: int) 
     out.reshape(T, NH, -1)[...] = (scores @ cache[1, :, :stop]).transpose(1, 0, 2)
 
 
+def _heads(array: Array, NH: int) -> Array:
+    """View (B, NH, T, HS) of a (B, T, C) array."""
+    B, T, C = array.shape
+    return array.reshape(B, T, NH, C // NH).transpose(0, 2, 1, 3)
+
+
 def _split_heads(qkv: Array, NH: int) -> tuple[Array, Array, Array]:
     """Views q, k, v (B, NH, T, HS) of a (B, T, 3C) array."""
-    B, T, C3 = qkv.shape
-    parts = qkv.reshape(B, T, 3, NH, C3 // (3 * NH)).transpose(2, 0, 3, 1, 4)
-    return parts[0], parts[1], parts[2]
+    C = qkv.shape[-1] // 3
+    return (
+        _heads(qkv[..., :C], NH),
+        _heads(qkv[..., C : 2 * C], NH),
+        _heads(qkv[..., 2 * C :], NH),
+    )
 
 
-def _masked_scores(queries: Array, keys: Array, start: int, stop: int) -> Array:
-    """Scaled scores (NH, stop - start, stop) of queries [start, stop); -inf for later keys."""
-    scores = queries[:, start:stop] @ keys[:, :stop].swapaxes(-1, -2)
-    scores *= 1.0 / math.sqrt(queries.shape[-1])
-    scores[:, ~np.tri(stop - start, stop, start, dtype=bool)] = -np.inf
-    return scores
+def _query_blocks(first: int, last: int, T: int) -> Iterator[tuple[int, slice, slice]]:
+    """(batch row, queries, keys up to the last of these queries) for batch rows [first, last)."""
+    for b in range(first, last):
+        for start in range(0, T, QUERY_BLOCK):
+            stop = min(start + QUERY_BLOCK, T)
+            yield b, slice(start, stop), slice(0, stop)
+
+
+def _scaled(array: Array) -> Array:
+    """array / sqrt(HS); queries are scaled rather than scores, which are many more."""
+    return array * (1.0 / math.sqrt(array.shape[-1]))
+
+
+@cache
+def _causal_mask(size: int, dtype: str) -> np.ndarray:
+    """(size, size) of -inf above the diagonal, else 0: adding is faster than masked assignment."""
+    return np.triu(np.full((size, size), -np.inf, dtype), 1)

@@ -6,7 +6,7 @@ from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
 EPSILON = 1e-5
-BLOCK_ELEMENTS = 1 << 15
+BLOCK_ELEMENTS = 1 << 17
 """Elements of one block on the CPU: a few temporaries of this size stay in the second-level cache."""
 
 

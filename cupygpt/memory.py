@@ -1,0 +1,90 @@
+"""The memory of a run, planned before it is allocated."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from cupygpt.config import GPTConfig
+from cupygpt.errors import DeviceError
+from cupygpt.tensors import activation_specs, arena_bytes, head_rows, scratch_specs
+
+MEMORY_MARGIN = 0.95
+"""Share of the free memory a plan may take; the rest is the interpreter's and the system's."""
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """What the size of every buffer follows from."""
+
+    config: GPTConfig
+    B: int
+    T: int
+    recompute: int = 0
+    training: bool = True
+    dtype: np.dtype = np.dtype(np.float32)
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """NumPy dtype of each dtype name in the tensor tables; float64 runs are float64 throughout."""
+        statistics = self.dtype if self.dtype == np.float64 else np.dtype(np.float32)
+        return {"floatX": self.dtype, "float32": statistics}
+
+
+def memory_plan(shape: RunShape) -> dict[str, int]:
+    """Bytes by purpose, in the order in which they are allocated."""
+    config, B, T = shape.config, shape.B, shape.T
+
+    def size_of(name: str) -> int:
+        return shape.dtypes[name].itemsize
+
+    acts = activation_specs(config, B, T, recompute=shape.recompute, training=shape.training)
+    scratch = scratch_specs(
+        config, B, T, training=shape.training, head_rows=head_rows(B, T)
+    )
+    parameters = config.num_parameters * size_of("floatX")
+    plan = {"parameters": parameters}
+    if shape.training:
+        plan["gradients"] = parameters
+        plan["optimizer"] = 2 * config.num_parameters * size_of("float32")
+    plan["activations"] = arena_bytes(acts, size_of)
+    plan["scratch"] = arena_bytes(scratch, size_of)
+    return plan
+
+
+def check_fits(shape: RunShape, free_bytes: int | None) -> None:
+    """Raise DeviceError with the figures, and the largest -b that fits, if the plan does not."""
+    if free_bytes is None:
+        return
+    needed = sum(memory_plan(shape).values())
+    budget = int(free_bytes * MEMORY_MARGIN)
+    if needed <= budget:
+        return
+    best = largest_batch(lambda B: sum(memory_plan(_with_batch(shape, B)).values()), budget)
+    advice = (
+        f"The largest batch that fits is -b {best} at -t {shape.T}."
+        if best
+        else "Not even -b 1 fits: use a smaller model or a smaller -t."
+    )
+    raise DeviceError(
+        f"batch {shape.B} × {shape.T} needs {needed / 2**30:.2f} GiB, "
+        f"{free_bytes / 2**30:.2f} GiB are free. {advice}"
+    )
+
+
+def largest_batch(needed: Callable[[int], int], budget: int) -> int:
+    """Largest B with needed(B) <= budget, 0 if there is none; `needed` must not fall with B."""
+    low, high = 0, 1
+    while needed(high) <= budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if needed(middle) <= budget:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _with_batch(shape: RunShape, B: int) -> RunShape:
+    return RunShape(shape.config, B, shape.T, shape.recompute, shape.training, shape.dtype)
