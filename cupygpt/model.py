@@ -97,42 +97,56 @@ class GPT:
         self._head(targets, dloss=None)
 
     def backward(
-        self, tokens: Array, targets: Array, dloss: float, *, micro_step: int | None = None
+        self,
+        tokens: Array,
+        targets: Array,
+        order: Array,
+        dloss: float,
+        *,
+        micro_step: int | None = None,
     ) -> None:
-        """acts.losses += losses and grads += gradients of dloss * sum(losses), after forward."""
+        """acts.losses += losses and grads += gradients of dloss * sum(losses), after forward.
+
+        `order` is `token_order(tokens)` on the device.
+        """
         assert self.grads is not None
         p, g, a, s = self.params, self.grads, self.acts, self.scratch
         L, NH = self.config.L, self.config.NH
-        dresidual, dbtc = s.dresidual, s.dbtc
+        dresidual, dbtc, partials = s.dresidual, s.dbtc, s.partials
         dfch, dqkv, datty = self._shared_gradients()
         self._head(targets, dloss)
         dresidual.fill(0)
         layernorm_backward(
-            dresidual, g.lnfw, g.lnfb, dbtc, a.residual3[L - 1], p.lnfw, a.lnf_mean, a.lnf_rstd
-        )
+            dresidual, g.lnfw, g.lnfb, dbtc, a.residual3[L - 1], p.lnfw,
+            a.lnf_mean, a.lnf_rstd, partials,
+        )  # fmt: skip
         for l in reversed(range(L)):  # noqa: E741
             residual = a.residual3[l - 1] if l else a.encoded
             ln1, ln2, fch_gelu = self._recomputed(l, residual)
 
             dout = self._drop(dbtc, dresidual, micro_step, place=2 * l + 2)
-            linear_backward(dfch, g.fcprojw[l], g.fcprojb[l], dout, fch_gelu, p.fcprojw[l])
+            linear_backward(
+                dfch, g.fcprojw[l], g.fcprojb[l], dout, fch_gelu, p.fcprojw[l], partials
+            )
             gelu_backward(dfch, a.fch[l])
-            linear_backward(dbtc, g.fcw[l], g.fcb[l], dfch, ln2, p.fcw[l])
+            linear_backward(dbtc, g.fcw[l], g.fcb[l], dfch, ln2, p.fcw[l], partials)
             layernorm_backward(
                 dresidual, g.ln2w[l], g.ln2b[l], dbtc, a.residual2[l], p.ln2w[l],
-                a.ln2_mean[l], a.ln2_rstd[l],
+                a.ln2_mean[l], a.ln2_rstd[l], partials,
             )  # fmt: skip
 
             dout = self._drop(dbtc, dresidual, micro_step, place=2 * l + 1)
-            linear_backward(datty, g.attprojw[l], g.attprojb[l], dout, a.atty[l], p.attprojw[l])
+            linear_backward(
+                datty, g.attprojw[l], g.attprojb[l], dout, a.atty[l], p.attprojw[l], partials
+            )
             attention_backward(dqkv, datty, a.qkv[l], a.atty[l], a.lse[l], NH)
-            linear_backward(dbtc, g.qkvw[l], g.qkvb[l], dqkv, ln1, p.qkvw[l])
+            linear_backward(dbtc, g.qkvw[l], g.qkvb[l], dqkv, ln1, p.qkvw[l], partials)
             layernorm_backward(
                 dresidual, g.ln1w[l], g.ln1b[l], dbtc, residual, p.ln1w[l],
-                a.ln1_mean[l], a.ln1_rstd[l],
+                a.ln1_mean[l], a.ln1_rstd[l], partials,
             )  # fmt: skip
         dencoded = self._drop(dbtc, dresidual, micro_step, place=0)
-        encoder_backward(g.wte, g.wpe, dencoded, tokens)
+        encoder_backward(g.wte, g.wpe, dencoded, tokens, order)
 
     def _head(self, targets: Array, dloss: float | None) -> None:
         """Losses, and with `dloss` also the gradients of lnf (in scratch.dbtc) and wte."""
@@ -147,7 +161,10 @@ class GPT:
             if dloss is not None:
                 assert self.grads is not None
                 dlnf = self.scratch.dbtc.reshape(-1, C)
-                linear_backward(dlnf[rows], self.grads.wte, None, chunk, lnf[rows], p.wte)
+                linear_backward(
+                    dlnf[rows], self.grads.wte, None, chunk, lnf[rows], p.wte,
+                    self.scratch.partials,
+                )  # fmt: skip
 
     def _drop(self, out: Array, inp: Array, micro_step: int | None, place: int) -> Array:
         """inp itself without dropout, else `out` filled with the dropped `inp`."""

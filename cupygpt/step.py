@@ -10,6 +10,7 @@ from cupygpt.memory import RunShape
 from cupygpt.model import GPT, Dropout
 from cupygpt.ops.adamw import adamw
 from cupygpt.ops.classifier import loss_mean
+from cupygpt.ops.encoder import token_order
 from cupygpt.ops.global_norm import global_norm
 from cupygpt.tensors import (
     Tensors,
@@ -73,6 +74,7 @@ class Trainer:
         self._seed_words = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
         self._tokens = device.zeros(shape.B * shape.T, np.int32).reshape(shape.B, shape.T)
         self._targets = device.zeros(shape.B * shape.T, np.int32).reshape(shape.B, shape.T)
+        self._order = device.zeros(shape.B * shape.T, np.int32)
         self._loss = device.zeros(1, dtypes["float32"])
         self._norm = device.zeros(1, dtypes["float32"])
         acts, scratch = allocate_buffers(device, shape)
@@ -101,11 +103,16 @@ class Trainer:
             for micro_step, (tokens, targets) in enumerate(batches):
                 self._load(tokens, targets)
                 self.model.forward(self._tokens, micro_step=micro_step)
+                self.device.upload(self._order, token_order(tokens))
                 self.model.backward(
-                    self._tokens, self._targets, 1.0 / num_tokens, micro_step=micro_step
+                    self._tokens,
+                    self._targets,
+                    self._order,
+                    1.0 / num_tokens,
+                    micro_step=micro_step,
                 )
             loss_mean(self._loss, losses.reshape(-1), 1.0 / num_tokens)
-            global_norm(self._norm, self.grads.flat)
+            global_norm(self._norm, self.grads.flat, self.model.scratch.partials)
             self._update()
         return StepResult(self._read(self._loss), self._read(self._norm))
 

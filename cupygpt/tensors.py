@@ -127,6 +127,7 @@ def scratch_specs(
             TensorSpec("dresidual", (B, T, config.C)),
             TensorSpec("dbtc", (B, T, config.C)),
             TensorSpec("dbt4c", (4 * B * T * config.C,)),
+            TensorSpec("partials", (1024 * config.C,), "float32"),
         ]
     return specs
 

@@ -8,19 +8,22 @@ from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
 BLOCK_ELEMENTS = 1 << 16
+MAX_PARTS = 1024
 
 
-def global_norm(norm: Array, grads: Array) -> None:
+def global_norm(norm: Array, grads: Array, partials: Array) -> None:
     """norm[0] = sqrt(sum of squares of grads), in a fixed order.
 
-    Written: norm (1,) float32. Read: grads (P,) floatX. After llm.c global_norm.cuh.
+    Written: norm (1,) float32. Read: grads (P,) floatX. Scratch: partials, flat float32, at least
+    MAX_PARTS elements. After llm.c global_norm.cuh.
     """
     assert on_host(norm)
-    parts = np.empty(-(-grads.size // BLOCK_ELEMENTS))
+    size = max(BLOCK_ELEMENTS, -(-grads.size // MAX_PARTS))
+    parts = partials[: -(-grads.size // size)]
 
     def squares(start: int, stop: int) -> None:
         block = grads[start:stop]
-        parts[start // BLOCK_ELEMENTS] = np.einsum("n,n->", block, block)
+        parts[start // size] = np.dot(block, block)
 
-    for_blocks(squares, grads.size, BLOCK_ELEMENTS)
-    norm[0] = math.sqrt(parts.sum())
+    for_blocks(squares, grads.size, size)
+    norm[0] = math.sqrt(parts.sum(dtype=np.float64))

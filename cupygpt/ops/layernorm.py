@@ -6,6 +6,8 @@ from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
 EPSILON = 1e-5
+MAX_PARTS = 512
+"""Blocks whose sums fit the scratch of 1024 C elements."""
 BLOCK_ELEMENTS = 1 << 17
 """Elements of one block on the CPU: a few temporaries of this size stay in the second-level cache."""
 
@@ -66,21 +68,23 @@ def layernorm_backward(
     weight: Array,
     mean: Array,
     rstd: Array,
+    partials: Array,
 ) -> None:
     """Gradients of LayerNorm.
 
     Accumulated: dinp (B, T, C) floatX (the residual branch has already added its share); dweight,
-    dbias (C,) floatX. Read: dout, inp (B, T, C); weight (C,); mean, rstd (B, T).
+    dbias (C,) floatX. Read: dout, inp (B, T, C); weight (C,); mean, rstd (B, T). Scratch: partials, flat float32, at least 1024 C elements.
     """
     assert on_host(dinp)
     C = inp.shape[-1]
     dinp, dout, inp = dinp.reshape(-1, C), dout.reshape(-1, C), inp.reshape(-1, C)
     mean, rstd = mean.reshape(-1), rstd.reshape(-1)
     block_rows = max(1, BLOCK_ELEMENTS // C)
-    num_blocks = -(-len(inp) // block_rows)
     # One partial sum per block, added up in block order: the same bits whatever thread was first.
-    dweight_parts = np.empty((num_blocks, C), dweight.dtype)
-    dbias_parts = np.empty((num_blocks, C), dbias.dtype)
+    block_rows = max(block_rows, -(-len(inp) // MAX_PARTS))
+    num_blocks = -(-len(inp) // block_rows)
+    parts = partials[: 2 * num_blocks * C].reshape(2, num_blocks, C)
+    dweight_parts, dbias_parts = parts[0], parts[1]
 
     def rows(start: int, stop: int) -> None:
         block = slice(start, stop)

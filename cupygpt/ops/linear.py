@@ -24,12 +24,19 @@ def linear_forward(out: Array, inp: Array, weight: Array, bias: Array | None) ->
 
 
 def linear_backward(
-    dinp: Array, dweight: Array, dbias: Array | None, dout: Array, inp: Array, weight: Array
+    dinp: Array,
+    dweight: Array,
+    dbias: Array | None,
+    dout: Array,
+    inp: Array,
+    weight: Array,
+    partials: Array,
 ) -> None:
     """Gradients of linear_forward.
 
     Written: dinp (..., C) floatX. Accumulated: dweight (OC, C), dbias (OC,) or None. Read: dout
-    (..., OC), inp (..., C), weight (OC, C). After llm.c train_gpt2.c, matmul_backward.
+    (..., OC), inp (..., C), weight (OC, C). Scratch: partials, flat float32, at least 256 OC
+    elements where there is a bias. After llm.c train_gpt2.c, matmul_backward.
     """
     assert on_host(dinp)
     OC, C = weight.shape
