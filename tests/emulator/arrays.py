@@ -1,0 +1,117 @@
+"""Arrays in the emulated device's memory."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_PROT_NONE = 0
+_ALIGNMENT = 16  # of the first byte: what a 128-bit access needs
+
+
+class DeviceMemory(mmap.mmap):
+    """One allocation, shared with the processes that run kernels, between two guard pages.
+
+    The last byte lies next to the upper guard (up to alignment), so that an overrun is noticed
+    even by a kernel that runs unchecked.
+    """
+
+    begin: int
+    """Address of the first byte of the array."""
+    num_bytes: int
+
+    @classmethod
+    def allocate(cls, num_bytes: int) -> DeviceMemory:
+        """Map num_bytes of zeros."""
+        page = mmap.PAGESIZE
+        used = -(-max(num_bytes, 1) // _ALIGNMENT) * _ALIGNMENT
+        body = -(-used // page) * page
+        memory = cls(-1, body + 2 * page)
+        base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
+        for guard in (base, base + page + body):
+            if _libc.mprotect(guard, page, _PROT_NONE) != 0:
+                raise OSError(ctypes.get_errno(), "mprotect of a guard page failed")
+        memory.begin = base + page + body - used
+        memory.num_bytes = num_bytes
+        memory.offset = page + body - used
+        return memory
+
+    offset: int
+    """Of the first byte of the array, inside the mapping."""
+
+
+class EmulatedArray(np.ndarray[Any, Any]):
+    """An ndarray in emulated device memory: ops run their kernels on it, not their NumPy form.
+
+    Views stay in device memory, and so do results of ufuncs, NumPy functions, `copy` and `astype`.
+    """
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """Compute with NumPy; a new result is put into device memory."""
+        out = kwargs.get("out")
+        if out is not None:
+            kwargs["out"] = tuple(_host(x) for x in out)
+        result = getattr(ufunc, method)(*(_host(x) for x in inputs), **kwargs)
+        if out is not None:
+            return out[0] if len(out) == 1 else out
+        return _device(result)
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> Any:
+        """Call NumPy's function; a new result is put into device memory."""
+        return _device(super().__array_function__(func, types, args, kwargs))
+
+    def copy(self, order: Any = "C") -> EmulatedArray:
+        """A copy in memory of its own."""
+        return emulated(_host(self).copy(order))
+
+    def astype(self, dtype: npt.DTypeLike, *args: Any, **kwargs: Any) -> EmulatedArray:
+        """As ndarray.astype, in memory of its own."""
+        return emulated(_host(self).astype(dtype, *args, **kwargs))
+
+
+def _host(x: Any) -> Any:
+    return x.view(np.ndarray) if isinstance(x, EmulatedArray) else x
+
+
+def _device(x: Any) -> Any:
+    """Move arrays that a NumPy function made on the heap."""
+    if isinstance(x, tuple):
+        return tuple(_device(y) for y in x)
+    if isinstance(x, np.ndarray) and memory_of(x) is None:
+        return emulated(x)
+    return x
+
+
+def emulated_empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32) -> EmulatedArray:
+    """A C-contiguous array in emulated device memory. It holds zeros; do not rely on that."""
+    dimensions = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
+    kind = np.dtype(dtype)
+    memory = DeviceMemory.allocate(int(np.prod(dimensions, dtype=np.int64)) * kind.itemsize)
+    count = int(np.prod(dimensions, dtype=np.int64))
+    flat = np.frombuffer(cast(Any, memory), dtype=kind, count=count, offset=memory.offset)
+    return flat.reshape(dimensions).view(EmulatedArray)
+
+
+def emulated(array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> EmulatedArray:
+    """Copy an array to emulated device memory, C-contiguous; dtype None keeps its own."""
+    source = np.asarray(array, dtype)
+    target = emulated_empty(source.shape, source.dtype)
+    target.view(np.ndarray)[...] = source
+    return target
+
+
+def memory_of(array: np.ndarray[Any, Any]) -> DeviceMemory | None:
+    """The allocation that an array is a view of; None if it is not in emulated device memory."""
+    owner: Any = array
+    while isinstance(owner, np.ndarray):
+        owner = owner.base
+    if isinstance(owner, memoryview):
+        owner = owner.obj
+    return owner if isinstance(owner, DeviceMemory) else None

@@ -1,0 +1,111 @@
+"""Runs .cu files on the CPU, with no GPU and no CUDA: `EmulatedModule` is CuPy's RawModule here.
+
+    module = EmulatedModule(Path("cuda/gelu.cu"), ["-DfloatX=float"])
+    module.get_function("gelu_forward")((4,), (256,), (out, inp, np.int32(1000)))
+
+Arrays are made by `emulated` or `emulated_empty`. README.md tells the rest.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from emulator.arrays import EmulatedArray, emulated, emulated_empty
+from emulator.launching import EmulatedKernel
+from emulator.report import CompileError, EmulatorError, KernelFault
+from emulator.toolchain import compile_module, missing_toolchain, precompile
+
+__all__ = [
+    "CompileError",
+    "EmulatedArray",
+    "EmulatedKernel",
+    "EmulatedModule",
+    "EmulatorError",
+    "KernelFault",
+    "emulated",
+    "emulated_empty",
+    "load",
+    "missing_toolchain",
+    "precompile",
+    "substituted",
+]
+
+TIMEOUT_S = 120
+"""CPU time after which a kernel is taken for an endless loop."""
+
+
+class EmulatedModule:
+    """A .cu file compiled for the emulator.
+
+    Args:
+        path: the .cu file.
+        options: as for NVRTC; what means nothing to g++ is left out.
+        checked: run under the access checker: races, bounds, alignment, uninitialised shared
+            memory, asynchronous copies. False runs about ten times faster.
+        portable_switch: change stacks by ucontext even where there is a faster way.
+        timeout_s: CPU time that one launch may take.
+
+    Raises:
+        CompileError: the file does not compile, or uses something that is not emulated.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        options: Sequence[str] = (),
+        *,
+        checked: bool = True,
+        portable_switch: bool = False,
+        timeout_s: int = TIMEOUT_S,
+    ) -> None:
+        self.path, self.checked, self.timeout_s = path, checked, timeout_s
+        self._compiled = compile_module(
+            path, options, checked=checked, portable_switch=portable_switch
+        )
+        self.kernel_names = self._compiled.entries
+        """The entry points, in the file's order."""
+        self._library = ctypes.CDLL(str(self._compiled.library))
+        self._kernels: dict[str, EmulatedKernel] = {}
+
+    def get_function(self, name: str) -> EmulatedKernel:
+        """The kernel `name`; KeyError lists those that the file has."""
+        if name not in self.kernel_names:
+            raise KeyError(f"{self.path} has no kernel {name}, only {', '.join(self.kernel_names)}")
+        if name not in self._kernels:
+            self._kernels[name] = EmulatedKernel(
+                self._compiled,
+                self._library,
+                name,
+                checked=self.checked,
+                timeout_s=self.timeout_s,
+            )
+        return self._kernels[name]
+
+
+_loaded: dict[tuple[Path, tuple[str, ...], bool], EmulatedModule] = {}
+_substitutes: dict[Path, Path] = {}
+
+
+def load(path: Path, options: Sequence[str], *, checked: bool = True) -> EmulatedModule:
+    """The module of a .cu file, compiled once per process: a loader for launch code.
+
+    Raises CompileError as EmulatedModule.
+    """
+    path = _substitutes.get(path.resolve(), path.resolve())
+    key = (path, tuple(options), checked)
+    if key not in _loaded:
+        _loaded[key] = EmulatedModule(path, options, checked=checked)
+    return _loaded[key]
+
+
+@contextmanager
+def substituted(original: Path, other: Path) -> Iterator[None]:
+    """While it lasts, `load(original)` loads another file: how mutants reach the launch code."""
+    _substitutes[original.resolve()] = other.resolve()
+    try:
+        yield
+    finally:
+        del _substitutes[original.resolve()]

@@ -1,0 +1,49 @@
+// What compiled kernels and the runtime say to each other. Everything else is private to one side.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+// Who calls: default arguments are evaluated at the call, so the place is the kernel author's line.
+#define EMU_CALL_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
+
+// For code of the emulator that is compiled together with a kernel: its accesses are not the
+// kernel's.
+#define EMU_UNCHECKED __attribute__((no_sanitize("thread")))
+
+struct uint3 {
+    unsigned x, y, z;
+};
+struct dim3 {
+    unsigned x, y, z;
+};
+
+// Given the data pointer of every participating lane (null where a lane does not exist), computes
+// the results of all lanes at once.
+typedef void (*emu_combine)(void** lanes);
+
+enum emu_access { EMU_READ = 0, EMU_WRITE = 1, EMU_ATOMIC = 2 };
+
+extern "C" {
+// Constant for as long as a thread runs, hence `const`: the compiler may keep them in registers,
+// and no load is left for the access checker to look at.
+uint3 emu_thread_index() __attribute__((const));
+uint3 emu_block_index() __attribute__((const));
+dim3 emu_block_size() __attribute__((const));
+dim3 emu_grid_size() __attribute__((const));
+unsigned emu_lane() __attribute__((const));
+
+void emu_barrier(const char* file, int line);
+// Rendezvous of the whole warp; `orders_memory` only for __syncwarp.
+void emu_warp(const char* operation, unsigned mask, void* data, emu_combine combine,
+              int orders_memory, const char* file, int line);
+
+// Tells the checker of an access that the compiler's instrumentation does not see.
+void emu_check(const void* address, size_t bytes, int access);
+void emu_fence();
+
+void emu_async_copy(void* shared, const void* global, size_t bytes, size_t source_bytes);
+void emu_async_commit();
+void emu_async_wait(unsigned groups_left);
+
+[[noreturn]] void emu_fail(const char* kind, const char* message, const char* file, int line);
+}

@@ -1,0 +1,58 @@
+// Describes and calls a kernel through an array of pointers to its arguments.
+#pragma once
+#include <type_traits>
+#include <utility>
+#include "cuda_bf16.h"
+#include "cuda_fp16.h"
+
+namespace emu {
+
+// Three letters for an element type; the loader compares them with a NumPy dtype.
+template <class T>
+constexpr const char* element_code() {
+    if constexpr (std::is_same_v<T, float>) return "f32";
+    else if constexpr (std::is_same_v<T, double>) return "f64";
+    else if constexpr (std::is_same_v<T, __nv_bfloat16>) return "b16";
+    else if constexpr (std::is_same_v<T, __half>) return "h16";
+    else if constexpr (std::is_same_v<T, bool>) return "bln";
+    else if constexpr (std::is_integral_v<T> && sizeof(T) == 1) return std::is_signed_v<T> ? "i08" : "u08";
+    else if constexpr (std::is_integral_v<T> && sizeof(T) == 2) return std::is_signed_v<T> ? "i16" : "u16";
+    else if constexpr (std::is_integral_v<T> && sizeof(T) == 4) return std::is_signed_v<T> ? "i32" : "u32";
+    else if constexpr (std::is_integral_v<T> && sizeof(T) == 8) return std::is_signed_v<T> ? "i64" : "u64";
+    else return "any";
+}
+
+// The fourth letter: a pointer, or a scalar.
+template <class A>
+constexpr char argument_letter(int i) {
+    using Element = std::remove_cv_t<std::remove_pointer_t<A>>;
+    static_assert(std::is_pointer_v<A> || std::is_arithmetic_v<A>,
+                  "kernel parameters are pointers and scalars");
+    return i < 3 ? element_code<Element>()[i] : std::is_pointer_v<A> ? '*' : ' ';
+}
+
+template <class... A>
+struct Signature {
+    char text[sizeof...(A) * 4 + 1] = {};
+    constexpr Signature() {
+        int at = 0;
+        ((text[at] = argument_letter<A>(0), text[at + 1] = argument_letter<A>(1),
+          text[at + 2] = argument_letter<A>(2), text[at + 3] = argument_letter<A>(3), at += 4), ...);
+    }
+};
+template <class... A>
+EMU_UNCHECKED const char* describe(void (*)(A...)) {
+    static constexpr Signature<A...> signature;
+    return signature.text;
+}
+
+template <class... A, size_t... I>
+EMU_UNCHECKED void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+    kernel(*static_cast<std::remove_cv_t<A>*>(arguments[I])...);
+}
+template <class... A>
+EMU_UNCHECKED void call(void (*kernel)(A...), void** arguments) {
+    call(kernel, arguments, std::index_sequence_for<A...>{});
+}
+
+}  // namespace emu

@@ -1,0 +1,32 @@
+// Cached loads and stores: hints to a GPU, plain accesses here.
+#pragma once
+#include <cstring>
+#include "emulator_abi.h"
+
+#define EMU_LOAD(NAME)                                                        \
+    template <class T>                                                        \
+    inline __attribute__((always_inline)) T NAME(const T* address) {          \
+        return *address;                                                      \
+    }
+#define EMU_STORE(NAME)                                                       \
+    template <class T>                                                        \
+    inline __attribute__((always_inline)) void NAME(T* address, T value) {    \
+        *address = value;                                                     \
+    }
+EMU_LOAD(__ldg) EMU_LOAD(__ldca) EMU_LOAD(__ldcg) EMU_LOAD(__ldcs) EMU_LOAD(__ldlu) EMU_LOAD(__ldcv)
+EMU_STORE(__stwb) EMU_STORE(__stcg) EMU_STORE(__stcs) EMU_STORE(__stwt)
+
+namespace emu {
+// The library's own memcpy is not instrumented: say what it touches.
+inline __attribute__((always_inline)) void* checked_memcpy(void* to, const void* from, size_t bytes) {
+    emu_check(from, bytes, EMU_READ);
+    emu_check(to, bytes, EMU_WRITE);
+    return __builtin_memcpy(to, from, bytes);
+}
+inline __attribute__((always_inline)) void* checked_memset(void* to, int value, size_t bytes) {
+    emu_check(to, bytes, EMU_WRITE);
+    return __builtin_memset(to, value, bytes);
+}
+}  // namespace emu
+#define memcpy emu::checked_memcpy
+#define memset emu::checked_memset

@@ -1,0 +1,1 @@
+#error "cub is not emulated: write the reduction with full-warp shuffles"

@@ -1,0 +1,1 @@
+#error "mma.h (wmma) is not emulated: use the mma wrappers of cuda/ptx.cuh"

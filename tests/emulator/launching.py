@@ -1,0 +1,251 @@
+"""One kernel of a compiled module: checks a launch as strictly as a GPU is lax, then runs it."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from emulator.arrays import DeviceMemory, EmulatedArray, memory_of
+from emulator.report import RawReport, fault_from
+from emulator.toolchain import DYNAMIC_SHARED, MAX_SHARED_BYTES, CompiledModule
+
+_MAX_BLOCK = (1024, 1024, 64)
+_MAX_GRID = (2**31 - 1, 65535, 65535)
+_MAX_STATIC_BYTES = 48 << 10
+# Codes of include/kernel_entry.h: what NumPy calls the type. bfloat16 is stored as uint16.
+_DTYPES = {
+    "f32": "float32",
+    "f64": "float64",
+    "b16": "uint16",
+    "h16": "float16",
+    "bln": "bool",
+    "i08": "int8",
+    "u08": "uint8",
+    "i16": "int16",
+    "u16": "uint16",
+    "i32": "int32",
+    "u32": "uint32",
+    "i64": "int64",
+    "u64": "uint64",
+}
+
+
+class _SharedArray(ctypes.Structure):
+    _fields_ = [
+        ("offset", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+        ("name", ctypes.c_char * 48),
+    ]
+
+
+class _GlobalArray(ctypes.Structure):
+    _fields_ = [
+        ("begin", ctypes.c_uint64),
+        ("bytes", ctypes.c_uint64),
+        ("allocation_begin", ctypes.c_uint64),
+        ("allocation_bytes", ctypes.c_uint64),
+        ("granule", ctypes.c_uint32),
+        ("argument", ctypes.c_int32),
+    ]
+
+
+class _Request(ctypes.Structure):
+    _fields_ = [
+        ("body", ctypes.c_void_p),
+        ("arguments", ctypes.POINTER(ctypes.c_void_p)),
+        ("grid", ctypes.c_uint32 * 3),
+        ("block", ctypes.c_uint32 * 3),
+        ("shared", ctypes.c_void_p),
+        ("shared_bytes", ctypes.c_uint64),
+        ("shared_arrays", ctypes.POINTER(_SharedArray)),
+        ("num_shared_arrays", ctypes.c_uint64),
+        ("global_arrays", ctypes.POINTER(_GlobalArray)),
+        ("num_global_arrays", ctypes.c_uint64),
+        ("checked", ctypes.c_int32),
+        ("timeout_s", ctypes.c_int32),
+    ]
+
+
+class EmulatedKernel:
+    """A kernel in the call form of CuPy's RawKernel."""
+
+    def __init__(
+        self,
+        module: CompiledModule,
+        library: ctypes.CDLL,
+        name: str,
+        *,
+        checked: bool,
+        timeout_s: int,
+    ) -> None:
+        self.name = name
+        self.max_threads: int = library[f"emu_bounds_{name}"]()
+        describe = library[f"emu_signature_{name}"]
+        describe.restype = ctypes.c_char_p
+        text = describe().decode()
+        self.parameters = [text[i : i + 4] for i in range(0, len(text), 4)]
+        """A code for each parameter: three letters for the type, then * for a pointer."""
+        self._module, self._library = module, library
+        self._checked, self._timeout_s = checked, timeout_s
+        self._runtime = ctypes.CDLL(str(module.runtime))
+        self._body = ctypes.cast(library[f"emu_call_{name}"], ctypes.c_void_p)
+
+    def __call__(
+        self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0
+    ) -> None:
+        """Run the kernel to its end.
+
+        Args:
+            grid: number of blocks, one to three dimensions.
+            block: threads per block, one to three dimensions.
+            args: a C-contiguous EmulatedArray or None for a pointer, a NumPy scalar of exactly
+                the parameter's type for a scalar.
+            shared_mem: bytes of dynamic shared memory.
+
+        Raises:
+            TypeError: a wrong number of arguments, or one of the wrong type.
+            ValueError: a grid, block or shared memory size that no GPU accepts.
+            KernelFault: the kernel went wrong.
+        """
+        grid3 = _dimensions("grid", grid, _MAX_GRID)
+        block3 = _dimensions("block", block, _MAX_BLOCK)
+        threads = block3[0] * block3[1] * block3[2]
+        if threads > self.max_threads:
+            raise ValueError(
+                f"{self.name}: {threads} threads per block, the kernel allows {self.max_threads}"
+            )
+        shared = self._shared_arrays(shared_mem)
+        values, arrays = self._arguments(args)
+        pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(v) for v in values))
+        global_arrays = (_GlobalArray * len(arrays))(*arrays)
+        anchor = self._library.emu_shared_anchor
+        anchor.restype = ctypes.c_void_p
+        request = _Request(
+            self._body,
+            pointers,
+            (ctypes.c_uint32 * 3)(*grid3),
+            (ctypes.c_uint32 * 3)(*block3),
+            anchor() - self._module.anchor_offset,
+            max((a.offset + a.bytes for a in shared), default=0),
+            shared,
+            len(shared),
+            global_arrays,
+            len(arrays),
+            int(self._checked),
+            self._timeout_s,
+        )
+        self._run(request)
+
+    def _run(self, request: _Request) -> None:
+        # Shared with the process that runs the kernel, like the arrays.
+        page = mmap.mmap(-1, ctypes.sizeof(RawReport))
+        report = RawReport.from_buffer(page)
+        status = self._runtime.emu_launch(ctypes.byref(request), ctypes.byref(report))
+        if status < 0:
+            raise OSError(-status, f"no process for the kernel: {os.strerror(-status)}")
+        if status:
+            raise fault_from(report, self.name, self._module.library)
+
+    def _shared_arrays(self, dynamic_bytes: int) -> ctypes.Array[_SharedArray]:
+        symbols = self._module.shared
+        static = sum(s.num_bytes for s in symbols if s.name != DYNAMIC_SHARED)
+        if dynamic_bytes < 0 or static + dynamic_bytes > MAX_SHARED_BYTES:
+            raise ValueError(
+                f"{self.name}: {static} bytes of static and {dynamic_bytes} of dynamic shared "
+                f"memory; a block may have {MAX_SHARED_BYTES}"
+            )
+        if static > _MAX_STATIC_BYTES:
+            raise ValueError(
+                f"{self.name}: {static} bytes of static shared memory; {_MAX_STATIC_BYTES} is the "
+                "most, beyond it use dynamic shared memory"
+            )
+        return (_SharedArray * len(symbols))(
+            *(
+                _SharedArray(
+                    s.offset,
+                    dynamic_bytes if s.name == DYNAMIC_SHARED else s.num_bytes,
+                    s.name.encode()[:47],
+                )
+                for s in symbols
+            )
+        )
+
+    def _arguments(self, args: Sequence[Any]) -> tuple[list[Any], list[_GlobalArray]]:
+        """The arguments as C values, and the arrays among them."""
+        if len(args) != len(self.parameters):
+            raise TypeError(
+                f"{self.name} takes {len(self.parameters)} arguments, {len(args)} were given"
+            )
+        values: list[Any] = []
+        arrays: list[_GlobalArray] = []
+        for i, (code, arg) in enumerate(zip(self.parameters, args, strict=True)):
+            if code[3] != "*":
+                values.append(self._scalar(i, code[:3], arg))
+            elif _is_null(arg):
+                values.append(ctypes.c_void_p(None))
+            else:
+                array = self._array(i, code[:3], arg)
+                values.append(ctypes.c_void_p(array.begin))
+                arrays.append(array)
+        return values, arrays
+
+    def _scalar(self, i: int, code: str, arg: Any) -> Any:
+        wanted = np.dtype(_DTYPES[code])
+        if not isinstance(arg, np.generic) or arg.dtype != wanted:
+            raise TypeError(
+                f"{self.name}, argument {i}: the kernel takes a {wanted}, "
+                f"{_describe(arg)} was given"
+            )
+        return (ctypes.c_char * wanted.itemsize).from_buffer_copy(arg.tobytes())
+
+    def _array(self, i: int, code: str, arg: Any) -> _GlobalArray:
+        label = f"{self.name}, argument {i}"
+        if not isinstance(arg, EmulatedArray):
+            raise TypeError(
+                f"{label}: the kernel takes an EmulatedArray, {_describe(arg)} was given"
+            )
+        memory = memory_of(arg)
+        if memory is None:
+            raise TypeError(f"{label}: the array is not in emulated device memory: use emulated()")
+        if not arg.flags.c_contiguous:
+            raise ValueError(f"{label}: the array of shape {arg.shape} is not C-contiguous")
+        if code != "any" and arg.dtype != _DTYPES[code]:
+            raise TypeError(
+                f"{label}: the kernel takes {_DTYPES[code]} elements, {_describe(arg)} was given"
+            )
+        return _global_array(i, arg, memory)
+
+
+def _global_array(i: int, arg: EmulatedArray, memory: DeviceMemory) -> _GlobalArray:
+    # The checker remembers accesses by element; a 64-bit element counts as two.
+    granule = min(arg.itemsize, 4)
+    return _GlobalArray(arg.ctypes.data, arg.nbytes, memory.begin, memory.num_bytes, granule, i)
+
+
+def _is_null(arg: Any) -> bool:
+    return arg is None or (isinstance(arg, np.integer) and int(arg) == 0)
+
+
+def _describe(arg: Any) -> str:
+    if isinstance(arg, np.ndarray):
+        return f"a {type(arg).__name__} of {arg.dtype}"
+    return f"a {type(arg).__name__}"
+
+
+def _dimensions(
+    label: str, given: Sequence[int], largest: tuple[int, int, int]
+) -> tuple[int, int, int]:
+    sizes = tuple(int(n) for n in given)
+    if not 1 <= len(sizes) <= 3:
+        raise ValueError(f"{label} {sizes}: one to three dimensions are needed")
+    padded = (*sizes, 1, 1)[:3]
+    if any(not 1 <= n <= most for n, most in zip(padded, largest, strict=True)):
+        raise ValueError(
+            f"{label} {sizes}: each dimension must be at least 1 and at most {largest}"
+        )
+    return (padded[0], padded[1], padded[2])

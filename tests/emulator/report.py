@@ -1,0 +1,133 @@
+"""What a kernel did wrong, as a Python exception."""
+
+from __future__ import annotations
+
+import ctypes
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+INCLUDE_DIR = Path(__file__).parent / "include"
+
+
+class EmulatorError(RuntimeError):
+    """A kernel that cannot be compiled for, or went wrong on, the emulated device."""
+
+
+class CompileError(EmulatorError):
+    """g++ refused a kernel, or it uses something that is not emulated."""
+
+
+class KernelFault(EmulatorError):
+    """A kernel went wrong while it ran.
+
+    Attributes:
+        kind: what: race, out_of_bounds, misaligned, uninitialised, divergent_barrier,
+            divergent_warp, early_exit, deadlock, async_copy, trap, unsupported, warp, timeout
+            or crash.
+        kernel: name of the entry point.
+        where: source place of the access or barrier that was caught; None if unknown.
+        other: the place it conflicts with (the earlier access of a race, the other barrier).
+        block: (x, y, z) of the block, None if no thread was running.
+        thread: (x, y, z) of the thread in its block, None if no thread was running.
+        detail: the runtime's sentence.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        kernel: str,
+        detail: str,
+        where: Place | None,
+        other: Place | None,
+        block: tuple[int, int, int] | None,
+        thread: tuple[int, int, int] | None,
+    ) -> None:
+        self.kind, self.kernel, self.detail = kind, kernel, detail
+        self.where, self.other = where, other
+        self.block, self.thread = block, thread
+        lines = [f"{kind} in kernel {kernel} at {where or 'an unknown line'}: {detail}"]
+        if where is not None:
+            lines += [f"    called from {caller}" for caller in where.callers]
+        if other is not None:
+            lines.append(f"    conflicts with {other}")
+            lines += [f"        called from {caller}" for caller in other.callers]
+        if block is not None:
+            lines.append(f"    block {block}, thread {thread}")
+        super().__init__("\n".join(lines))
+
+    @property
+    def lines(self) -> set[int]:
+        """All source lines that the report names."""
+        places = [p for p in (self.where, self.other) if p is not None]
+        return {q.line for p in places for q in (p, *p.callers)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """A line of a kernel's source, and the lines it was inlined from, innermost first."""
+
+    file: Path
+    line: int
+    callers: tuple[Place, ...] = ()
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+class _RawPlace(ctypes.Structure):
+    _fields_ = [
+        ("file", ctypes.c_char * 256),
+        ("line", ctypes.c_int32),
+        ("pad", ctypes.c_uint32),
+        ("pc", ctypes.c_uint64),
+    ]
+
+
+class RawReport(ctypes.Structure):
+    """Mirrors Report of runtime/report.h."""
+
+    _fields_ = [
+        ("kind", ctypes.c_char * 32),
+        ("message", ctypes.c_char * 512),
+        ("where", _RawPlace),
+        ("other", _RawPlace),
+        ("block", ctypes.c_uint32 * 3),
+        ("thread", ctypes.c_uint32 * 3),
+        ("in_thread", ctypes.c_int32),
+    ]
+
+
+def _resolve(raw: _RawPlace, library: Path) -> Place | None:
+    """File and line of a raw place; frames inside the emulator's own headers are left out."""
+    if raw.file:
+        return Place(Path(raw.file.decode()), raw.line)
+    if not raw.pc:
+        return None
+    output = subprocess.run(
+        ["addr2line", "-i", "-e", str(library), hex(raw.pc)],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    frames = []
+    for row in output.splitlines():
+        name, _, number = row.split(" (")[0].rpartition(":")
+        if number.isdigit() and int(number) and INCLUDE_DIR not in Path(name).parents:
+            frames.append(Place(Path(name), int(number)))
+    return Place(frames[0].file, frames[0].line, tuple(frames[1:])) if frames else None
+
+
+def fault_from(raw: RawReport, kernel: str, library: Path) -> KernelFault:
+    """The exception for a report that the runtime has written."""
+    block = (raw.block[0], raw.block[1], raw.block[2])
+    thread = (raw.thread[0], raw.thread[1], raw.thread[2])
+    return KernelFault(
+        raw.kind.decode(),
+        kernel,
+        raw.message.decode(errors="replace"),
+        _resolve(raw.where, library),
+        _resolve(raw.other, library),
+        block if raw.in_thread else None,
+        thread if raw.in_thread else None,
+    )

@@ -1,0 +1,51 @@
+// The access checker: bounds, alignment, races, uninitialised shared memory.
+#pragma once
+#include <cstdint>
+#include <cstddef>
+
+namespace emu {
+
+// Mirrored by launching.py.
+struct SharedArray {
+    uint64_t offset, bytes;  // inside the kernel's block of shared memory
+    char name[48];
+};
+struct GlobalArray {
+    uint64_t begin, bytes;
+    uint64_t allocation_begin, allocation_bytes;  // arguments may be views of one allocation
+    uint32_t granule;                             // bytes per shadow cell: 1, 2 or 4
+    int32_t argument;
+};
+
+struct Memory {
+    char* shared;
+    uint64_t shared_bytes;
+    const SharedArray* shared_arrays;
+    uint64_t num_shared_arrays;
+    const GlobalArray* global_arrays;
+    uint64_t num_global_arrays;
+    uintptr_t module_begin, module_end;
+    char* stacks;
+    size_t stacks_bytes;
+};
+
+// Null while unchecked.
+extern const Memory* checked_memory;
+
+// Maps shadow memory for everything in `memory` and starts checking.
+void start_checking(const Memory& memory);
+
+// Checks one access by the running thread; ends in fail() if it is wrong. `pc` is a return address.
+void check_access(uintptr_t pc, const void* address, size_t bytes, int access);
+
+// An asynchronous copy into [address, address + bytes) begins: until it ends, touching it is wrong.
+void begin_async_write(uintptr_t pc, const void* address, size_t bytes);
+void end_async_write(uintptr_t pc, const void* address, size_t bytes);
+
+// Where the latest access was checked: where a thread is that is interrupted inside the checker.
+extern uintptr_t last_access_pc;
+
+// The return address as an offset into the kernel's library, for Place::pc.
+uint64_t module_offset(uintptr_t pc);
+
+}  // namespace emu

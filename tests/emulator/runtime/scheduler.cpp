@@ -1,0 +1,188 @@
+// Which thread runs next; barriers; the meeting of a warp's lanes.
+#include <cstring>
+
+#include "block.h"
+
+namespace emu {
+
+Block block;
+
+static void make_ready(Thread& thread) {
+    thread.state = State::ready;
+    block.ready.push_back(thread.linear);
+}
+
+static void resume(Context& from, Thread* next) {
+    block.running = next;
+    switch_context(from, next ? next->context : block.launcher);
+}
+
+// Hands over to the next ready thread, or to the launcher when there is none.
+static void run_another(Thread& self) {
+    if (block.ready.empty()) return resume(self.context, nullptr);
+    Thread& next = block.threads[block.ready.front()];
+    block.ready.pop_front();
+    if (&next == &self) {
+        block.running = &self;
+        return;
+    }
+    resume(self.context, &next);
+}
+
+static void finish(Thread& self) {
+    check_no_copies_left(self);
+    self.state = State::finished;
+    block.finished++;
+    Warp& warp = block.warps[self.warp];
+    warp.exited |= 1u << self.lane;
+    if (block.at_barrier) {
+        fail("early_exit", block.first_at_barrier->place, {},
+             "the thread returned while %u thread(s) of its block wait at this __syncthreads()",
+             block.at_barrier);
+    }
+    if (warp.arrived) {
+        Thread* waiting = &block.threads[self.warp * 32 + __builtin_ctz(warp.arrived)];
+        fail("early_exit", waiting->place, {},
+             "the thread returned while lanes %08x of its warp wait at this %s", warp.arrived,
+             waiting->operation);
+    }
+}
+
+static void thread_main() {
+    block.body(block.arguments);
+    Thread& self = *block.running;
+    finish(self);
+    run_another(self);
+    __builtin_unreachable();
+}
+
+// Nobody can run and not all have finished.
+[[noreturn]] static void report_deadlock() {
+    Thread* barrier = block.at_barrier ? block.first_at_barrier : nullptr;
+    Thread* warp = nullptr;
+    unsigned at_warp = 0;
+    for (Thread& thread : block.threads) {
+        if (thread.state != State::at_warp) continue;
+        at_warp++;
+        if (!warp) warp = &thread;
+    }
+    Thread* first = warp ? warp : barrier;
+    block.running = first;
+    fail("deadlock", first->place, barrier && warp ? barrier->place : Place{},
+         "no thread can go on: %u at __syncthreads(), %u at a warp operation%s%s, %u returned",
+         block.at_barrier, at_warp, warp ? ", the first at " : "", warp ? warp->operation : "",
+         block.finished);
+}
+
+static uint3 unravel(unsigned linear, const dim3& size) {
+    return {linear % size.x, linear / size.x % size.y, linear / size.x / size.y};
+}
+
+void run_block(uint3 index, uint32_t number) {
+    block.index = index;
+    block.number = number;
+    block.at_barrier = block.finished = 0;
+    block.barrier_epoch = 0;
+    block.ready.clear();
+    const unsigned count = block.threads.size();
+    for (unsigned w = 0; w < block.warps.size(); w++) {
+        unsigned lanes = count - w * 32 < 32 ? count - w * 32 : 32;
+        block.warps[w] = {lanes == 32 ? ~0u : (1u << lanes) - 1, 0, 0, 0};
+    }
+    for (unsigned i = 0; i < count; i++) {
+        Thread& thread = block.threads[i];
+        thread.index = unravel(i, block.size);
+        thread.linear = i;
+        thread.lane = i % 32;
+        thread.warp = i / 32;
+        char* low = block.stacks + i * (kStackBytes + kGuardBytes) + kGuardBytes;
+        // Equal stack offsets would share few cache sets: stagger the tops.
+        prepare(thread.context, low, kStackBytes - i % 16 * 256, thread_main);
+        make_ready(thread);
+    }
+    block.ready.pop_front();
+    resume(block.launcher, &block.threads[0]);
+    if (block.finished != count) report_deadlock();
+}
+
+}  // namespace emu
+
+using namespace emu;
+
+void emu_barrier(const char* file, int line) {
+    Thread& self = *block.running;
+    self.place = {file, line};
+    if (block.finished)
+        fail("early_exit", self.place, {},
+             "%u thread(s) of the block returned before this __syncthreads()", block.finished);
+    if (block.at_barrier) {
+        Thread* other = block.first_at_barrier;
+        if (other->place.line != line || strcmp(other->place.file, file) != 0)
+            fail("divergent_barrier", self.place, other->place,
+                 "threads of one block wait at different __syncthreads(): this one and thread "
+                 "(%u, %u, %u)",
+                 other->index.x, other->index.y, other->index.z);
+    } else {
+        block.first_at_barrier = &self;
+    }
+    self.state = State::at_barrier;
+    if (++block.at_barrier == block.threads.size()) {
+        block.at_barrier = 0;
+        block.barrier_epoch++;
+        for (Thread& thread : block.threads) make_ready(thread);
+    }
+    run_another(self);
+}
+
+void emu_warp(const char* operation, unsigned mask, void* data, emu_combine combine,
+              int orders_memory, const char* file, int line) {
+    Thread& self = *block.running;
+    Warp& warp = block.warps[self.warp];
+    self.place = {file, line};
+    self.operation = operation;
+    self.warp_data = data;
+    if (mask != ~0u)
+        fail("unsupported", self.place, {}, "%s with mask %08x: only the full warp is emulated",
+             operation, mask);
+    if (warp.exited)
+        fail("early_exit", self.place, {}, "lanes %08x of the warp returned before this %s",
+             warp.exited, operation);
+    if (warp.arrived) {
+        Thread& other = block.threads[self.warp * 32 + __builtin_ctz(warp.arrived)];
+        if (strcmp(other.operation, operation) || other.place.line != line ||
+            strcmp(other.place.file, file))
+            fail("divergent_warp", self.place, other.place,
+                 "lanes of one warp are at different operations: this %s and lane %u's %s",
+                 operation, other.lane, other.operation);
+    }
+    self.state = State::at_warp;
+    warp.arrived |= 1u << self.lane;
+    if (warp.arrived == warp.present) {
+        warp.arrived = 0;
+        void* lanes[32] = {};
+        for (unsigned lane = 0; lane < 32; lane++)
+            if (warp.present >> lane & 1)
+                lanes[lane] = block.threads[self.warp * 32 + lane].warp_data;
+        if (combine) combine(lanes);
+        if (orders_memory) warp.epoch++;
+        for (unsigned lane = 0; lane < 32; lane++)
+            if (warp.present >> lane & 1) make_ready(block.threads[self.warp * 32 + lane]);
+    }
+    run_another(self);
+}
+
+uint3 emu_thread_index() {
+    return block.running->index;
+}
+uint3 emu_block_index() {
+    return block.index;
+}
+dim3 emu_block_size() {
+    return block.size;
+}
+dim3 emu_grid_size() {
+    return block.grid;
+}
+unsigned emu_lane() {
+    return block.running->lane;
+}

@@ -1,0 +1,277 @@
+"""Compiles the runtime and the kernels with g++, once: results are kept in a cache folder."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import re
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from emulator.preprocessed import (
+    DYNAMIC_SHARED,
+    find_entries,
+    reject_unsupported,
+    uses_dynamic_shared,
+)
+from emulator.report import INCLUDE_DIR, CompileError
+
+RUNTIME_DIR = Path(__file__).parent / "runtime"
+MAX_SHARED_BYTES = 227 << 10
+"""What one block of an sm_90 may have, static and dynamic together."""
+
+_COMMON = ["-std=c++20", "-fPIC", "-g1", "-w", "-U_FORTIFY_SOURCE"]
+# The first of each pair keeps types punned by casts working, as nvcc does; the others keep
+# `extern __shared__` from needing initialisation wrappers, libraries unloadable, and the caller's
+# line visible to reports.
+_KERNEL = [
+    "-fno-strict-aliasing",
+    "-fno-extern-tls-init",
+    "-fno-gnu-unique",
+    "-fno-optimize-sibling-calls",
+]
+_CHECKED = [
+    "-O1",
+    "-fsanitize=thread",
+    "--param=tsan-instrument-func-entry-exit=0",
+    "-fsanitize=bounds,alignment",
+]
+_UNCHECKED = ["-O2"]
+
+
+def missing_toolchain() -> str | None:
+    """Why kernels cannot be emulated on this machine; None if they can."""
+    if platform.system() != "Linux":
+        return "the emulator runs on Linux only"
+    for tool in (_compiler(), "readelf", "addr2line"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed (Debian: apt-get install g++)"
+    return None
+
+
+def cache_dir() -> Path:
+    """Where compiled files are kept: CUPYGPT_CACHE_DIR, else ~/.cache/cupygpt; emulator/ in it."""
+    root = os.environ.get("CUPYGPT_CACHE_DIR")
+    folder = (Path(root) if root else Path.home() / ".cache" / "cupygpt") / "emulator"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@dataclass(frozen=True)
+class SharedSymbol:
+    """One __shared__ variable: where it lies in its module's block of shared memory."""
+
+    offset: int
+    num_bytes: int
+    name: str
+
+
+@dataclass(frozen=True)
+class CompiledModule:
+    """A shared library made from one .cu file."""
+
+    library: Path
+    runtime: Path
+    entries: tuple[str, ...]
+    shared: tuple[SharedSymbol, ...]
+    anchor_offset: int
+    """Offset of the variable whose address emu_shared_anchor() returns."""
+
+
+def compile_module(
+    source: Path, options: Sequence[str], *, checked: bool = True, portable_switch: bool = False
+) -> CompiledModule:
+    """Compile a .cu file for the emulator, or find it in the cache.
+
+    Args:
+        source: the .cu file.
+        options: as for NVRTC; -D, -U, -I and -arch are heeded, the rest has no meaning for g++.
+        checked: with the access checker (slower by about ten times).
+        portable_switch: change stacks by ucontext even where there is a faster way.
+
+    Raises:
+        CompileError: g++'s message, or the construct that is not emulated.
+    """
+    source = source.resolve()
+    flags = _flags(source, options, checked=checked)
+    runtime = _runtime_library(portable_switch=portable_switch)
+    key = _digest(str(source), *flags, runtime.name, *_texts(source, flags))
+    library = cache_dir() / f"{source.stem}-{key}.so"
+    record = library.with_suffix(".json")
+    if not record.exists():
+        entries = _build(source, flags, library, runtime)
+        _write(record, json.dumps({"entries": entries, "shared": _shared_symbols(library)}))
+    facts = json.loads(record.read_text())
+    symbols = [SharedSymbol(*row) for row in facts["shared"]]
+    anchor = next(s for s in symbols if s.name == "emu_anchor")
+    return CompiledModule(
+        library,
+        runtime,
+        tuple(facts["entries"]),
+        tuple(s for s in symbols if s is not anchor),
+        anchor.offset,
+    )
+
+
+def precompile(
+    modules: Iterable[tuple[Path, Sequence[str]]], *, checked: bool = True
+) -> list[CompiledModule]:
+    """Compile several modules at a time, as many as there are cores. Raises as compile_module."""
+    jobs = list(modules)
+    _runtime_library(portable_switch=False)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(lambda job: compile_module(job[0], job[1], checked=checked), jobs))
+
+
+def _compiler() -> str:
+    return os.environ.get("CXX", "g++")
+
+
+@functools.cache
+def _compiler_version(compiler: str) -> str:
+    return _run([compiler, "--version"])
+
+
+def _run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise CompileError(f"{command[0]} failed:\n{done.stderr.strip()}")
+    return done.stdout
+
+
+def _digest(*parts: str) -> str:
+    whole = "\0".join((*parts, _compiler_version(_compiler())))
+    return hashlib.sha256(whole.encode()).hexdigest()[:20]
+
+
+def _texts(source: Path, flags: Sequence[str]) -> list[str]:
+    """The text of every file that may be compiled into a module."""
+    folders = [source.parent, *(Path(f[2:]) for f in flags if f.startswith("-I"))]
+    headers = {h for d in folders for end in ("*.cuh", "*.h", "*.inc") for h in d.glob(end)}
+    headers |= {h for h in INCLUDE_DIR.rglob("*") if h.is_file()}
+    return [source.read_text(), *(h.read_text() for h in sorted(headers))]
+
+
+def _write(path: Path, text: str) -> None:
+    """Write so that another process sees all of it or nothing."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    Path(name).replace(path)
+
+
+@functools.cache
+def _machine_flags() -> tuple[str, ...]:
+    """Fused multiply-add where the CPU has it, as on a GPU; and a plain ABI for the stack switch."""
+    if platform.machine() != "x86_64":
+        return ()
+    known = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].split("\n")[0].split())
+    fused = ("-mavx2", "-mfma") if {"avx2", "fma"} <= known else ()
+    return (*fused, "-fcf-protection=none")
+
+
+def _flags(source: Path, options: Sequence[str], *, checked: bool) -> list[str]:
+    """The compiler's flags for a module."""
+    kept = []
+    given = list(options)
+    for i, option in enumerate(given):
+        if option in ("-I", "-D", "-U"):
+            given[i + 1] = option + given[i + 1]
+        elif option.startswith("-I"):
+            kept.append(f"-I{Path(option[2:]).resolve()}")
+        elif option.startswith(("-D", "-U")):
+            kept.append(option)
+        elif match := re.fullmatch(r"(?:-arch=|--gpu-architecture=)(?:sm|compute)_(\d+)a?", option):
+            kept.append(f"-D__CUDA_ARCH__={match[1]}0")
+    return [
+        *_COMMON,
+        *_KERNEL,
+        *_machine_flags(),
+        *(_CHECKED if checked else _UNCHECKED),
+        *kept,
+        f"-I{INCLUDE_DIR}",
+        f"-I{INCLUDE_DIR / 'unsupported'}",
+    ]
+
+
+def _runtime_library(*, portable_switch: bool) -> Path:
+    sources = sorted(RUNTIME_DIR.glob("*.cpp"))
+    texts = [
+        p.read_text() for p in sorted((*RUNTIME_DIR.iterdir(), INCLUDE_DIR / "emulator_abi.h"))
+    ]
+    flags = [*_COMMON, *_machine_flags(), "-O2", f"-I{INCLUDE_DIR}"]
+    if portable_switch:
+        flags.append("-DEMULATOR_UCONTEXT")
+    library = cache_dir() / f"libemulator-{_digest(*flags, *texts)}.so"
+    if not library.exists():
+        _link([*flags, *map(str, sources)], library)
+    return library
+
+
+def _link(arguments: list[str], library: Path) -> None:
+    """Make a shared library under a name of its own, then move it to its place."""
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
+        made = Path(folder) / library.name
+        _run([_compiler(), "-shared", *arguments, "-o", str(made)])
+        made.replace(library)
+
+
+def _entry_points(names: Iterable[tuple[str, str]]) -> str:
+    """C++ that makes kernels callable through an array of argument pointers."""
+    text = ['\n# 1 "emulator_entry_points"\n']
+    text.append("static thread_local char emu_anchor;\n")
+    text.append('extern "C" EMU void* emu_shared_anchor() { return &emu_anchor; }\n')
+    for name, bounds in names:
+        text.append(
+            f'extern "C" EMU void emu_call_{name}(void** a) {{ emu::call(&{name}, a); }}\n'
+            f'extern "C" EMU const char* emu_signature_{name}() '
+            f"{{ return emu::describe(&{name}); }}\n"
+            f'extern "C" EMU int emu_bounds_{name}() {{ return {bounds}; }}\n'
+        )
+    return "".join(text).replace("EMU ", '__attribute__((no_sanitize("thread"))) ')
+
+
+def _build(source: Path, flags: list[str], library: Path, runtime: Path) -> list[str]:
+    """Preprocess, judge, compile and link; returns the names of the kernels."""
+    shim = ["-include", str(INCLUDE_DIR / "cuda_shim.h")]
+    text = _run([_compiler(), *flags, *shim, "-E", "-x", "c++", str(source)])
+    reject_unsupported(text)
+    entries = find_entries(text)
+    dynamic = uses_dynamic_shared(text)
+    with tempfile.TemporaryDirectory(dir=cache_dir()) as name:
+        folder = Path(name)
+        unit = folder / "module.ii"
+        unit.write_text(text + _entry_points((e.name, e.max_threads) for e in entries))
+        objects = [folder / "module.o"]
+        _run([_compiler(), *flags, "-c", str(unit), "-o", str(objects[0])])
+        if dynamic:
+            # A translation unit of its own: kernels declare it with whatever type they like.
+            definition = folder / "dynamic.cpp"
+            definition.write_text(
+                f"alignas(1024) thread_local char {DYNAMIC_SHARED}[{MAX_SHARED_BYTES}];\n"
+            )
+            objects.append(folder / "dynamic.o")
+            _run([_compiler(), *_COMMON, "-c", str(definition), "-o", str(objects[1])])
+        # Resolved now: what is missing here would otherwise end the process at its first call.
+        rules = ["-Wl,--no-undefined", f"-Wl,-rpath,{runtime.parent}"]
+        _link([*map(str, objects), str(runtime), *rules], library)
+    return [e.name for e in entries]
+
+
+def _shared_symbols(library: Path) -> list[tuple[int, int, str]]:
+    """(offset, bytes, name) of every thread-local variable of a library."""
+    found: dict[int, tuple[int, int, str]] = {}
+    for row in _run(["readelf", "-sW", "-C", str(library)]).splitlines():
+        part = row.split(maxsplit=7)
+        if len(part) == 8 and part[3] == "TLS" and part[6] != "UND":
+            offset, size = int(part[1], 16), int(part[2], 0)
+            found[offset] = (offset, size, part[7].rpartition("::")[2])
+    return sorted(found.values())
