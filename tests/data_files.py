@@ -1,9 +1,11 @@
-"""Files that some tests use where they are present: $CUPYGPT_TEST_DATA names their folder.
+"""Files for tests: small ones made here, large ones where $CUPYGPT_TEST_DATA names their folder.
 
-It holds `tinyshakespeare.txt` and `tiktoken-cache/`, GPT-2's BPE files as tiktoken caches them.
+That folder holds `tinyshakespeare.txt` and `tiktoken-cache/`, GPT-2's BPE files as tiktoken caches them.
 """
 
+import base64
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,14 @@ def shakespeare_file() -> Path:
 def use_gpt2_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Point tiktoken to GPT-2's files; skips the test if they are not there."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(_existing("tiktoken-cache")))
+
+
+def write_ranks(path: Path, tokens: Sequence[bytes] = ()) -> Path:
+    """A tiktoken rank file: the 256 single bytes, then `tokens`, in this order."""
+    table = [*(bytes([i]) for i in range(256)), *tokens]
+    lines = [b"%s %d\n" % (base64.b64encode(token), i) for i, token in enumerate(table)]
+    path.write_bytes(b"".join(lines))
+    return path
 
 
 def _existing(name: str) -> Path:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from data_files import use_gpt2_files
+from data_files import use_gpt2_files, write_ranks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,13 +27,6 @@ from cupygpt.tokenizer import (
 )
 
 MERGES = [b"th", b"the", b" the", b"\n\n", b"er", b"\xc3\xa9"]
-
-
-def write_ranks(path: Path, tokens: Sequence[bytes] = ()) -> Path:
-    table = [*(bytes([i]) for i in range(256)), *tokens]
-    lines = [b"%s %d\n" % (base64.b64encode(token), i) for i, token in enumerate(table)]
-    path.write_bytes(b"".join(lines))
-    return path
 
 
 def llmc_bytes(tokens: Sequence[bytes], version: int = 2, eot: int = 0) -> bytes:

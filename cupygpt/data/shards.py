@@ -7,9 +7,7 @@ dev/data/data_common.py.
 
 import contextlib
 import functools
-import glob
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from cupygpt.data.paths import matching_files
 from cupygpt.errors import DataError
 from cupygpt.files import atomic_write
 
@@ -118,7 +117,8 @@ def open_shards(pattern: str) -> list[TokenShard]:
     magic, version, at least 2 tokens, exact size. Raises DataError at the first that fails, and
     when nothing matches.
     """
-    paths = _matching_paths(pattern)
+    hint = "Check the path, or make token files from text with: python -m cupygpt.prepare FILE"
+    paths = matching_files(pattern, kind="token files", example="*.bin", hint=hint)
     mapped = functools.lru_cache(maxsize=MAX_MAPPED)(_map_tokens)
     return [TokenShard(path, _checked_num_tokens(path), mapped) for path in paths]
 
@@ -197,25 +197,6 @@ def _as_token_ids(path: Path, tokens: npt.ArrayLike) -> Tokens:
             f"Use a tokenizer with at most 65536 ids."
         )
     return ids.astype(TOKEN_DTYPE)
-
-
-def _matching_paths(pattern: str) -> list[Path]:
-    literal = Path(pattern).expanduser()
-    if literal.is_dir():
-        raise DataError(
-            f"{pattern}: is a folder. Name the token files in it, "
-            f"for example '{Path(pattern) / '*.bin'}'."
-        )
-    if literal.exists():
-        return [literal]
-    paths = [Path(name) for name in glob.glob(os.path.expanduser(pattern))]  # noqa: PTH111, PTH207 (a pattern may be absolute)
-    files = sorted((path for path in paths if not path.is_dir()), key=os.fsencode)
-    if not files:
-        raise DataError(
-            f"{pattern}: no such file, and no file matches it as a pattern. Check the path, or "
-            f"make token files from text with: python -m cupygpt.prepare FILE"
-        )
-    return files
 
 
 def _checked_num_tokens(path: Path) -> int:

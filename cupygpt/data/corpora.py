@@ -1,0 +1,154 @@
+"""Built-in texts: TinyShakespeare as llm.c tokenises it, and the prose that every Python carries."""
+
+import hashlib
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from cupygpt.data.python_docs import PythonDocs, python_docs_text
+from cupygpt.errors import DataError
+from cupygpt.tokenizer import ByteTokenizer, Tokenizer
+
+__all__ = [
+    "PythonDocs",
+    "encode_documents",
+    "hold_out",
+    "python_docs_text",
+    "python_docs_tokens",
+    "tinyshakespeare_text",
+    "tinyshakespeare_tokens",
+    "unigram_bigram_nats",
+]
+
+SHAKESPEARE_URL = (
+    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
+)
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SHAKESPEARE_VAL_TOKENS = 32_768
+DOWNLOAD_TIMEOUT_S = 20.0
+
+HELD_OUT_EVERY = 20
+
+LANDMARK_TOKENS = 2**22
+BIGRAM_STRENGTH = 10.0
+
+
+def tinyshakespeare_text(source: Path | None = None) -> str:
+    """The TinyShakespeare text (1.1 MB), from the file `source`, else downloaded.
+
+    Raises DataError if the file cannot be read or is not UTF-8, if there is no network, or if the
+    download is not the text of the known SHA-256 (a login page, for example).
+    """
+    if source is not None:
+        try:
+            return source.read_bytes().decode()
+        except OSError as error:
+            raise DataError(
+                f"{source}: could not be read ({error.strerror or error}). Check --source."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{source}: not UTF-8 text (byte {error.object[error.start]:#04x} at offset "
+                f"{error.start:,}). Save it as UTF-8."
+            ) from error
+    content = _download(SHAKESPEARE_URL)
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != SHAKESPEARE_SHA256:
+        raise DataError(
+            f"{SHAKESPEARE_URL}: {len(content):,} bytes that are not the TinyShakespeare text "
+            f"(SHA-256 {digest[:16]}..., expected {SHAKESPEARE_SHA256[:16]}...). Is a login page "
+            f"in the way? Get the file in another way and pass --source FILE."
+        )
+    return content.decode()
+
+
+def tinyshakespeare_tokens(text: str, tokenizer: Tokenizer) -> npt.NDArray[np.uint16]:
+    """(n,) uint16: each passage preceded by end of text, as llm.c's dev/data/tinyshakespeare.py.
+
+    A passage ends at a blank line, and the two line feeds stay with it. Each is encoded by
+    itself.
+    """
+    passages = [passage + "\n\n" for passage in text.split("\n\n")]
+    passages[-1] = passages[-1].removesuffix("\n\n")
+    return encode_documents(passages, tokenizer)
+
+
+def encode_documents(documents: Sequence[str], tokenizer: Tokenizer) -> npt.NDArray[np.uint16]:
+    """(n,) uint16: the ids of all documents, each preceded by end of text where there is one."""
+    separator = np.array([] if tokenizer.eot is None else [tokenizer.eot], np.uint16)
+    pieces = [piece for text in documents for piece in (separator, tokenizer.encode(text))]
+    return np.concatenate(pieces) if pieces else np.empty(0, np.uint16)
+
+
+def python_docs_tokens(
+    docs: PythonDocs | None = None, tokenizer: Tokenizer | None = None
+) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
+    """Train and validation tokens (n,) uint16 of the built-in corpus, in bytes by default.
+
+    Every 20th document is held out for validation, about 5 % of the tokens. Each document is
+    preceded by end of text (256 for bytes). The tokens depend on the Python installation
+    only.
+    """
+    train, val = hold_out((docs or python_docs_text()).documents)
+    tokenizer = tokenizer or ByteTokenizer()
+    return encode_documents(train, tokenizer), encode_documents(val, tokenizer)
+
+
+def hold_out(documents: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Training and validation documents: whole ones, every 20th from the 10th on held out."""
+    held_out = range(HELD_OUT_EVERY // 2 - 1, len(documents), HELD_OUT_EVERY)
+    train = [text for i, text in enumerate(documents) if i not in held_out]
+    return train, [documents[i] for i in held_out]
+
+
+def unigram_bigram_nats(train: npt.ArrayLike, val: npt.ArrayLike, V: int) -> tuple[float, float]:
+    """Loss in nats per token of a unigram and a bigram model: landmarks for a training run.
+
+    Both are fitted on `train` (n,) and evaluated on `val` (m,), each predicting val[1:], ids
+    below V; of either array the first 4 Mi tokens count. Unigram: add-one smoothing, p(b) =
+    (c(b) + 1) / (n + V). Bigram: Dirichlet smoothing towards the unigram, p(b | a) =
+    (c(a, b) + 10 p(b)) / (c(a) + 10), where c(a) counts the times a is followed by anything.
+
+    Raises DataError if `val` has fewer than 2 tokens or `train` none.
+    """
+    seen = np.asarray(train)[:LANDMARK_TOKENS].astype(np.int64)
+    asked = np.asarray(val)[:LANDMARK_TOKENS].astype(np.int64)
+    if len(seen) < 1 or len(asked) < 2:
+        raise DataError(
+            f"{len(seen)} training and {len(asked)} validation tokens; at least 1 and 2 are needed."
+        )
+    unigram = (np.bincount(seen, minlength=V) + 1.0) / (len(seen) + V)
+    prior = unigram[asked[1:]]
+    pairs, counts = np.unique(seen[:-1] * V + seen[1:], return_counts=True)
+    wanted = asked[:-1] * V + asked[1:]
+    pair_counts = _counts_of(wanted, pairs, counts)
+    context_counts = np.bincount(seen[:-1], minlength=V)[asked[:-1]]
+    bigram = (pair_counts + BIGRAM_STRENGTH * prior) / (context_counts + BIGRAM_STRENGTH)
+    return float(-np.log(prior).mean()), float(-np.log(bigram).mean())
+
+
+def _counts_of(
+    wanted: npt.NDArray[np.int64], known: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
+) -> npt.NDArray[np.int64]:
+    """counts[i] where wanted equals known[i] (sorted), 0 where it equals none."""
+    if not len(known):
+        return np.zeros_like(wanted)
+    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
+    return np.where(known[at] == wanted, counts[at], 0)
+
+
+def _download(url: str) -> bytes:
+    try:
+        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
+            content: bytes = response.read()
+            return content
+    except OSError as error:
+        reason = error.reason if isinstance(error, urllib.error.URLError) else error
+        raise DataError(
+            f"{url}: could not be downloaded ({reason}). Check the network, or get the file in "
+            f"another way and pass --source FILE."
+        ) from error
