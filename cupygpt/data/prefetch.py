@@ -9,6 +9,7 @@ from cupygpt.data.rows import Batch, Position
 
 READY_BATCHES = 2
 POLL_S = 0.1
+CLOSE_S = 5.0  # A read that hangs, on a network disk say, must not keep the program from ending.
 
 
 class BatchSource(Protocol):
@@ -51,7 +52,7 @@ class Prefetcher:
     def close(self) -> None:
         """Stop the thread and drop what it has read ahead."""
         self._stop.set()
-        self._thread.join()
+        self._thread.join(CLOSE_S)
 
     def __enter__(self) -> "Prefetcher":
         return self
