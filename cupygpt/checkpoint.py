@@ -16,7 +16,7 @@ from cupygpt.errors import CheckpointError
 from cupygpt.files import PARTIAL_SUFFIX, atomic_write
 from cupygpt.headers import file_checksum
 from cupygpt.modelfile import ModelFile, load_model, save_model
-from cupygpt.statefile import Progress, StateFile, load_state, save_state
+from cupygpt.statefile import Progress, StateFile, load_state, read_progress, save_state
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,18 @@ def checkpoint_steps(folder: Path) -> list[int]:
     """Steps that have a DONE file, in order."""
     matches = (re.fullmatch(r"DONE_(\d{8})", path.name) for path in folder.glob("DONE_*"))
     return sorted(int(match[1]) for match in matches if match)
+
+
+def best_step(folder: Path) -> int:
+    """The step with the lowest validation loss that is still there, else the newest.
+
+    Raises CheckpointError if the folder holds no complete checkpoint.
+    """
+    steps = checkpoint_steps(folder)
+    if not steps:
+        raise CheckpointError(f"{folder}: the folder holds no complete checkpoint.")
+    best = read_progress(_paths(folder, steps[-1])[1]).best_step
+    return best if best in steps else steps[-1]
 
 
 def model_path(folder: Path, step: int) -> Path:

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from cupygpt.config import GPTConfig
-from cupygpt.tensors import Tensors
+from cupygpt.tensors import Tensors, cut_packed, parameter_specs
 
 INIT_STD = 0.02
 _MIN_NORMALS = 16
@@ -32,6 +32,13 @@ def initialize(params: Tensors, config: GPTConfig, seed: int) -> None:
         fill_normal(params.attprojw[layer], residual_std, generator)
         fill_normal(params.fcw[layer], INIT_STD, generator)
         fill_normal(params.fcprojw[layer], residual_std, generator)
+
+
+def initial_parameters(config: GPTConfig, seed: int) -> np.ndarray:
+    """New float32 parameters (P,) in file order."""
+    params = cut_packed(np.empty(config.num_parameters, np.float32), parameter_specs(config))
+    initialize(params, config, seed)
+    return np.asarray(params.flat)
 
 
 def fill_normal(out: np.ndarray, std: float, generator: np.random.RandomState) -> None:

@@ -62,6 +62,13 @@ def save_state(
     return write_parts(path, [header, m, v] + ([] if master is None else [master]))
 
 
+def read_progress(path: Path) -> Progress:
+    """Where the run stood, from the header alone. Raises CheckpointError."""
+    header = read_header(path)
+    check_magic(path, header, STATE_MAGIC)
+    return _progress(header)
+
+
 def load_state(path: Path, num_parameters: int) -> StateFile:
     """Read a state for a model of `num_parameters`, ours or llm.c's.
 

@@ -1,0 +1,298 @@
+"""From flags to the parts of a run: data, tokenizer, model, device, memory, schedule.
+
+Every automatic choice made here leaves a row for the console, with its reason.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cupygpt.config import GPTConfig, config_from_descriptor, small_config
+from cupygpt.console import format_bytes
+from cupygpt.data.corpora import python_docs_tokens, unigram_bigram_nats
+from cupygpt.data.loader import TrainLoader, ValidationBatches
+from cupygpt.data.shards import TokenShard, check_ids, fingerprint, open_shards, write_shard
+from cupygpt.device import CPU, choose_device
+from cupygpt.errors import ConfigError, DataError, TokenizerError
+from cupygpt.memory import RunShape, check_fits, memory_plan
+from cupygpt.modelfile import ModelFile, load_model
+from cupygpt.options import TrainConfig, flags_of
+from cupygpt.schedule import Schedule
+from cupygpt.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
+
+DEMO_TRAIN, DEMO_VAL = "python_docs_train.bin", "python_docs_val.bin"
+LANDMARK_VOCAB = 1024
+"""Unigram and bigram levels are printed up to this vocabulary; beyond it few pairs are seen twice."""
+
+DEFAULTS: dict[str, Any] = {
+    "batch_size": 4, "learning_rate": 3e-4, "warmup": 0, "final_fraction": 1.0,
+    "weight_decay": 0.0, "val_every": 20, "sample_every": 20, "sample_length": 64,
+    "checkpoint_every": 200,
+}  # fmt: skip
+DEMO: dict[str, Any] = {
+    "batch_size": 8, "seq_len": 128, "learning_rate": 3e-3, "warmup": 50, "final_fraction": 0.1,
+    "weight_decay": 0.1, "val_every": 100, "sample_every": 100, "sample_length": 192,
+    "checkpoint_every": 200, "steps": 700,
+}  # fmt: skip
+
+
+@dataclass
+class Data:
+    """Token files and what is known of their tokens."""
+
+    train: list[TokenShard]
+    val: list[TokenShard]
+    tokenizer: Tokenizer | None
+    notes: list[str] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """For the run's record: a changed file is noticed on resume."""
+        return {
+            "train": fingerprint(self.train),
+            "val": fingerprint(self.val),
+            "tokenizer": self.tokenizer.name if self.tokenizer else None,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All numbers of a run, nothing left to choose."""
+
+    config: TrainConfig
+    device: CPU
+    device_reason: str
+    shape: RunShape
+    accumulation: int
+    schedule: Schedule
+    steps: int
+    rows_per_epoch: int
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step."""
+        return self.shape.B * self.shape.T * self.accumulation
+
+
+def with_defaults(config: TrainConfig) -> TrainConfig:
+    """Fill in what was not given: the demo's values without -i, llm.c's otherwise."""
+    is_demo = config.train_data is None
+    values = dict(DEMO if is_demo else DEFAULTS)
+    if config.epochs is not None:
+        values.pop("steps", None)
+    given = {name: value for name, value in config.as_dict().items() if value is not None}
+    values.update(given)
+    if is_demo and "warmup" not in given and values.get("steps"):
+        values["warmup"] = min(values["warmup"], values["steps"] // 10)
+    return TrainConfig(**values)
+
+
+def open_data(config: TrainConfig, folder: Path) -> Data:
+    """Open and check the token files; without -i the built-in corpus is written into `folder`."""
+    if config.train_data is None:
+        return _demo_data(config, folder)
+    train = open_shards(config.train_data)
+    val = open_shards(config.val_data) if config.val_data else []
+    return Data(train, val, None)
+
+
+def choose_model(config: TrainConfig, data: Data) -> tuple[GPTConfig, ModelFile | None, str]:
+    """The model's shape, its file if it has one, and a line about where it comes from."""
+    name = config.model
+    if name is not None and name.endswith(".bin"):
+        loaded = load_model(Path(name))
+        return loaded.config, loaded, f"weights from {name}"
+    if name is not None and name != "small":
+        return config_from_descriptor(name), None, f"{name}, new weights (seed {config.seed})"
+    spec = config.tokenizer or (data.tokenizer.name if data.tokenizer else "gpt2")
+    V = data.tokenizer.vocab_size if data.tokenizer else _vocabulary(spec)
+    maxT = max(256, config.seq_len or 0)
+    return small_config(V, maxT), None, f"small, new weights (seed {config.seed})"
+
+
+def attach_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> None:
+    """Find the tokenizer for samples and bits per byte; a missing one is noted, a wrong one fails."""
+    if data.tokenizer is None:
+        spec = config.tokenizer or default_tokenizer_spec(model.V)
+        if spec is None:
+            data.notes.append(
+                f"no tokenizer known for a vocabulary of {model.V}: samples show ids (--tokenizer FILE)"
+            )
+            return
+        try:
+            data.tokenizer = load_tokenizer(spec)
+        except TokenizerError as error:
+            if config.tokenizer:
+                raise
+            data.notes.append(f"samples show ids: {error}")
+            return
+    if data.tokenizer.vocab_size != model.V:
+        raise TokenizerError(
+            f"tokenizer {data.tokenizer.name} has {data.tokenizer.vocab_size} ids, but the model's "
+            f"vocabulary is {model.V}. Pass the model or the --tokenizer that the data was made with."
+        )
+
+
+def make_plan(config: TrainConfig, model: GPTConfig, data: Data) -> Plan:
+    """Check everything against everything, and choose what was left open."""
+    check_ids(data.train, model.V)
+    check_ids(data.val, model.V)
+    choice = choose_device(config.device)
+    _check_device_flags(config, choice.device)
+    assert config.batch_size is not None
+    B, T = config.batch_size, config.seq_len or model.maxT
+    if T > model.maxT:
+        raise ConfigError(
+            f"{flags_of('seq_len')} is {T}, but the model was made for at most {model.maxT} "
+            f"positions. Use -t {model.maxT} or less, or another model."
+        )
+    shape = RunShape(model, B, T, recompute=config.recompute)
+    accumulation = _accumulation(config, B, T)
+    loader = TrainLoader(
+        data.train, B, T, model.V, seed=config.seed, shuffle=not config.no_shuffle
+    )
+    rows = loader.rows_per_epoch(0)
+    steps = config.steps or _steps_of_epochs(config.epochs or 1.0, rows, B * accumulation)
+    schedule = _schedule(config, steps)
+    check_fits(shape, choice.device.free_bytes())
+    return Plan(
+        config, choice.device, choice.reason, shape, accumulation, schedule, steps, rows
+    )
+
+
+def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple[str, str]]:
+    """The console's opening table: what runs where on what, and why."""
+    config, model = plan.config, plan.shape.config
+    memory = memory_plan(plan.shape)
+    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.items())
+    schedule = plan.schedule
+    rate = f"{schedule.kind} from {schedule.peak:g}"
+    if schedule.kind != "constant":
+        rate += f", warm-up {schedule.warmup}, to {schedule.peak * schedule.final_fraction:g}"
+    rows = [
+        ("device", f"{plan.device.describe()}: {plan.device_reason}"),
+        ("model", f"{model.describe()}; {origin}"),
+        ("train data", _describe_shards(data.train) + f", {plan.rows_per_epoch:,} rows an epoch"),
+        ("validation", _describe_shards(data.val) if data.val else "none (pass -j)"),
+        ("tokenizer", data.tokenizer.name if data.tokenizer else "unknown"),
+        ("batch", f"{plan.shape.B} × {plan.shape.T} tokens × {plan.accumulation} = "
+                  f"{plan.tokens_per_step:,} tokens a step, {plan.steps:,} steps"),
+        ("optimizer", f"AdamW, learning rate {rate}, weight decay {config.weight_decay:g}, "
+                      f"clip {config.grad_clip:g}, dropout {config.dropout:g}"),
+        ("precision", "fp32: what the CPU computes in"),
+        ("memory", f"{format_bytes(sum(memory.values()))} planned: {parts}"),
+        ("run folder", str(folder)),
+    ]  # fmt: skip
+    rows += [("note", note) for note in data.notes]
+    return rows
+
+
+def landmarks(data: Data, V: int) -> tuple[float, float] | None:
+    """Validation loss of the unigram and the bigram model, where that says something."""
+    if not data.val or V > LANDMARK_VOCAB:
+        return None
+    train = np.concatenate([np.asarray(shard.tokens[: 1 << 22]) for shard in data.train[:1]])
+    return unigram_bigram_nats(train, data.val[0].tokens, V)
+
+
+def bytes_per_token(data: Data) -> float | None:
+    """Mean bytes of a validation token, to show losses in bits per byte."""
+    if not data.val or data.tokenizer is None:
+        return None
+    sample = np.asarray(data.val[0].tokens[: 1 << 20])
+    ids, counts = np.unique(sample, return_counts=True)
+    eot = data.tokenizer.eot
+    total = sum(
+        int(count) * len(data.tokenizer.decode_bytes([int(i)]))
+        for i, count in zip(ids, counts, strict=True)
+        if i != eot
+    )
+    return total / len(sample) if total else None
+
+
+def validation_batches(plan: Plan, data: Data) -> ValidationBatches | None:
+    """The rows of every validation of the run."""
+    if not data.val:
+        return None
+    most = None if plan.config.val_batches == -1 else plan.config.val_batches
+    shape = plan.shape
+    return ValidationBatches(data.val, shape.B, shape.T, shape.config.V, max_batches=most)
+
+
+def _demo_data(config: TrainConfig, folder: Path) -> Data:
+    if config.val_data is not None:
+        raise ConfigError(f"{flags_of('val_data')} needs {flags_of('train_data')} beside it.")
+    train_path, val_path = folder / DEMO_TRAIN, folder / DEMO_VAL
+    tokenizer = load_tokenizer(config.tokenizer or "bytes")
+    if not (train_path.exists() and val_path.exists()):
+        train, val = python_docs_tokens(tokenizer=tokenizer)
+        write_shard(train_path, train)
+        write_shard(val_path, val)
+    note = "demo on the documentation in this Python; pass -i and -j for your own data"
+    return Data(open_shards(str(train_path)), open_shards(str(val_path)), tokenizer, [note])
+
+
+def _vocabulary(spec: str) -> int:
+    from cupygpt.config import GPT2_VOCAB
+
+    return GPT2_VOCAB if spec == "gpt2" else load_tokenizer(spec).vocab_size
+
+
+def _accumulation(config: TrainConfig, B: int, T: int) -> int:
+    total = config.total_batch or B * T
+    if total % (B * T):
+        raise ConfigError(
+            f"{flags_of('total_batch')} is {total} tokens, not a multiple of {B} × {T} = {B * T}. "
+            f"Nearest that work: {max(1, total // (B * T)) * B * T} and {-(-total // (B * T)) * B * T}."
+        )
+    return total // (B * T)
+
+
+def _steps_of_epochs(epochs: float, rows: int, rows_per_step: int) -> int:
+    steps = int(epochs * rows / rows_per_step)
+    if steps < 1:
+        raise DataError(
+            f"{epochs:g} epochs of {rows:,} rows are less than one step of {rows_per_step} rows. "
+            f"Use a smaller -b or -d, more data, or set the steps with -n."
+        )
+    return steps
+
+
+def _schedule(config: TrainConfig, steps: int) -> Schedule:
+    assert config.learning_rate is not None
+    assert config.warmup is not None
+    assert config.final_fraction is not None
+    if config.schedule != "constant" and config.warmup > steps:
+        raise ConfigError(f"{flags_of('warmup')} is {config.warmup}, longer than {steps} steps.")
+    return Schedule(
+        config.schedule, config.learning_rate, config.warmup, steps, config.final_fraction
+    )
+
+
+def _check_device_flags(config: TrainConfig, device: CPU) -> None:
+    """Flags that only a GPU can follow fail on the CPU instead of being ignored."""
+    if device.name != "cpu":
+        return
+    wrong = [
+        (config.precision not in ("auto", "fp32"), f"--precision {config.precision}"),
+        (config.zero_stage != 0, f"-z {config.zero_stage}"),
+        (config.master_weights != 1, f"-w {config.master_weights}"),
+        (config.no_graph, "--no-graph"),
+    ]
+    for is_wrong, flag in wrong:
+        if is_wrong:
+            raise ConfigError(f"{flag} needs a CUDA device; the CPU computes in fp32 on one rank.")
+
+
+def _describe_shards(shards: Sequence[TokenShard]) -> str:
+    tokens = sum(shard.num_tokens for shard in shards)
+    name = shards[0].path.name if len(shards) == 1 else f"{len(shards)} files"
+    return f"{name}, {tokens:,} tokens"
+
+
+def bits_per_byte(loss: float, bytes_a_token: float | None) -> float | None:
+    """Bits per byte of a loss in nats per token."""
+    return None if bytes_a_token is None else loss / math.log(2.0) / bytes_a_token

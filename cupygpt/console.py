@@ -1,0 +1,224 @@
+"""Everything a person sees of a run: a live bar on a terminal, plain lines anywhere else."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import IO
+
+from rich.console import Console as RichConsole
+from rich.console import Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+SMOOTHING = 0.9
+PLAIN_WIDTH = 100
+LABEL_WIDTH = 12
+
+
+@dataclass(frozen=True)
+class StepLine:
+    """What is shown of one optimizer step; `step` counts finished steps, from 1."""
+
+    step: int
+    epoch: float
+    loss: float
+    rate: float
+    norm: float
+    step_s: float
+    tokens: int
+    memory_bytes: int | None
+    mfu: float | None = None
+
+
+class Console:
+    """Prints a run. `terminal` None asks the stream; `clock` serves the time left."""
+
+    def __init__(
+        self,
+        stream: IO[str] | None = None,
+        *,
+        terminal: bool | None = None,
+        width: int | None = None,
+        log_every: int = 10,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        self._rich = RichConsole(
+            file=stream, force_terminal=terminal, width=width, highlight=False, soft_wrap=False
+        )
+        self.live_mode = self._rich.is_terminal
+        if not self.live_mode and width is None:
+            self._rich.width = PLAIN_WIDTH
+        self._log_every = log_every
+        self._clock = clock
+        self._live: Live | None = None
+        self._total, self._first = 0, 0
+        self._started = 0.0
+        self._loss = _Smoothed()
+        self._step_s = _Smoothed()
+
+    def header(self, rows: Sequence[tuple[str, str]]) -> None:
+        """The table that opens a run: label and text, one row each."""
+        table = Table.grid(padding=(0, 1))
+        table.add_column(style="bold", width=LABEL_WIDTH)
+        table.add_column(overflow="fold")
+        for label, text in rows:
+            table.add_row(label, Text(text))
+        self._rich.print(table)
+
+    def note(self, text: str) -> None:
+        """A line of information."""
+        self._line(Text(text))
+
+    def warn(self, text: str) -> None:
+        """A line that asks for attention."""
+        self._line(Text(f"warning: {text}", style="yellow"))
+
+    def start(self, first: int, total: int) -> None:
+        """The loop begins after `first` of `total` steps."""
+        self._first, self._total = first, total
+        self._started = self._clock()
+        if self.live_mode:
+            self._live = Live(console=self._rich, refresh_per_second=8, transient=True)
+            self._live.start()
+
+    def step(self, line: StepLine) -> None:
+        """One finished optimizer step."""
+        loss = self._loss.add(line.loss)
+        step_s = self._step_s.add(line.step_s)
+        if self._live:
+            self._live.update(self._bar(line, loss, step_s))
+        elif line.step % self._log_every == 0 or line.step in (self._first + 1, self._total):
+            self._line(Text(self._plain(line, step_s)))
+
+    def validation(
+        self, step: int, loss: float, bits_per_byte: float | None, *, best: bool
+    ) -> None:
+        """A validation loss, in nats per token and bits per byte."""
+        bits = f" | {bits_per_byte:.4f} bits/byte" if bits_per_byte is not None else ""
+        mark = " | best so far" if best else ""
+        line = f"step {step:>{self._digits}} | validation loss {loss:.4f}{bits}{mark}"
+        self._line(Text(line, style="green"))
+
+    def sample(self, step: int, text: str) -> None:
+        """Text that the model wrote."""
+        shown = printable(text)
+        if self.live_mode:
+            self._rich.print(Panel(Text(shown), title=f"sample at step {step}", title_align="left"))
+        else:
+            self._line(Text(f"--- sample at step {step} ---"))
+            self._line(Text(shown))
+            self._line(Text("---"))
+
+    def saved(self, step: int, place: str) -> None:
+        """A checkpoint was written."""
+        self._line(Text(f"step {step:>{self._digits}} | checkpoint saved in {place}", style="dim"))
+
+    def finish(self) -> None:
+        """Take the bar away; lines printed before stay."""
+        if self._live:
+            self._live.stop()
+            self._live = None
+
+    def elapsed_s(self) -> float:
+        """Seconds since `start`."""
+        return self._clock() - self._started
+
+    @property
+    def _digits(self) -> int:
+        return max(4, len(str(self._total)))
+
+    def _line(self, text: Text) -> None:
+        # Long lines wrap on a terminal, and stay whole for grep in a file.
+        self._rich.print(text, soft_wrap=not self.live_mode)
+
+    def _plain(self, line: StepLine, step_s: float) -> str:
+        parts = [
+            f"step {line.step:>{self._digits}}/{self._total}",
+            f"epoch {line.epoch:.2f}",
+            f"loss {line.loss:.4f}",
+            f"norm {line.norm:.4f}",
+            f"lr {line.rate:.2e}",
+            f"{1e3 * line.step_s:.2f} ms",
+            f"{_count(line.tokens / step_s)} tok/s",
+            f"ETA {_duration(self._eta_s(line.step))}",
+        ]
+        return " | ".join(parts + _extras(line))
+
+    def _bar(self, line: StepLine, loss: float, step_s: float) -> Group:
+        bar = Table.grid(padding=(0, 1), expand=True)
+        bar.add_column(no_wrap=True)
+        bar.add_column(ratio=1)
+        bar.add_column(no_wrap=True, justify="right")
+        bar.add_row(
+            f"step {line.step}/{self._total}",
+            ProgressBar(total=self._total, completed=line.step),
+            f"epoch {line.epoch:.2f}  ETA {_duration(self._eta_s(line.step))}",
+        )
+        figures = [
+            f"[bold]loss {loss:.4f}[/]",
+            f"lr {line.rate:.2e}",
+            f"norm {line.norm:.2f}",
+            f"{1e3 * step_s:.1f} ms/step",
+            f"{_count(line.tokens / step_s)} tok/s",
+            *_extras(line),
+        ]
+        return Group(bar, Text.from_markup("  ".join(figures)))
+
+    def _eta_s(self, step: int) -> float:
+        done = max(1, step - self._first)
+        return self.elapsed_s() / done * (self._total - step)
+
+
+class _Smoothed:
+    """Exponential mean without the bias of its start."""
+
+    def __init__(self) -> None:
+        self._sum, self._weight = 0.0, 0.0
+
+    def add(self, value: float) -> float:
+        self._sum = SMOOTHING * self._sum + (1.0 - SMOOTHING) * value
+        self._weight = SMOOTHING * self._weight + (1.0 - SMOOTHING)
+        return self._sum / self._weight
+
+
+def printable(text: str) -> str:
+    """`text` with control characters made visible: a model may write any byte."""
+    return "".join(c if c.isprintable() or c == "\n" else _visible(c) for c in text)
+
+
+def _visible(character: str) -> str:
+    return "    " if character == "\t" else "\N{MIDDLE DOT}"
+
+
+def _extras(line: StepLine) -> list[str]:
+    extras = []
+    if line.mfu is not None:
+        extras.append(f"MFU {100 * line.mfu:.1f}%")
+    if line.memory_bytes is not None:
+        extras.append(format_bytes(line.memory_bytes))
+    return extras
+
+
+def format_bytes(count: int) -> str:
+    """Bytes in the unit that reads best."""
+    if count >= 2**30:
+        return f"{count / 2**30:.2f} GiB"
+    return f"{count / 2**20:.0f} MiB"
+
+
+def _count(value: float) -> str:
+    if value >= 1e6:
+        return f"{value / 1e6:.2f}M"
+    return f"{value / 1e3:.1f}k" if value >= 1e3 else f"{value:.0f}"
+
+
+def _duration(seconds: float) -> str:
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

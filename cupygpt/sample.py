@@ -1,0 +1,130 @@
+"""python -m cupygpt.sample: text from a run's checkpoint or from a model file."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cupygpt.checkpoint import best_step, model_path
+from cupygpt.cli import run_cli
+from cupygpt.errors import CheckpointError, ConfigError, TokenizerError
+from cupygpt.runfolder import RECORD, newest_run, read_record
+
+
+@dataclass(frozen=True)
+class Source:
+    """The weights to sample from, and the tokenizer they were trained with, if known."""
+
+    path: Path
+    tokenizer: str | None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    args = _parser().parse_args(arguments)
+    return run_cli(lambda: sample(args), debug=args.debug)
+
+
+def sample(args: argparse.Namespace) -> None:
+    """Load the weights, then print `--num` texts as they are drawn."""
+    _check(args)
+    # Imported late: --help and wrong flags answer at once.
+    from cupygpt.console import printable
+    from cupygpt.device import choose_device
+    from cupygpt.generate import Generator, Sampling
+    from cupygpt.modelfile import load_model
+    from cupygpt.tensors import cut_packed, parameter_specs
+    from cupygpt.tokenizer import StreamDecoder, default_tokenizer_spec, load_tokenizer
+
+    source = find_source(args.source)
+    model = load_model(source.path)
+    for warning in model.warnings:
+        sys.stderr.write(f"warning: {warning}\n")
+    spec = args.tokenizer or source.tokenizer or default_tokenizer_spec(model.config.V)
+    if spec is None:
+        raise TokenizerError(
+            f"no tokenizer is known for a vocabulary of {model.config.V}; pass --tokenizer FILE."
+        )
+    tokenizer = load_tokenizer(spec)
+    if tokenizer.vocab_size != model.config.V:
+        raise TokenizerError(
+            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids, the model "
+            f"{model.config.V}; pass the --tokenizer it was trained with."
+        )
+    device = choose_device(args.device).device
+    params = cut_packed(
+        device.zeros(model.config.num_parameters, np.float32), parameter_specs(model.config)
+    )
+    device.upload(params.flat, model.parameters)
+    generator = Generator(device, model.config, params)
+    start = [] if tokenizer.eot is None else [tokenizer.eot]
+    prompt = start + [int(i) for i in tokenizer.encode(args.prompt)] if args.prompt else start
+    if not prompt:
+        raise ConfigError("this tokenizer has no end of text to start from; pass a --prompt.")
+    sampling = Sampling(args.temperature, args.top_k, args.top_p)
+    sys.stderr.write(f"{source.path}: {model.config.describe()}\n")
+    started, count = time.perf_counter(), 0
+    for number in range(args.num):
+        if args.num > 1:
+            sys.stdout.write(f"{'' if number == 0 else chr(10)}--- {number + 1} of {args.num}\n")
+        sys.stdout.write(args.prompt)
+        decoder = StreamDecoder(tokenizer)
+        for token in generator.generate(prompt, args.tokens, sampling, (args.seed, number)):
+            sys.stdout.write(printable(decoder.feed(token)))
+            sys.stdout.flush()
+            count += 1
+        sys.stdout.write(printable(decoder.flush()) + "\n")
+    elapsed = time.perf_counter() - started
+    sys.stderr.write(f"{count} tokens in {elapsed:.1f} s, {count / elapsed:.0f} tok/s\n")
+
+
+def find_source(name: str | None) -> Source:
+    """The model file itself, or the best checkpoint of a run folder, else its newest."""
+    path = newest_run() if name is None else Path(name)
+    if path.is_file():
+        return Source(path, None)
+    if not path.is_dir():
+        raise CheckpointError(f"{path}: there is no such run folder or model file.")
+    tokenizer = None
+    if (path / RECORD).is_file():
+        tokenizer = read_record(path)["data"].get("tokenizer")
+    return Source(model_path(path, best_step(path)), tokenizer)
+
+
+def _check(args: argparse.Namespace) -> None:
+    for name, low in (("tokens", 1), ("num", 1), ("top_k", 0), ("temperature", 0), ("seed", 0)):
+        if getattr(args, name) < low:
+            flag = name.replace("_", "-")
+            raise ConfigError(f"--{flag} is {getattr(args, name)}, but must be at least {low}.")
+    if not 0 < args.top_p <= 1:
+        raise ConfigError(f"--top-p is {args.top_p}, but must be above 0 and at most 1.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cupygpt.sample",
+        description="Print text from a trained model.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "source", nargs="?", metavar="RUN|model.bin", help="run folder or model file (newest run)"
+    )
+    parser.add_argument("--prompt", default="", help="text to continue")
+    parser.add_argument("--tokens", type=int, default=256, help="length of each text")
+    parser.add_argument("--num", type=int, default=1, help="number of texts")
+    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
+    parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest, 0 = all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="only the likeliest of this mass")
+    parser.add_argument("--seed", type=int, default=42, help="same seed, same text")
+    parser.add_argument("--tokenizer", help="gpt2, bytes or a file")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
