@@ -94,7 +94,8 @@ def load(path: Path, options: Sequence[str], *, checked: bool = True) -> Emulate
 
     Raises CompileError as EmulatedModule.
     """
-    path = _substitutes.get(path.resolve(), path.resolve())
+    path = path.resolve()
+    path = _substitutes.get(path.parent, path.parent) / path.name
     key = (path, tuple(options), checked)
     if key not in _loaded:
         _loaded[key] = EmulatedModule(path, options, checked=checked)
@@ -102,10 +103,13 @@ def load(path: Path, options: Sequence[str], *, checked: bool = True) -> Emulate
 
 
 @contextmanager
-def substituted(original: Path, other: Path) -> Iterator[None]:
-    """While it lasts, `load(original)` loads another file: how mutants reach the launch code."""
-    _substitutes[original.resolve()] = other.resolve()
+def substituted(folder: Path, other: Path) -> Iterator[None]:
+    """While it lasts, `load` takes the files of one folder from another.
+
+    This is how mutants reach launch code that knows nothing of them.
+    """
+    _substitutes[folder.resolve()] = other.resolve()
     try:
         yield
     finally:
-        del _substitutes[original.resolve()]
+        del _substitutes[folder.resolve()]

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-
 from emulator.arrays import DeviceMemory, EmulatedArray, memory_of
 from emulator.report import RawReport, fault_from
 from emulator.toolchain import DYNAMIC_SHARED, MAX_SHARED_BYTES, CompiledModule

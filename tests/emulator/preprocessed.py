@@ -34,7 +34,7 @@ _MASK_LITERAL = re.compile(
 )
 _LINE_MARKER = re.compile(r'# (\d+) "([^"]*)"((?: \d)*)')
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
-_BOUNDS = r"(?:__attribute__\(\(emulated_bounds\((?P<{}>.*?)\)\)\)\s*)?"
+_BOUNDS = r'(?:__attribute__\(\(emulated_bounds\("(?P<{}>[^"]*)"\)\)\)\s*)?'
 _KERNEL = re.compile(
     r"emulated_kernel\)\)\s*"
     + _BOUNDS.format("before")

@@ -28,6 +28,8 @@ RUNTIME_DIR = Path(__file__).parent / "runtime"
 MAX_SHARED_BYTES = 227 << 10
 """What one block of an sm_90 may have, static and dynamic together."""
 
+_GAP_BYTES = 256
+
 _COMMON = ["-std=c++20", "-fPIC", "-g1", "-w", "-U_FORTIFY_SOURCE"]
 # The first of each pair keeps types punned by casts working, as nvcc does; the others keep
 # `extern __shared__` from needing initialisation wrappers, libraries unloadable, and the caller's
@@ -239,10 +241,32 @@ def _entry_points(names: Iterable[tuple[str, str]]) -> str:
     return "".join(text).replace("EMU ", '__attribute__((no_sanitize("thread"))) ')
 
 
+def preprocess(source: Path, options: Sequence[str]) -> str:
+    """The text that is compiled for a module: g++ -E output. Raises CompileError."""
+    return _preprocess(source.resolve(), _flags(source, options, checked=True))
+
+
+def _preprocess(source: Path, flags: Sequence[str]) -> str:
+    shim = ["-include", str(INCLUDE_DIR / "cuda_shim.h")]
+    return _run([_compiler(), *flags, *shim, "-E", "-x", "c++", str(source)])
+
+
+def _with_gaps(assembly: str) -> str:
+    """Keep shared arrays apart, so that an overrun does not land in the next one unseen."""
+    thread_local = False
+    rows = []
+    for row in assembly.splitlines():
+        if row.lstrip().startswith((".section", ".text", ".data", ".bss")):
+            thread_local = ".tbss" in row
+        rows.append(row)
+        if thread_local and row.lstrip().startswith(".zero"):
+            rows.append(f"\t.zero\t{_GAP_BYTES}")
+    return "\n".join(rows) + "\n"
+
+
 def _build(source: Path, flags: list[str], library: Path, runtime: Path) -> list[str]:
     """Preprocess, judge, compile and link; returns the names of the kernels."""
-    shim = ["-include", str(INCLUDE_DIR / "cuda_shim.h")]
-    text = _run([_compiler(), *flags, *shim, "-E", "-x", "c++", str(source)])
+    text = _preprocess(source, flags)
     reject_unsupported(text)
     entries = find_entries(text)
     dynamic = uses_dynamic_shared(text)
@@ -250,8 +274,11 @@ def _build(source: Path, flags: list[str], library: Path, runtime: Path) -> list
         folder = Path(name)
         unit = folder / "module.ii"
         unit.write_text(text + _entry_points((e.name, e.max_threads) for e in entries))
+        assembly = folder / "module.s"
+        _run([_compiler(), *flags, "-S", str(unit), "-o", str(assembly)])
+        assembly.write_text(_with_gaps(assembly.read_text()))
         objects = [folder / "module.o"]
-        _run([_compiler(), *flags, "-c", str(unit), "-o", str(objects[0])])
+        _run([_compiler(), "-c", str(assembly), "-o", str(objects[0])])
         if dynamic:
             # A translation unit of its own: kernels declare it with whatever type they like.
             definition = folder / "dynamic.cpp"

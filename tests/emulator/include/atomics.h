@@ -7,11 +7,17 @@ namespace emu {
 
 // Not instrumented, or the checker would also see a plain read and a plain write.
 template <class T, class Update>
-__attribute__((noinline)) EMU_UNCHECKED T atomic_update(T* address, Update update) {
-    emu_check(address, sizeof(T), EMU_ATOMIC);
+__attribute__((noinline)) EMU_UNCHECKED T update_in_place(T* address, Update update) {
     T old = *address;
     *address = update(old);
     return old;
+}
+
+// Inlined, so that the check is made on the kernel's line.
+template <class T, class Update>
+inline __attribute__((always_inline)) T atomic_update(T* address, Update update) {
+    emu_check(address, sizeof(T), EMU_ATOMIC);
+    return update_in_place(address, update);
 }
 
 }  // namespace emu

@@ -14,7 +14,9 @@
 #define __inline__ inline
 #define __noinline__ __attribute__((noinline))
 // Read by the loader too: launching more threads than promised fails on a GPU.
-#define __launch_bounds__(...) __attribute__((emulated_bounds(__VA_ARGS__)))
+#define __launch_bounds__(...) __attribute__((emulated_bounds(EMU_TEXT(__VA_ARGS__))))
+#define EMU_TEXT(...) EMU_TEXT_OF_EXPANSION(__VA_ARGS__)
+#define EMU_TEXT_OF_EXPANSION(...) #__VA_ARGS__
 #define __maxnreg__(...)
 #define __align__(n) __attribute__((aligned(n)))
 #define __builtin_align__(n) __attribute__((aligned(n)))

@@ -1,0 +1,35 @@
+"""Which checks guard which .cu file: what the mutation test runs against every mutant.
+
+Register a function by the file whose kernels it runs. It takes no arguments, runs the op (or the
+kernel) on emulated arrays, and raises where the result is wrong:
+
+    @case("gelu.cu")
+    def gelu_forward() -> None:
+        out = emulated(np.full(1000, np.nan, np.float32))
+        ops.gelu_forward(out, inp)
+        ...
+
+Op tests register theirs when they are imported.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from typing import TypeVar
+
+Function = TypeVar("Function", bound=Callable[..., None])
+
+CASES: dict[str, list[Callable[..., None]]] = defaultdict(list)
+"""Per .cu file name, the functions that check it."""
+
+
+def case(*files: str) -> Callable[[Function], Function]:
+    """Register a function, callable without arguments, as a check of these .cu files."""
+
+    def register(function: Function) -> Function:
+        for file in files:
+            CASES[file].append(function)
+        return function
+
+    return register
