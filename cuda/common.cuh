@@ -1,0 +1,172 @@
+// What the kernels share: 128-bit accesses, reductions in a fixed order, Philox.
+//
+// floatX, the storage type of parameters, activations and gradients, comes from the command line:
+// float or __nv_bfloat16. All arithmetic is in float.
+#pragma once
+#include <cuda_bf16.h>
+
+constexpr int WARP = 32;
+constexpr unsigned FULL_WARP = 0xffffffffu;
+constexpr int MAX_WARPS = 32;  // of one block
+
+// ---- floatX <-> float -------------------------------------------------------------------------
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+
+template <class T>
+__device__ __forceinline__ T from_float(float x);
+template <>
+__device__ __forceinline__ float from_float<float>(float x) { return x; }
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
+    return __float2bfloat16(x);
+}
+
+// What remains of x after it was stored as T.
+template <class T>
+__device__ __forceinline__ float rounded(float x) { return to_float(from_float<T>(x)); }
+
+// ---- 128-bit accesses -------------------------------------------------------------------------
+
+// Elements of floatX in one 128-bit access: 4 or 8.
+constexpr int LANES = 16 / sizeof(floatX);
+
+// N neighbouring elements as floats, in registers.
+template <int N>
+struct Floats {
+    float values[N];
+    __device__ __forceinline__ float& operator[](int i) { return values[i]; }
+    __device__ __forceinline__ float operator[](int i) const { return values[i]; }
+};
+using Pack = Floats<LANES>;
+
+template <int N>
+__device__ __forceinline__ Floats<N> filled(float value) {
+    Floats<N> pack;
+#pragma unroll
+    for (int i = 0; i < N; i++) pack[i] = value;
+    return pack;
+}
+
+// The two bfloat16 of a 32-bit word, low half first: a bfloat16 is the upper half of a float.
+__device__ __forceinline__ void unpack_bfloat16(float& low, float& high, unsigned word) {
+    low = __uint_as_float(word << 16);
+    high = __uint_as_float(word & 0xffff0000u);
+}
+__device__ __forceinline__ unsigned pack_bfloat16(float low, float high) {
+    __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);  // one instruction from sm_80 on
+    return *reinterpret_cast<unsigned*>(&pair);
+}
+
+// Load N elements; the address is a multiple of 16 bytes, and N of the elements in 16 bytes.
+template <int N>
+__device__ __forceinline__ Floats<N> load(const float* address) {
+    static_assert(N % 4 == 0, "whole 128-bit words");
+    Floats<N> pack;
+#pragma unroll
+    for (int i = 0; i < N; i += 4) {
+        float4 word = *reinterpret_cast<const float4*>(address + i);
+        pack[i] = word.x, pack[i + 1] = word.y, pack[i + 2] = word.z, pack[i + 3] = word.w;
+    }
+    return pack;
+}
+template <int N>
+__device__ __forceinline__ Floats<N> load(const __nv_bfloat16* address) {
+    static_assert(N % 8 == 0, "whole 128-bit words");
+    Floats<N> pack;
+#pragma unroll
+    for (int i = 0; i < N; i += 8) {
+        uint4 word = *reinterpret_cast<const uint4*>(address + i);
+        unpack_bfloat16(pack[i], pack[i + 1], word.x);
+        unpack_bfloat16(pack[i + 2], pack[i + 3], word.y);
+        unpack_bfloat16(pack[i + 4], pack[i + 5], word.z);
+        unpack_bfloat16(pack[i + 6], pack[i + 7], word.w);
+    }
+    return pack;
+}
+__device__ __forceinline__ Pack load_pack(const floatX* address) { return load<LANES>(address); }
+
+// Store N elements, rounded to nearest; alignment as for load.
+template <int N>
+__device__ __forceinline__ void store(float* address, const Floats<N>& pack) {
+    static_assert(N % 4 == 0, "whole 128-bit words");
+#pragma unroll
+    for (int i = 0; i < N; i += 4)
+        *reinterpret_cast<float4*>(address + i) =
+            make_float4(pack[i], pack[i + 1], pack[i + 2], pack[i + 3]);
+}
+template <int N>
+__device__ __forceinline__ void store(__nv_bfloat16* address, const Floats<N>& pack) {
+    static_assert(N % 8 == 0, "whole 128-bit words");
+#pragma unroll
+    for (int i = 0; i < N; i += 8)
+        *reinterpret_cast<uint4*>(address + i) = make_uint4(
+            pack_bfloat16(pack[i], pack[i + 1]), pack_bfloat16(pack[i + 2], pack[i + 3]),
+            pack_bfloat16(pack[i + 4], pack[i + 5]), pack_bfloat16(pack[i + 6], pack[i + 7]));
+}
+
+// ---- indices ----------------------------------------------------------------------------------
+
+// Number of this thread in a one-dimensional grid.
+__device__ __forceinline__ long long global_thread() {
+    return (long long)blockIdx.x * blockDim.x + threadIdx.x;
+}
+__device__ __forceinline__ long long global_threads() { return (long long)gridDim.x * blockDim.x; }
+
+// ---- reductions: the order is fixed, so a run repeats bit for bit -----------------------------
+
+struct Sum {
+    template <class T>
+    static __device__ __forceinline__ T join(T a, T b) { return a + b; }
+};
+struct Max {
+    template <class T>
+    static __device__ __forceinline__ T join(T a, T b) { return a < b ? b : a; }
+};
+
+// Every lane of a full warp gets the result.
+template <class Op, class T>
+__device__ __forceinline__ T warp_reduce(T value) {
+#pragma unroll
+    for (int distance = WARP / 2; distance > 0; distance /= 2)
+        value = Op::join(value, __shfl_xor_sync(FULL_WARP, value, distance));
+    return value;
+}
+__device__ __forceinline__ float warp_sum(float value) { return warp_reduce<Sum>(value); }
+__device__ __forceinline__ float warp_max(float value) { return warp_reduce<Max>(value); }
+
+// Every thread of a one-dimensional block of whole warps gets the result; `neutral` changes no
+// other value. All threads must come here: it holds barriers.
+template <class Op, class T>
+__device__ __forceinline__ T block_reduce(T value, T neutral) {
+    __shared__ T of_warp[MAX_WARPS];
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, num_warps = blockDim.x / WARP;
+    value = warp_reduce<Op>(value);
+    if (lane == 0) of_warp[warp] = value;
+    __syncthreads();
+    value = warp_reduce<Op>(lane < num_warps ? of_warp[lane] : neutral);
+    __syncthreads();  // or the next call could overwrite what a slow warp has yet to read
+    return value;
+}
+__device__ __forceinline__ float block_sum(float value) { return block_reduce<Sum>(value, 0.0f); }
+__device__ __forceinline__ float block_max(float value) {
+    return block_reduce<Max>(value, __uint_as_float(0xff800000u));  // -inf
+}
+
+// ---- Philox4x32-10 ----------------------------------------------------------------------------
+
+// Four random words for a 128-bit counter and a 64-bit key. Salmon et al. 2011, "Parallel random
+// numbers: as easy as 1, 2, 3", section 4.2; constants from there. Equals ops/dropout.py, philox.
+__device__ __forceinline__ uint4 philox(uint4 counter, unsigned key0, unsigned key1) {
+    constexpr unsigned MULTIPLIER0 = 0xD2511F53u, MULTIPLIER1 = 0xCD9E8D57u;
+    constexpr unsigned STEP0 = 0x9E3779B9u, STEP1 = 0xBB67AE85u;
+#pragma unroll
+    for (int round = 0; round < 10; round++) {
+        unsigned high0 = __umulhi(MULTIPLIER0, counter.x), low0 = MULTIPLIER0 * counter.x;
+        unsigned high1 = __umulhi(MULTIPLIER1, counter.z), low1 = MULTIPLIER1 * counter.z;
+        counter = make_uint4(high1 ^ counter.y ^ key0, low1, high0 ^ counter.w ^ key1, low0);
+        key0 += STEP0, key1 += STEP1;
+    }
+    return counter;
+}
