@@ -12,9 +12,10 @@ import ctypes
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from emulator.arrays import EmulatedArray, emulated, emulated_empty
-from emulator.launching import EmulatedKernel
+from emulator.launching import DEFAULT_SHARED_BYTES, EmulatedKernel
 from emulator.report import CompileError, EmulatorError, KernelFault
 from emulator.toolchain import compile_module, missing_toolchain, precompile
 
@@ -28,6 +29,7 @@ __all__ = [
     "emulated",
     "emulated_empty",
     "load",
+    "loader",
     "missing_toolchain",
     "precompile",
     "substituted",
@@ -113,3 +115,36 @@ def substituted(folder: Path, other: Path) -> Iterator[None]:
         yield
     finally:
         del _substitutes[folder.resolve()]
+
+
+class _LateKernel:
+    """A kernel that is looked up at each launch, so that `substituted` reaches launch code that
+    keeps its functions."""
+
+    max_dynamic_shared_size_bytes = DEFAULT_SHARED_BYTES
+
+    def __init__(self, path: Path, options: tuple[str, ...], name: str) -> None:
+        self._path, self._options, self._name = path, options, name
+
+    def __call__(
+        self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], *, shared_mem: int = 0
+    ) -> None:
+        kernel = load(self._path, self._options).get_function(self._name)
+        kernel.max_dynamic_shared_size_bytes = self.max_dynamic_shared_size_bytes
+        kernel(grid, block, args, shared_mem)
+
+
+class _LateModule:
+    def __init__(self, path: Path, options: tuple[str, ...]) -> None:
+        self._path, self._options = path, options
+
+    def get_function(self, name: str) -> _LateKernel:
+        return _LateKernel(self._path, self._options, name)
+
+
+def loader(path: Path, options: Sequence[str]) -> _LateModule:
+    """What cupygpt.kernels.register_loader takes for EmulatedArray: checked, compiled at first use.
+
+    The kernels raise as EmulatedKernel, and CompileError at their first launch.
+    """
+    return _LateModule(path, tuple(options))

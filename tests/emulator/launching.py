@@ -15,7 +15,8 @@ from emulator.toolchain import DYNAMIC_SHARED, MAX_SHARED_BYTES, CompiledModule
 
 _MAX_BLOCK = (1024, 1024, 64)
 _MAX_GRID = (2**31 - 1, 65535, 65535)
-_MAX_STATIC_BYTES = 48 << 10
+DEFAULT_SHARED_BYTES = 48 << 10
+"""Static shared memory may not exceed it; dynamic may, once the kernel has been told so."""
 # Codes of include/kernel_entry.h: what NumPy calls the type. bfloat16 is stored as uint16.
 _DTYPES = {
     "f32": "float32",
@@ -89,6 +90,8 @@ class EmulatedKernel:
         text = describe().decode()
         self.parameters = [text[i : i + 4] for i in range(0, len(text), 4)]
         """A code for each parameter: three letters for the type, then * for a pointer."""
+        self.max_dynamic_shared_size_bytes = DEFAULT_SHARED_BYTES
+        """As CuPy's: to be raised before a launch with more dynamic shared memory."""
         self._module, self._library = module, library
         self._checked, self._timeout_s = checked, timeout_s
         self._runtime = ctypes.CDLL(str(module.runtime))
@@ -158,9 +161,14 @@ class EmulatedKernel:
                 f"{self.name}: {static} bytes of static and {dynamic_bytes} of dynamic shared "
                 f"memory; a block may have {MAX_SHARED_BYTES}"
             )
-        if static > _MAX_STATIC_BYTES:
+        if dynamic_bytes > self.max_dynamic_shared_size_bytes:
             raise ValueError(
-                f"{self.name}: {static} bytes of static shared memory; {_MAX_STATIC_BYTES} is the "
+                f"{self.name}: {dynamic_bytes} bytes of dynamic shared memory, but "
+                f"max_dynamic_shared_size_bytes is {self.max_dynamic_shared_size_bytes}"
+            )
+        if static > DEFAULT_SHARED_BYTES:
+            raise ValueError(
+                f"{self.name}: {static} bytes of static shared memory; {DEFAULT_SHARED_BYTES} is the "
                 "most, beyond it use dynamic shared memory"
             )
         return (_SharedArray * len(symbols))(

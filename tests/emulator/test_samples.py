@@ -169,6 +169,7 @@ def test_dynamic_shared_memory_beyond_48_kib(samples: Path) -> None:
     counts = emulated_empty(bins, np.uint32)
     kernel = EmulatedModule(samples / "reduction.cu").get_function("histogram")
     args = (counts, emulated(values), np.int32(bins), np.int32(bins))
+    kernel.max_dynamic_shared_size_bytes = 4 * bins
     kernel((1,), (256,), args, shared_mem=4 * bins)
     np.testing.assert_array_equal(counts, np.ones(bins, np.uint32))
 

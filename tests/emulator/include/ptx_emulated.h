@@ -67,23 +67,28 @@ struct Tf32K8 {
 struct MatrixLane {
     unsigned* registers;
     const void* row;
+    const char* element[4][2];  // where this lane's two elements of each matrix came from
 };
 
-// Lane 8 m + i gives row i of matrix m; lane 4 i + j receives elements (i, 2 j) and (i, 2 j + 1).
+// Lane 8 m + i gives row i of matrix m; lane 4 i + j receives elements (i, 2 j) and (i, 2 j + 1),
+// or (2 j, i) and (2 j + 1, i) if transposed.
 template <int COUNT, bool TRANSPOSED>
 EMU_UNCHECKED void load_matrices(void** lanes) {
+    for (int lane = 0; lane < 32; lane++)
+        if (!lanes[lane]) emu_fail("warp", "ldmatrix needs a full warp", "", 0);
     for (int m = 0; m < COUNT; m++) {
-        unsigned short M[8][8];
-        for (int row = 0; row < 8; row++) {
-            auto* data = static_cast<MatrixLane*>(lanes[m * 8 + row]);
-            if (!data) emu_fail("warp", "ldmatrix needs a full warp", "", 0);
-            __builtin_memcpy(M[row], data->row, 16);
-        }
         for (int lane = 0; lane < 32; lane++) {
-            int i = lane / 4, j = lane % 4 * 2;
-            unsigned low = TRANSPOSED ? M[j][i] : M[i][j];
-            unsigned high = TRANSPOSED ? M[j + 1][i] : M[i][j + 1];
-            static_cast<MatrixLane*>(lanes[lane])->registers[m] = low | high << 16;
+            auto* mine = static_cast<MatrixLane*>(lanes[lane]);
+            mine->registers[m] = 0;
+            for (int h = 0; h < 2; h++) {
+                const int i = lane / 4, j = lane % 4 * 2 + h;
+                const int row = TRANSPOSED ? j : i, column = TRANSPOSED ? i : j;
+                const void* start = static_cast<MatrixLane*>(lanes[m * 8 + row])->row;
+                mine->element[m][h] = static_cast<const char*>(start) + 2 * column;
+                unsigned short value;
+                __builtin_memcpy(&value, mine->element[m][h], 2);
+                mine->registers[m] |= unsigned(value) << 16 * h;
+            }
         }
     }
 }
@@ -91,14 +96,18 @@ EMU_UNCHECKED void load_matrices(void** lanes) {
 template <int COUNT, bool TRANSPOSED>
 inline __attribute__((always_inline)) void ldmatrix(const char* name, unsigned* registers,
                                                     const void* row, const char* file, int line) {
-    // Only the first 8 * COUNT lanes' addresses are used; each lane answers for its own row.
+    // Only the first 8 * COUNT lanes' addresses are used.
     if (emu_lane() < 8 * COUNT) {
         if (uintptr_t(row) % 16)
             emu_fail("misaligned", "an ldmatrix row must start at a multiple of 16 bytes", file, line);
         emu_check(row, 16, EMU_READ);
     }
-    MatrixLane data{registers, row};
+    MatrixLane data{registers, row, {}};
     emu_warp(name, 0xffffffffu, &data, &load_matrices<COUNT, TRANSPOSED>, 0, file, line);
+    // A lane reads what it receives, too: a row written by the lane that gives its address is not
+    // ordered before the others' reads.
+    for (int m = 0; m < COUNT; m++)
+        for (int h = 0; h < 2; h++) emu_check(data.element[m][h], 2, EMU_READ);
 }
 
 template <int BYTES>
@@ -160,4 +169,9 @@ inline unsigned tf32_round(float value) {
     unsigned u = emu::bits<unsigned>(value);
     if ((u & 0x7f800000u) == 0x7f800000u) return u;
     return (u + 0x1000u) & 0xffffe000u;
+}
+
+// Exact where a GPU is good to 2 ulp (ex2.approx.ftz).
+inline float exp2_approx(float x) {
+    return exp2f(x);
 }

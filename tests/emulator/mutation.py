@@ -1,0 +1,42 @@
+"""Takes barriers out of kernels, one at a time, and asks whether any check notices."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from emulator.emulate import EmulatorError, substituted
+from emulator.preprocessed import user_lines
+from emulator.toolchain import preprocess
+
+_BARRIER = re.compile(r"\b__sync(?:threads|warp)\s*\([^;]*?\)\s*;")
+
+
+def barriers(source: Path, options: Sequence[str]) -> set[tuple[Path, int]]:
+    """(file, line) of each barrier that is compiled into a .cu file, its folder's headers included."""
+    rows = user_lines(preprocess(source, options))
+    return {(Path(file), line) for file, line, row in rows if _BARRIER.search(row)}
+
+
+def mutate(file: Path, line: int, folder: Path) -> Path:
+    """Copy the file's folder to `folder`, the barrier on that line left out; returns the mutant."""
+    shutil.copytree(file.parent, folder, dirs_exist_ok=True)
+    rows = file.read_text().splitlines(keepends=True)
+    rows[line - 1], count = _BARRIER.subn(";", rows[line - 1])
+    assert count == 1, f"{file}:{line} holds {count} barriers, one was expected"
+    mutant = folder / file.name
+    mutant.write_text("".join(rows))
+    return mutant
+
+
+def survives(original: Path, mutant: Path, cases: Iterable[Callable[[], None]]) -> bool:
+    """Whether all cases pass on the mutant."""
+    with substituted(original.parent, mutant.parent):
+        for run in cases:
+            try:
+                run()
+            except (AssertionError, EmulatorError):
+                return False
+    return True
