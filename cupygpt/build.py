@@ -28,15 +28,18 @@ DEMO_TRAIN, DEMO_VAL = "python_docs_train.bin", "python_docs_val.bin"
 LANDMARK_VOCAB = 1024
 """Unigram and bigram levels are printed up to this vocabulary; beyond it few pairs are seen twice."""
 
+DEMO_SHAPE = {"maxT": 64, "L": 4, "NH": 4, "C": 64}
+"""About as many parameters as the tokens that two cores see in a minute can teach."""
+
 DEFAULTS: dict[str, Any] = {
     "batch_size": 4, "learning_rate": 3e-4, "warmup": 0, "final_fraction": 1.0,
     "weight_decay": 0.0, "val_every": 20, "sample_every": 20, "sample_length": 64,
-    "checkpoint_every": 200,
+    "checkpoint_every": 200, "beta2": 0.95,
 }  # fmt: skip
 DEMO: dict[str, Any] = {
-    "batch_size": 8, "seq_len": 128, "learning_rate": 3e-3, "warmup": 50, "final_fraction": 0.1,
-    "weight_decay": 0.1, "val_every": 100, "sample_every": 100, "sample_length": 192,
-    "checkpoint_every": 200, "steps": 700,
+    "batch_size": 16, "seq_len": 64, "learning_rate": 5e-3, "warmup": 50, "final_fraction": 0.05,
+    "weight_decay": 0.1, "beta2": 0.99, "val_every": 200, "sample_every": 200,
+    "sample_length": 192, "checkpoint_every": 500, "steps": 1000,
 }  # fmt: skip
 
 
@@ -70,6 +73,7 @@ class Plan:
     schedule: Schedule
     steps: int
     rows_per_epoch: int
+    base_bytes: int
 
     @property
     def tokens_per_step(self) -> int:
@@ -105,6 +109,10 @@ def choose_model(config: TrainConfig, data: Data) -> tuple[GPTConfig, ModelFile 
     if name is not None and name.endswith(".bin"):
         loaded = load_model(Path(name))
         return loaded.config, loaded, f"weights from {name}"
+    if name is None and config.train_data is None:
+        assert data.tokenizer is not None
+        demo = GPTConfig(V=data.tokenizer.vocab_size, **DEMO_SHAPE)
+        return demo, None, f"the demo's, new weights (seed {config.seed})"
     if name is not None and name != "small":
         return config_from_descriptor(name), None, f"{name}, new weights (seed {config.seed})"
     spec = config.tokenizer or (data.tokenizer.name if data.tokenizer else "gpt2")
@@ -144,29 +152,35 @@ def make_plan(config: TrainConfig, model: GPTConfig, data: Data) -> Plan:
     _check_device_flags(config, choice.device)
     assert config.batch_size is not None
     B, T = config.batch_size, config.seq_len or model.maxT
-    if T > model.maxT:
+    if model.maxT < T:
         raise ConfigError(
             f"{flags_of('seq_len')} is {T}, but the model was made for at most {model.maxT} "
             f"positions. Use -t {model.maxT} or less, or another model."
         )
     shape = RunShape(model, B, T, recompute=config.recompute)
     accumulation = _accumulation(config, B, T)
-    loader = TrainLoader(
-        data.train, B, T, model.V, seed=config.seed, shuffle=not config.no_shuffle
-    )
+    loader = TrainLoader(data.train, B, T, model.V, seed=config.seed, shuffle=not config.no_shuffle)
     rows = loader.rows_per_epoch(0)
     steps = config.steps or _steps_of_epochs(config.epochs or 1.0, rows, B * accumulation)
     schedule = _schedule(config, steps)
     check_fits(shape, choice.device.free_bytes())
     return Plan(
-        config, choice.device, choice.reason, shape, accumulation, schedule, steps, rows
+        config,
+        choice.device,
+        choice.reason,
+        shape,
+        accumulation,
+        schedule,
+        steps,
+        rows,
+        base_bytes=choice.device.used_bytes() or 0,
     )
 
 
 def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple[str, str]]:
     """The console's opening table: what runs where on what, and why."""
     config, model = plan.config, plan.shape.config
-    memory = memory_plan(plan.shape)
+    memory = {"runtime": plan.base_bytes, **memory_plan(plan.shape)}
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.items())
     schedule = plan.schedule
     rate = f"{schedule.kind} from {schedule.peak:g}"

@@ -53,7 +53,7 @@ class Generator:
 
         A text longer than the model's context goes on from its last half.
         """
-        draws = np.random.RandomState(list(seed))  # noqa: NPY002 - frozen, so seeds stay valid
+        draws = np.random.RandomState(list(seed))
         buffers, maxT = self._buffers, self.config.maxT
         history = list(prompt)
         self._position = 0
@@ -128,4 +128,3 @@ def _buffer_specs(config: GPTConfig) -> list[TensorSpec]:
         TensorSpec("token", (1,), "int32"),
         TensorSpec("tokens", (1, rows), "int32"),
     ]
-

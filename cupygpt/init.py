@@ -58,7 +58,7 @@ def fill_normal(out: np.ndarray, std: float, generator: np.random.RandomState) -
 
 def _words(seed: int) -> np.random.RandomState:
     """The 32-bit words of MT19937 with the standard initialisation, a stream NumPy has frozen."""
-    return np.random.RandomState(seed)  # noqa: NPY002 - the frozen legacy stream is the point
+    return np.random.RandomState(seed)
 
 
 def _uniforms(count: int, generator: np.random.RandomState) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The memory of a run, planned before it is allocated."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -15,20 +15,21 @@ MEMORY_MARGIN = 0.95
 
 @dataclass(frozen=True)
 class RunShape:
-    """What the size of every buffer follows from."""
+    """What the size of every buffer follows from; `precision` is the NumPy name of floatX."""
 
     config: GPTConfig
     B: int
     T: int
     recompute: int = 0
     training: bool = True
-    dtype: np.dtype = np.dtype(np.float32)
+    precision: str = "float32"
 
     @property
     def dtypes(self) -> dict[str, np.dtype]:
         """NumPy dtype of each dtype name in the tensor tables; float64 runs are float64 throughout."""
-        statistics = self.dtype if self.dtype == np.float64 else np.dtype(np.float32)
-        return {"floatX": self.dtype, "float32": statistics}
+        float_x = np.dtype(self.precision)
+        statistics = float_x if self.precision == "float64" else np.dtype(np.float32)
+        return {"floatX": float_x, "float32": statistics}
 
 
 def memory_plan(shape: RunShape) -> dict[str, int]:
@@ -39,9 +40,7 @@ def memory_plan(shape: RunShape) -> dict[str, int]:
         return shape.dtypes[name].itemsize
 
     acts = activation_specs(config, B, T, recompute=shape.recompute, training=shape.training)
-    scratch = scratch_specs(
-        config, B, T, training=shape.training, head_rows=head_rows(B, T)
-    )
+    scratch = scratch_specs(config, B, T, training=shape.training, head_rows=head_rows(B, T))
     parameters = config.num_parameters * size_of("floatX")
     plan = {"parameters": parameters}
     if shape.training:
@@ -87,4 +86,4 @@ def largest_batch(needed: Callable[[int], int], budget: int) -> int:
 
 
 def _with_batch(shape: RunShape, B: int) -> RunShape:
-    return RunShape(shape.config, B, shape.T, shape.recompute, shape.training, shape.dtype)
+    return replace(shape, B=B)

@@ -191,9 +191,7 @@ class GPT:
         if self.recompute >= 1:
             gelu_forward(fch_gelu, a.fch[l])
         if self.recompute >= 2:
-            layernorm_forward(
-                ln1, a.ln1_mean[l], a.ln1_rstd[l], residual, p.ln1w[l], p.ln1b[l]
-            )
+            layernorm_forward(ln1, a.ln1_mean[l], a.ln1_rstd[l], residual, p.ln1w[l], p.ln1b[l])
             layernorm_forward(
                 ln2, a.ln2_mean[l], a.ln2_rstd[l], a.residual2[l], p.ln2w[l], p.ln2b[l]
             )

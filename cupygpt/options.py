@@ -48,9 +48,7 @@ class TrainConfig:
     schedule: str = _flag(
         "-k", "--schedule", default="cosine", choices=SCHEDULES, help="learning-rate schedule"
     )
-    warmup: int | None = _flag(
-        "-u", "--warmup", type=int, help="warm-up steps (default: 0)"
-    )
+    warmup: int | None = _flag("-u", "--warmup", type=int, help="warm-up steps (default: 0)")
     final_fraction: float | None = _flag(
         "-q", "--final-fraction", type=float,
         help="last learning rate as a fraction of the peak (default: 1, no decay)",
@@ -107,7 +105,9 @@ class TrainConfig:
         "--seed", default=42, type=int, help="of weights, data order, dropout and samples"
     )
     beta1: float = _flag("--beta1", default=0.9, type=float, help="AdamW's first-moment decay")
-    beta2: float = _flag("--beta2", default=0.95, type=float, help="AdamW's second-moment decay")
+    beta2: float | None = _flag(
+        "--beta2", type=float, help="AdamW's second-moment decay (default: 0.95)"
+    )
     grad_clip: float = _flag(
         "--grad-clip", default=1.0, type=float, help="largest gradient norm, 0 = no clipping"
     )

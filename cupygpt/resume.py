@@ -39,7 +39,7 @@ def resumed_config(saved: dict[str, Any], given: dict[str, Any]) -> TrainConfig:
             + "\n".join(differences)
             + "\nLeave them out, or start a new run from its weights with -e."
         )
-    length = {name: None for name in _LENGTH} if any(name in given for name in _LENGTH) else {}
+    length = dict.fromkeys(_LENGTH) if any(name in given for name in _LENGTH) else {}
     changes = {
         name: value for name, value in given.items() if name not in ("resume", "out", "model")
     }

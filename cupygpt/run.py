@@ -46,7 +46,9 @@ class Run:
         self.trainer = Trainer(
             plan.device,
             plan.shape,
-            OptimizerSettings(config.beta1, config.beta2, config.weight_decay, config.grad_clip),
+            OptimizerSettings(
+                config.beta1, config.beta2 or 0.0, config.weight_decay or 0.0, config.grad_clip
+            ),
             accumulation=plan.accumulation,
             dropout_p=config.dropout,
             seed=config.seed,
@@ -66,7 +68,9 @@ class Run:
         )
         self._batches = Prefetcher(loader)
         self._overfit_batches: list[tuple[np.ndarray, np.ndarray]] | None = None
-        self._log = RunLog(folder, resume_step=progress.step if self._saved_step is not None else None)
+        self._log = RunLog(
+            folder, resume_step=progress.step if self._saved_step is not None else None
+        )
         self._last_loss = math.nan
 
     def loop(self, stop: StopSignal) -> None:
@@ -198,12 +202,16 @@ class Run:
         )
 
 
-def closing_lines(run: Run, signal_name: str | None, levels: tuple[float, float] | None) -> list[str]:
+def closing_lines(
+    run: Run, signal_name: str | None, levels: tuple[float, float] | None
+) -> list[str]:
     """What came of the run, and what to do next."""
     progress, plan, folder = run.progress, run.plan, run.folder
     lines = [f"{progress.step} of {plan.steps} steps in {run.console.elapsed_s():.0f} s."]
     if math.isfinite(progress.best_loss):
-        best = f"best validation loss {progress.best_loss:.4f} nats/token at step {progress.best_step}"
+        best = (
+            f"best validation loss {progress.best_loss:.4f} nats/token at step {progress.best_step}"
+        )
         if levels:
             best += f" (unigram {levels[0]:.4f}, bigram {levels[1]:.4f})"
         lines.append(best)
@@ -217,4 +225,3 @@ def closing_lines(run: Run, signal_name: str | None, levels: tuple[float, float]
             "--tokenizer bytes -t 128",
         ]
     return lines
-

@@ -51,10 +51,9 @@ def new_run_folder(out: str | None, *, overwrite: bool) -> Path:
 
 def find_run(resume: str, out: str | None, newest: str) -> Path:
     """The folder that --resume means. Raises ConfigError if there is no run to continue."""
+    folder = Path(resume)
     if resume in (newest, "1"):  # llm.c writes -y 1
         folder = Path(out) if out else newest_run()
-    else:
-        folder = Path(resume)
     if not folder.is_dir():
         raise ConfigError(f"--resume {folder}: there is no such folder.")
     if not checkpoint_steps(folder):
@@ -83,9 +82,7 @@ def newest_run() -> Path:
 def holds_run(folder: Path) -> bool:
     """True if the folder holds the record, the log or a checkpoint of a run."""
     return (
-        (folder / RECORD).exists()
-        or (folder / MAIN_LOG).exists()
-        or bool(checkpoint_steps(folder))
+        (folder / RECORD).exists() or (folder / MAIN_LOG).exists() or bool(checkpoint_steps(folder))
     )
 
 

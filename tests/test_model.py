@@ -1,0 +1,130 @@
+"""The whole model in float64: its gradient against central differences, and its options."""
+
+import numpy as np
+import pytest
+
+from cupygpt.config import GPTConfig
+from cupygpt.device import CPU
+from cupygpt.init import initialize
+from cupygpt.memory import RunShape
+from cupygpt.step import OptimizerSettings, Trainer
+from cupygpt.tensors import cut_packed, parameter_specs
+
+CONFIG = GPTConfig(maxT=16, V=65, L=2, NH=2, C=32)
+B, T = 3, 13
+
+
+def make_trainer(precision: str = "float64", **options: float) -> Trainer:
+    recompute = int(options.pop("recompute", 0))
+    shape = RunShape(CONFIG, B, T, recompute=recompute, precision=precision)
+    trainer = Trainer(CPU(), shape, OptimizerSettings(), **options)  # type: ignore[arg-type]
+    initialize(trainer.params, CONFIG, 42)
+    rng = np.random.default_rng(5)
+    # Away from the start's symmetries: biases and norm weights get values too.
+    trainer.params.flat += 0.1 * rng.standard_normal(trainer.params.flat.size)
+    trainer.params.wte[CONFIG.V :] = 0
+    return trainer
+
+
+def tokens(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, CONFIG.V, (B, T + 1), dtype=np.int32)
+    return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
+
+
+def gradients(trainer: Trainer, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Gradients of the mean loss, through the same calls as a training step."""
+    saved = trainer.params.flat.copy()
+    trainer.step([(x, y)], 0, 0.0)
+    np.testing.assert_array_equal(trainer.params.flat, saved)
+    return trainer.grads.flat.copy()
+
+
+@pytest.mark.parametrize("recompute", [0, 1, 2])
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+def test_gradient_matches_central_differences(recompute: int, dropout_p: float) -> None:
+    trainer = make_trainer(recompute=recompute, dropout_p=dropout_p)
+    x, y = tokens()
+    gradient = gradients(trainer, x, y)
+    direction = np.random.default_rng(1).standard_normal(gradient.size)
+    cut_packed(direction, parameter_specs(CONFIG)).wte[CONFIG.V :] = 0
+    start, epsilon = trainer.params.flat.copy(), 1e-6
+    losses = []
+    for sign in (1, -1):
+        trainer.params.flat[:] = start + sign * epsilon * direction
+        # Rate 0: the step only measures; dropout draws the masks of step 0 each time.
+        losses.append(trainer.step([(x, y)], 0, 0.0).loss)
+        trainer.params.flat[:] = start
+    slope = (losses[0] - losses[1]) / (2 * epsilon)
+    assert slope == pytest.approx(gradient @ direction, rel=1e-6, abs=1e-8)
+
+
+def test_every_parameter_has_its_own_derivative() -> None:
+    trainer = make_trainer()
+    x, y = tokens()
+    gradient = cut_packed(gradients(trainer, x, y), parameter_specs(CONFIG))
+    rng = np.random.default_rng(2)
+    for name, view in trainer.params.items():
+        rows = T * CONFIG.C if name == "wpe" else view.size  # later positions are not used
+        limit = CONFIG.V * CONFIG.C if name == "wte" else rows
+        index = int(rng.integers(limit))
+        flat = view.reshape(-1)
+        value, epsilon, losses = flat[index], 1e-5, []
+        for sign in (1, -1):
+            flat[index] = value + sign * epsilon
+            losses.append(trainer.evaluate([(x, y)]))
+        flat[index] = value
+        slope = (losses[0] - losses[1]) / (2 * epsilon)
+        wanted = getattr(gradient, name).reshape(-1)[index]
+        assert slope == pytest.approx(wanted, rel=1e-5, abs=1e-8), name
+
+
+def test_padding_rows_get_no_gradient_whatever_they_hold() -> None:
+    trainer = make_trainer()
+    trainer.params.wte[CONFIG.V :] = 3.0
+    x, y = tokens()
+    gradient = cut_packed(gradients(trainer, x, y), parameter_specs(CONFIG))
+    assert not gradient.wte[CONFIG.V :].any()
+    filled = trainer.evaluate([(x, y)])
+    trainer.params.wte[CONFIG.V :] = 0.0
+    assert trainer.evaluate([(x, y)]) == filled
+
+
+def test_the_future_is_not_seen() -> None:
+    trainer = make_trainer()
+    x, y = tokens()
+    trainer.evaluate([(x, y)])
+    before = trainer.model.acts.losses.copy()
+    x[:, -1] = (x[:, -1] + 1) % CONFIG.V
+    trainer.evaluate([(x, y)])
+    np.testing.assert_array_equal(trainer.model.acts.losses[:, :-1], before[:, :-1])
+    assert not np.array_equal(trainer.model.acts.losses[:, -1], before[:, -1])
+
+
+def test_ignored_targets_do_not_count() -> None:
+    trainer = make_trainer()
+    x, y = tokens()
+    one_row = y.copy()
+    one_row[1:] = -1
+    trainer.evaluate([(x, y)])
+    wanted = trainer.model.acts.losses[0].mean()
+    assert trainer.evaluate([(x, one_row)]) == pytest.approx(wanted, rel=1e-12)
+
+
+def test_recompute_changes_memory_and_nothing_else() -> None:
+    x, y = tokens()
+    sizes, results = [], []
+    for recompute in (0, 1, 2):
+        trainer = make_trainer("float32", recompute=recompute)
+        sizes.append(trainer.model.acts.flat.nbytes)
+        results.append(gradients(trainer, x, y))
+    assert sizes[0] > sizes[1] > sizes[2]
+    np.testing.assert_array_equal(results[0], results[1])
+    np.testing.assert_array_equal(results[0], results[2])
+
+
+def test_float32_is_close_to_float64() -> None:
+    x, y = tokens()
+    exact = gradients(make_trainer("float64"), x, y)
+    single = gradients(make_trainer("float32"), x, y)
+    assert np.abs(single - exact).max() < 1e-5 * np.abs(exact).max()
