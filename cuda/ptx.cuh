@@ -71,6 +71,13 @@ __device__ __forceinline__ unsigned tf32_round(float value) {
     return bits;
 }
 
+// 2^x to about 2 ulp in one instruction; results below 2^-126 become 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 // 8 x 8 matrices of 16-bit elements from shared memory. Lane 8 m + i gives the address of row i
 // (16 bytes, aligned) of matrix m. Without trans, lane 4 i + j receives elements 2 j and 2 j + 1 of
 // row i; with it, of column i. ldmatrix exists from sm_75 on, the oldest architecture supported.

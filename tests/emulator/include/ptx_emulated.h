@@ -171,7 +171,8 @@ inline unsigned tf32_round(float value) {
     return (u + 0x1000u) & 0xffffe000u;
 }
 
-// Exact where a GPU is good to 2 ulp (ex2.approx.ftz).
+// ex2.approx.ftz.f32: its error is not modelled, its flush to zero is.
 inline float exp2_approx(float x) {
-    return exp2f(x);
+    float y = exp2f(x);
+    return y < 0x1p-126f ? 0.0f : y;
 }
