@@ -105,17 +105,34 @@ class CublasLt:
             self._set_operation(handle.value, attribute, value)
         return handle.value
 
-    def set_bias(self, operation: int, address: int) -> None:
-        """Where the bias vector lies; it has one element per row of the column-major result."""
-        self._set_operation(operation, _DESC_BIAS_POINTER, pointer(address))
+    def bias_setter(self, operation: int, address: int) -> Callable[[int], None]:
+        """Function that says where the bias lies; `address` tells its alignment for now.
 
-    def set_aux(self, operation: int, address: int) -> None:
-        """Where the GELU's input is written (GELU) or read (gradient of GELU)."""
-        self._set_operation(operation, _DESC_AUX_POINTER, pointer(address))
+        The vector has one element per row of the column-major result.
+        """
+        return self._address_setter(operation, _DESC_BIAS_POINTER, address)
+
+    def aux_setter(self, operation: int, address: int) -> Callable[[int], None]:
+        """As bias_setter, for the matrix that the GELU's input is written to or read from."""
+        return self._address_setter(operation, _DESC_AUX_POINTER, address)
 
     def set_aux_leading(self, operation: int, leading: int) -> None:
         """Elements from column to column of the GELU's input; a multiple of 8."""
         self._set_operation(operation, _DESC_AUX_LD, c_int64(leading))
+
+    def _address_setter(
+        self, operation: int, attribute: int, address: int
+    ) -> Callable[[int], None]:
+        slot = pointer(address)
+        self._set_operation(operation, attribute, slot)
+        # Called for every product: everything but the address is prepared.
+        entry, slot_address, size = self._desc_set, ctypes.addressof(slot), ctypes.sizeof(slot)
+
+        def set_address(address: int) -> None:
+            slot.value = address
+            self.check(entry(operation, attribute, slot_address, size), "setting an address")
+
+        return set_address
 
     def _set_operation(self, operation: int, attribute: int, value: Any) -> None:
         status = self._desc_set(operation, attribute, byref(value), ctypes.sizeof(value))
@@ -182,15 +199,15 @@ def find_library(name: str) -> str:
     Loads it. Raises DeviceError with what to install where it is missing.
     """
     try:
-        from cuda import pathfinder
+        from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
     except ImportError as error:
         raise DeviceError(
             f"the package cuda-pathfinder is missing ({error}): "
             f"pip install 'cupygpt[cuda12]' or 'cupygpt[cuda13]'."
         ) from None
     try:
-        path = pathfinder.load_nvidia_dynamic_lib(name).abs_path
-    except pathfinder.DynamicLibNotFoundError:
+        path = load_nvidia_dynamic_lib(name).abs_path
+    except DynamicLibNotFoundError:
         raise DeviceError(
             f"NVIDIA's library {name} was not found: "
             f"pip install 'cupygpt[cuda12]' or 'cupygpt[cuda13]', or install a CUDA toolkit."

@@ -1,20 +1,69 @@
 """The device a run computes on: choosing it, allocating on it, moving data to and from it."""
 
 import os
+import re
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from cupygpt.errors import DeviceError
+from cupygpt.errors import ConfigError, DeviceError
 from cupygpt.tensors import Array
+
+TENSOR_CORE_CAPABILITY = (8, 0)
+"""Ampere: the first GPUs that multiply in TF32 and bfloat16."""
+
+
+class PendingRead(Protocol):
+    """An array on its way to the host."""
+
+    def ready(self) -> bool:
+        """Whether `value` returns without waiting."""
+
+    def value(self) -> np.ndarray:
+        """The array as it was when it was asked for."""
+
+
+class Device(Protocol):
+    """What a run needs of a device; see CPU, and CUDA in cuda_device.py."""
+
+    @property
+    def name(self) -> str:
+        """The kind of device: cpu or cuda."""
+
+    def zeros(self, size: int, dtype: Any) -> Array:
+        """Flat array of zeros; DeviceError where memory does not suffice."""
+
+    def upload(self, target: Array, source: np.ndarray) -> None:
+        """Copy a host array into an array of the device; `source` may change afterwards."""
+
+    def download(self, source: Array) -> np.ndarray:
+        """The host copy of an array; waits for the work queued before it."""
+
+    def read_later(self, source: Array) -> PendingRead:
+        """The host copy of an array as of now, without waiting for it."""
+
+    def synchronize(self) -> None:
+        """Wait for all queued work."""
+
+    def free_bytes(self) -> int | None:
+        """Memory that can still be allocated; None where the system does not say."""
+
+    def used_bytes(self) -> int | None:
+        """Memory the run holds; None where the system does not say."""
+
+    def describe(self) -> str:
+        """One line for the console."""
 
 
 class CPU:
     """NumPy arrays in main memory."""
 
-    name = "cpu"
+    @property
+    def name(self) -> str:
+        """For messages and comparisons."""
+        return "cpu"
 
     def zeros(self, size: int, dtype: Any) -> Array:
         """Flat array of `size` zeros; raises DeviceError where memory does not suffice."""
@@ -35,6 +84,13 @@ class CPU:
         """The host copy of an array; for this device, the array itself."""
         return np.asarray(source)
 
+    def read_later(self, source: Array) -> PendingRead:
+        """A copy of the array: there is nothing to wait for."""
+        return _HostCopy(np.array(source))
+
+    def synchronize(self) -> None:
+        """Nothing: work on the CPU is done when its call returns."""
+
     def free_bytes(self) -> int | None:
         """Memory that can still be allocated, or None where the system does not say."""
         return available_memory_bytes()
@@ -51,10 +107,21 @@ class CPU:
 
 
 @dataclass(frozen=True)
+class _HostCopy:
+    values: np.ndarray
+
+    def ready(self) -> bool:
+        return True
+
+    def value(self) -> np.ndarray:
+        return self.values
+
+
+@dataclass(frozen=True)
 class DeviceChoice:
     """A device and the reason why it was chosen, for the console."""
 
-    device: CPU
+    device: Device
     reason: str
 
 
@@ -66,16 +133,56 @@ def choose_device(spec: str) -> DeviceChoice:
     """
     if spec == "cpu":
         return DeviceChoice(CPU(), "asked for with --device cpu")
-    if spec == "auto":
-        return DeviceChoice(CPU(), no_cuda_reason())
-    if spec == "cuda" or spec.startswith("cuda:"):
-        raise DeviceError(f"--device {spec}: {no_cuda_reason()} Use --device cpu until then.")
-    raise DeviceError(f"--device {spec}: not a device; use auto, cpu, cuda or cuda:N.")
+    match = re.fullmatch(r"auto|cuda(?::(\d+))?", spec)
+    if not match:
+        raise DeviceError(f"--device {spec}: not a device; use auto, cpu, cuda or cuda:N.")
+    # CuPy need not be installed: nothing that imports it is imported before it is wanted.
+    from cupygpt.cuda_probe import find_gpu
+
+    try:
+        index, reason = find_gpu(None if match[1] is None else int(match[1]))
+    except DeviceError as error:
+        if spec == "auto":
+            return DeviceChoice(CPU(), str(error))
+        raise DeviceError(f"--device {spec}: {error} --device cpu works everywhere.") from error
+    from cupygpt.cuda_device import CUDA
+
+    return DeviceChoice(CUDA(index), reason)
 
 
-def no_cuda_reason() -> str:
-    """Why this version computes on the CPU."""
-    return "the CUDA device is not part of this version yet."
+def default_precision(device: Device) -> tuple[str, str]:
+    """(precision, reason) for `--precision auto`.
+
+    TF32 from compute capability 8.0 on: on data-centre GPUs its products are about 8 times as
+    fast as float32's, on GeForce no slower, and the loss is the same. Else fp32. Not bf16: this
+    version does not train in it.
+    """
+    capability = compute_capability(device)
+    if capability is None:
+        return "fp32", "the CPU's own"
+    if capability >= TENSOR_CORE_CAPABILITY:
+        return "tf32", "float32 data with fast products"
+    return "fp32", f"compute capability {capability[0]}.{capability[1]} has no TF32"
+
+
+def check_precision(device: Device, precision: str) -> None:
+    """Raise ConfigError where `device` cannot compute in `precision` (fp32, tf32 or bf16)."""
+    capability = compute_capability(device)
+    if precision == "fp32" or (capability is not None and capability >= TENSOR_CORE_CAPABILITY):
+        return
+    where = (
+        "the CPU" if capability is None else f"compute capability {capability[0]}.{capability[1]}"
+    )
+    raise ConfigError(
+        f"--precision {precision} needs a GPU of compute capability 8.0 (Ampere) or newer, "
+        f"this run is on {where}: use --precision fp32."
+    )
+
+
+def compute_capability(device: Device) -> tuple[int, int] | None:
+    """(9, 0) for a Hopper GPU; None for a device that is no GPU."""
+    capability: tuple[int, int] | None = getattr(device, "compute_capability", None)
+    return capability
 
 
 def available_memory_bytes() -> int | None:

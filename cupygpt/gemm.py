@@ -8,6 +8,7 @@ matrix (N, M), hence out = a b is computed as outᵀ = bᵀ aᵀ, with the opera
 """
 
 import ctypes
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
@@ -60,24 +61,25 @@ def matmul(
     """
     if out.size == 0:
         return
+    out_memory, a_address, b_address = out.data, a.data.ptr, b.data.ptr
+    device_id, out_address = out_memory.device_id, out_memory.ptr
     key = (
-        _signature(out), _signature(a), _signature(b), _signature(bias), _signature(aux),
+        _signature(out), _signature(a), _signature(b),
+        None if bias is None else _signature(bias), None if aux is None else _signature(aux),
         transpose_a, transpose_b, accumulate, epilogue, tf32,
     )  # fmt: skip
-    context = _context(out.data.device_id)
+    context = _context(device_id)
     plan = context.plans.get(key)
     if plan is None:
         plan = context.plans[key] = context.plan(key)
-    context.run(plan, out, a, b, bias, aux)
+    context.run(plan, out_address, a_address, b_address, bias, aux)
 
 
 _Signature = tuple[tuple[int, ...], tuple[int, ...], str, int, int]
 
 
-def _signature(array: Array | None) -> _Signature | None:
+def _signature(array: Array) -> _Signature:
     """What a plan depends on: shape, strides, type, alignment of the address in bytes, device."""
-    if array is None:
-        return None
     memory = array.data
     address = memory.ptr | _BASE_ALIGNMENT
     return array.shape, array.strides, array.dtype.char, address & -address, memory.device_id
@@ -102,6 +104,8 @@ class Operand:
         shape, strides, type_code, alignment, _ = signature
         if len(shape) != 2:
             raise KernelError(f"{name} has shape {shape}: products take 2-D arrays.")
+        if 0 in shape:
+            raise KernelError(f"{name} has shape {shape}: a product cannot sum over nothing.")
         if type_code not in _TYPES:
             raise KernelError(
                 f"{name} has dtype '{type_code}': products take float32, and bfloat16 as uint16."
@@ -171,7 +175,7 @@ def problem_of(key: tuple[Any, ...]) -> Problem:
     out, a, b = Operand.of("out", out_sig), Operand.of("a", a_sig), Operand.of("b", b_sig)
     M, K = (a.rows, a.cols) if transpose_a else (a.cols, a.rows)
     K_of_b, N = (b.rows, b.cols) if transpose_b else (b.cols, b.rows)
-    if K != K_of_b or (M, N) != (out.cols, out.rows) or K == 0:
+    if K_of_b != K or (out.cols, out.rows) != (M, N):
         raise KernelError(
             f"shapes do not fit: out {out_sig[0]} from a {a_sig[0]}{'ᵀ' if transpose_a else ''} "
             f"@ b {b_sig[0]}{'ᵀ' if transpose_b else ''}."
@@ -194,9 +198,7 @@ def problem_of(key: tuple[Any, ...]) -> Problem:
         transpose_B=transpose_a,
         accumulate=accumulate,
         compute=(
-            cublaslt.COMPUTE_TF32
-            if tf32 and a.type_code == "f"
-            else cublaslt.COMPUTE_FLOAT32
+            cublaslt.COMPUTE_TF32 if tf32 and a.type_code == "f" else cublaslt.COMPUTE_FLOAT32
         ),
         epilogue=_epilogue_flags(epilogue, bias=bias_sig is not None, aux=aux is not None),
         bias_alignment=None if bias_sig is None else bias_sig[3],
@@ -241,7 +243,7 @@ def _epilogue_flags(epilogue: Epilogue | None, *, bias: bool, aux: bool) -> int:
     return cublaslt.EPILOGUE_BIAS if bias else cublaslt.EPILOGUE_DEFAULT
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Plan:
     """What is passed to cublasLtMatmul for one kind of product, beside the addresses."""
 
@@ -251,6 +253,8 @@ class _Plan:
     algorithm: cublaslt.HeuristicResult
     algorithm_address: int
     beta_address: int
+    set_bias: Callable[[int], None] | None
+    set_aux: Callable[[int], None] | None
 
 
 class _Context:
@@ -265,72 +269,72 @@ class _Context:
         with cupy.cuda.Device(device_id):
             self.handle = self.library.create()
             # Straight from cudaMalloc: a pool could round it up, and the plan of the run counts it.
-            self.workspace = cupy.cuda.Memory(WORKSPACE_BYTES)
+            self._workspace = cupy.cuda.Memory(WORKSPACE_BYTES)
+        self.workspace_address = self._workspace.ptr
         self.plans: dict[tuple[Any, ...], _Plan] = {}
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
+        self._one_address = ctypes.addressof(self._one)
 
     def plan(self, key: tuple[Any, ...], choice: int = 0) -> _Plan:
-        """Describe a product and take the heuristics' algorithm number `choice`, best first.
-
-        Timing the candidates instead would gain little (see tools/bench_kernels.py) and would
-        make the bits of a run depend on the timing.
-        """
+        """Describe a product and take the heuristics' algorithm number `choice`, best first."""
         problem, library = problem_of(key), self.library
         operation = library.operation(
             problem.compute, problem.transpose_A, problem.transpose_B, problem.epilogue
         )
         # The heuristics read the alignment of bias and aux off the addresses set here.
+        set_bias = set_aux = None
         if problem.bias_alignment is not None:
-            library.set_bias(operation, problem.bias_alignment)
+            set_bias = library.bias_setter(operation, problem.bias_alignment)
         if problem.aux_alignment is not None:
-            library.set_aux(operation, problem.aux_alignment)
+            set_aux = library.aux_setter(operation, problem.aux_alignment)
             library.set_aux_leading(operation, problem.aux_leading)
-        layouts = tuple(
-            library.layout(_TYPES[x.type_code], x.rows, x.cols, x.leading)
-            for x in (problem.A, problem.B, problem.D)
-        )
-        assert len(layouts) == 3
-        bfloat16_out = problem.D.type_code == "H"
+        A, B, D = problem.A, problem.B, problem.D
+        layouts = (_layout(library, A), _layout(library, B), _layout(library, D))
         algorithms = library.algorithms(
             self.handle,
             operation,
             layouts,
-            alignments=(problem.A.alignment, problem.B.alignment, problem.D.alignment),
+            alignments=(A.alignment, B.alignment, D.alignment),
             workspace_bytes=WORKSPACE_BYTES,
-            reduction_schemes=cublaslt.REDUCE_IN_COMPUTE_TYPE if bfloat16_out else None,
+            # Partial sums of a split K must not be rounded to bfloat16.
+            reduction_schemes=cublaslt.REDUCE_IN_COMPUTE_TYPE if D.type_code == "H" else None,
             count=choice + 1,
             what=problem.describe(),
         )
         algorithm = algorithms[min(choice, len(algorithms) - 1)]
-        beta = self._one if problem.accumulate else self._zero
         return _Plan(
-            problem,
-            operation,
-            layouts,
-            algorithm,
-            ctypes.addressof(algorithm),
-            ctypes.addressof(beta),
+            problem=problem,
+            operation=operation,
+            layouts=layouts,
+            algorithm=algorithm,
+            algorithm_address=ctypes.addressof(algorithm),
+            beta_address=ctypes.addressof(self._one if problem.accumulate else self._zero),
+            set_bias=set_bias,
+            set_aux=set_aux,
         )
 
     def run(
-        self, plan: _Plan, out: Array, a: Array, b: Array, bias: Array | None, aux: Array | None
+        self, plan: _Plan, out: int, a: int, b: int, bias: Array | None, aux: Array | None
     ) -> None:
-        """Queue the product on CuPy's current stream for this device."""
-        library, operation = self.library, plan.operation
+        """Queue the product on CuPy's current stream for this device; out, a, b are addresses."""
         if bias is not None:
-            library.set_bias(operation, bias.data.ptr)
+            assert plan.set_bias is not None
+            plan.set_bias(bias.data.ptr)
         if aux is not None:
-            library.set_aux(operation, aux.data.ptr)
+            assert plan.set_aux is not None
+            plan.set_aux(aux.data.ptr)
         A_layout, B_layout, D_layout = plan.layouts
-        result = out.data.ptr
-        status = library.matmul(
-            self.handle, operation, ctypes.addressof(self._one), b.data.ptr, A_layout, a.data.ptr,
-            B_layout, plan.beta_address, result, D_layout, result, D_layout,
-            plan.algorithm_address, self.workspace.ptr, WORKSPACE_BYTES,
-            self.current_stream(self.device_id).ptr,
+        status = self.library.matmul(
+            self.handle, plan.operation, self._one_address, b, A_layout, a, B_layout,
+            plan.beta_address, out, D_layout, out, D_layout, plan.algorithm_address,
+            self.workspace_address, WORKSPACE_BYTES, self.current_stream(self.device_id).ptr,
         )  # fmt: skip
         if status:
-            library.check(status, plan.problem.describe())
+            self.library.check(status, plan.problem.describe())
+
+
+def _layout(library: cublaslt.CublasLt, operand: Operand) -> int:
+    return library.layout(_TYPES[operand.type_code], operand.rows, operand.cols, operand.leading)
 
 
 @cache

@@ -25,7 +25,6 @@ SHAPES = [
     (40, 24, 8192),
 ]
 KINDS = ["fp32", "tf32", "bf16", "bf16->fp32"]
-UNIT = {"fp32": 2.0**-23, "bf16": 2.0**-8, "bf16->fp32": 2.0**-23}
 
 
 class Case:
@@ -55,15 +54,19 @@ class Case:
         array = self.put(self.rng.standard_normal(shape), result=result)
         return array, self.get(array)
 
-    def limit(self, K: int, magnitude: np.ndarray, want: np.ndarray) -> np.ndarray:
-        """Error that rounding explains; `magnitude` is the sum of the terms' absolute values.
+    def limit(
+        self, K: int, magnitude: np.ndarray, product: np.ndarray, addend: Any = 0.0
+    ) -> np.ndarray:
+        """Error that rounding explains; `magnitude` is the sum of the products' absolute values.
 
         A product in TF32 has a relative error of at most 2**-9, one of float32 none worth
-        mentioning. Sums in float32 err by about sqrt(K) units of their terms, in any order.
+        mentioning. Sums in float32 err by about sqrt(K) units of their terms, in any order. A
+        bfloat16 result may be rounded (by 2**-9) before `addend` is added, and after.
         """
         operand = 2.0**-9 if self.tf32 else 0.0
-        store = 2.0**-8 if self.kind == "bf16" else 0.0
-        return (operand + (4 + math.sqrt(K)) * 2.0**-23) * magnitude + store * np.abs(want)
+        store = 2.0**-8 if self.kind == "bf16" else 2.0**-23
+        sums = (operand + (4 + math.sqrt(K)) * 2.0**-23) * magnitude
+        return sums + store * (np.abs(product) + np.abs(addend))
 
 
 @pytest.mark.gpu
@@ -83,9 +86,9 @@ def test_every_transpose_with_and_without_accumulation(kind: str, M: int, N: int
         )  # fmt: skip
         a_ref, b_ref = a_ref.T if transpose_a else a_ref, b_ref.T if transpose_b else b_ref
         start = start if accumulate else np.zeros((M, N))
-        want = a_ref @ b_ref + start
-        limit = case.limit(K, np.abs(a_ref) @ np.abs(b_ref) + np.abs(start), want)
-        error = np.abs(case.get(out) - want)
+        product = a_ref @ b_ref
+        limit = case.limit(K, np.abs(a_ref) @ np.abs(b_ref), product, start)
+        error = np.abs(case.get(out) - (product + start))
         assert (error <= limit).all(), (transpose_a, transpose_b, accumulate, (error - limit).max())
 
 
@@ -99,9 +102,9 @@ def test_bias(kind: str, M: int, N: int, K: int) -> None:
     bias, bias_ref = case.normal(N, result=True)
     out = case.put(np.full((M, N), np.nan), result=True)
     matmul(out, a, weight, transpose_b=True, bias=bias, tf32=case.tf32)
-    want = a_ref @ weight_ref.T + bias_ref
-    limit = case.limit(K, np.abs(a_ref) @ np.abs(weight_ref.T) + np.abs(bias_ref), want)
-    error = np.abs(case.get(out) - want)
+    product = a_ref @ weight_ref.T
+    limit = case.limit(K, np.abs(a_ref) @ np.abs(weight_ref.T), product, bias_ref)
+    error = np.abs(case.get(out) - (product + bias_ref))
     assert (error <= limit).all(), (error - limit).max()
 
 
@@ -119,9 +122,9 @@ def test_gelu_epilogue_keeps_its_input(kind: str, M: int, N: int, K: int) -> Non
     options: dict[str, Any] = {"transpose_b": True, "bias": bias, "tf32": case.tf32}
     matmul(out, a, weight, epilogue="gelu", aux=aux, **options)
     matmul(alone, a, weight, epilogue="gelu", **options)
-    want_aux = a_ref @ weight_ref.T + bias_ref
-    magnitude = np.abs(a_ref) @ np.abs(weight_ref.T) + np.abs(bias_ref)
-    limit = case.limit(K, magnitude, want_aux)
+    product = a_ref @ weight_ref.T
+    limit = case.limit(K, np.abs(a_ref) @ np.abs(weight_ref.T), product, bias_ref)
+    want_aux = product + bias_ref
     want = gelu(want_aux)
     assert (np.abs(case.get(aux) - want_aux) <= limit).all()
     for got in (out, alone):  # GELU's slope is at most 1.13; its own error is the epilogue's tanh.
@@ -207,9 +210,10 @@ def test_captured_products_follow_their_inputs(kind: str) -> None:
     for factor in (1.0, -2.0):
         a[...] = case.put(factor * a_ref)
         graph.launch()
-        want = factor * a_ref @ weight_ref.T + bias_ref
-        magnitude = np.abs(factor * a_ref) @ np.abs(weight_ref.T) + np.abs(bias_ref)
-        assert (np.abs(case.get(out) - want) <= case.limit(56, magnitude, want)).all()
+        product = factor * a_ref @ weight_ref.T
+        magnitude = np.abs(factor * a_ref) @ np.abs(weight_ref.T)
+        limit = case.limit(56, magnitude, product, bias_ref)
+        assert (np.abs(case.get(out) - (product + bias_ref)) <= limit).all()
 
 
 @pytest.mark.gpu
@@ -240,13 +244,15 @@ def test_a_known_kind_of_product_makes_no_new_plan() -> None:
 
 
 @pytest.mark.gpu
-def test_unknown_product_names_the_shape() -> None:
-    case = Case("bf16->fp32")
-    a, _ = case.normal(16, 16)
-    out, aux = case.put(np.zeros((16, 16)), result=True), case.put(np.zeros((16, 16)), result=True)
-    operation = r"product out \(16, 16\) float32 = \(16, 16\) @ \(16, 16\) bfloat16"
-    with pytest.raises(KernelError, match=operation):
-        matmul(out, a, a, epilogue="dgelu", aux=aux)
+def test_a_product_that_fails_names_its_shape_and_status(monkeypatch: pytest.MonkeyPatch) -> None:
+    case = Case("fp32")
+    a, _ = case.normal(16, 24)
+    out = case.put(np.zeros((16, 16)))
+    library = gemm._context(case.device.index).library
+    monkeypatch.setattr(library, "matmul", lambda *arguments: 13)
+    message = r"product out \(16, 16\) float32 = \(16, 24\) @ \(16, 24\)ᵀ float32: CUBLAS_STATUS_EX"
+    with pytest.raises(KernelError, match=message):
+        matmul(out, a, a, transpose_b=True)
 
 
 @pytest.mark.gpu
@@ -390,12 +396,35 @@ def test_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         cublaslt.find_library("nvrtc")
 
 
-def test_status_codes_have_names() -> None:
+@pytest.fixture
+def library() -> cublaslt.CublasLt:
     pytest.importorskip("cuda.pathfinder", reason="no CUDA components installed")
     try:
-        library = cublaslt.load_cublaslt()
+        return cublaslt.load_cublaslt()
     except DeviceError as error:
         pytest.skip(str(error))
+
+
+def test_status_codes_have_names(library: cublaslt.CublasLt) -> None:
     library.check(0, "nothing")
     with pytest.raises(KernelError, match=r"some product: CUBLAS_STATUS_NOT_SUPPORTED\."):
         library.check(15, "some product")
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [(15, "some product: CUBLAS_STATUS_NOT_SUPPORTED"), (0, "cuBLASLt knows no algorithm")],
+)
+def test_no_algorithm_names_the_product(
+    library: cublaslt.CublasLt,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    message: str,
+) -> None:
+    monkeypatch.setattr(library, "_heuristic", lambda *arguments: status)
+    with pytest.raises(KernelError, match=message):
+        library.algorithms(
+            0, 0, (0, 0, 0),
+            alignments=(4, 4, 4), workspace_bytes=0, reduction_schemes=2, count=1,
+            what="some product",
+        )  # fmt: skip
