@@ -9,11 +9,12 @@ kernel) on emulated arrays, and raises where the result is wrong:
         ops.gelu_forward(out, inp)
         ...
 
-Op tests register theirs when they are imported.
+Modules that register cases are listed in CASE_MODULES.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections import defaultdict
 from collections.abc import Callable
 from typing import TypeVar
@@ -33,3 +34,14 @@ def case(*files: str) -> Callable[[Function], Function]:
         return function
 
     return register
+
+
+CASE_MODULES = ["emulator.sample_cases"]
+"""Where cases are registered."""
+
+
+def all_cases() -> dict[str, list[Callable[..., None]]]:
+    """CASES, with every module of CASE_MODULES imported."""
+    for name in CASE_MODULES:
+        importlib.import_module(name)
+    return CASES

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 from emulator import sample_cases
-from emulator.cases import CASES
+from emulator.cases import all_cases
 from emulator.mutation import barriers, mutate, survives
 from emulator.sample_cases import CUDA_DIR, SAMPLES
+from kernel_variants import option_sets
 
-OPTION_SETS = [("-DfloatX=float",), ("-DfloatX=__nv_bfloat16",)]
-
-# Samples without a barrier, or made to go wrong.
-FILES = [p for p in sorted(SAMPLES.glob("*.cu")) if CASES[p.name]]
+CASES = all_cases()
+FILES = [p for folder in (SAMPLES, CUDA_DIR) for p in sorted(folder.glob("*.cu")) if CASES[p.name]]
 
 
 @pytest.fixture(scope="session")
@@ -25,7 +24,7 @@ def mutant_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def survivors_of(source: Path, tmp_path: Path) -> list[str]:
     """The barriers of a .cu file that no case misses, as file:line."""
     found: set[tuple[Path, int]] = set()
-    for options in OPTION_SETS:
+    for options in option_sets(source.name):
         found |= barriers(source, [f"-I{CUDA_DIR}", *options])
     survivors = []
     for number, (file, line) in enumerate(sorted(found)):
@@ -38,7 +37,7 @@ def survivors_of(source: Path, tmp_path: Path) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("source", FILES, ids=lambda p: p.name)
-def test_no_sample_barrier_is_missed(
+def test_no_barrier_is_missed(
     source: Path, tmp_path: Path, mutant_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CUPYGPT_CACHE_DIR", str(mutant_cache))

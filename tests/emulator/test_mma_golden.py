@@ -1,0 +1,75 @@
+"""The emulator's mma, ldmatrix and tf32 rounding against a GPU's answers."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from emulator.emulate import EmulatedModule, emulated, emulated_empty
+from emulator.make_mma_golden import CUDA_DIR, GOLDEN, GPU, SOURCE, make_inputs, run_kernels
+from emulator.report import INCLUDE_DIR
+
+Arrays = dict[str, np.ndarray[Any, Any]]
+
+
+class Emulator:
+    """The emulated device in the form that run_kernels takes."""
+
+    def __init__(self) -> None:
+        self.get_function = EmulatedModule(SOURCE, [f"-I{CUDA_DIR}"]).get_function
+        self.put, self.empty = emulated, emulated_empty
+
+
+def assert_agree(got: Arrays, want: Arrays, inputs: Arrays) -> None:
+    """Bits move exactly; products may differ by the order and rounding of their sums."""
+    for name, values in want.items():
+        if values.dtype == np.uint32:
+            np.testing.assert_array_equal(got[name], values, err_msg=name)
+            continue
+        kernel = name.partition(".")[0]
+        # Tensor cores align the products of a sum before adding, keeping at least 24 bits.
+        terms = inputs[f"{kernel}.a"].shape[1] + 1
+        limit = 4 * terms * np.finfo(np.float32).eps * max(1.0, float(np.abs(values).max()))
+        error = float(np.abs(np.asarray(got[name], np.float64) - values).max())
+        assert error <= limit, f"{name}: off by {error:.2e}, allowed {limit:.2e}"
+
+
+@pytest.mark.golden
+def test_emulator_agrees_with_stored_hardware_answers() -> None:
+    if not GOLDEN.exists():
+        pytest.skip(f"{GOLDEN.name} is missing: run make_mma_golden.py on a GPU")
+    with np.load(GOLDEN) as file:
+        stored = {name: file[name] for name in file.files if name != "device"}
+    inputs = make_inputs()
+    for name, values in inputs.items():
+        np.testing.assert_array_equal(stored.pop(name), values, err_msg=name)
+    got = {name: np.asarray(x) for name, x in run_kernels(inputs, Emulator()).items()}
+    assert got.keys() == stored.keys()
+    assert_agree(got, stored, inputs)
+
+
+@pytest.mark.gpu
+def test_hardware_agrees_with_emulator() -> None:
+    cupy = pytest.importorskip("cupy")
+    try:
+        capability = int(cupy.cuda.Device(0).compute_capability)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        pytest.skip(f"no CUDA device: {error}")
+    if capability < 80:
+        pytest.skip("mma for bf16 and tf32 needs compute capability 8.0")
+    inputs = make_inputs()
+    want = {name: out.get() for name, out in run_kernels(inputs, GPU()).items()}
+    got = {name: np.asarray(x) for name, x in run_kernels(inputs, Emulator()).items()}
+    assert_agree(got, want, inputs)
+
+
+def test_every_wrapper_has_a_host_version() -> None:
+    names = set(re.findall(r"__forceinline__ [\w ]+?(\w+)\(", (CUDA_DIR / "ptx.cuh").read_text()))
+    host = (Path(INCLUDE_DIR) / "ptx_emulated.h").read_text()
+    made = {f"{n}_zfill" for n in re.findall(r"EMU_CP_ASYNC\((\w+)", host)}
+    missing = {n for n in names - made - {"shared_address", "copy_zfill"} if n not in host}
+    assert names
+    assert not missing, f"ptx_emulated.h lacks {missing}"

@@ -1,0 +1,33 @@
+"""The constants with which each .cu file is compiled by tests that do not go through an op.
+
+A file that is not listed takes none. Where constants decide over registers, one typical and one
+extreme choice are listed.
+"""
+
+DEFINES: dict[str, list[tuple[str, ...]]] = {
+    "attention.cu": [
+        ("-DHS=64", "-DROWS=4", "-DSTREAM=32"),
+        ("-DHS=128", "-DROWS=4", "-DSTREAM=32"),
+    ],
+    "attention_mma_forward.cu": [("-DHS=64", "-DWARPS=4", "-DTILES=1", "-DKEYS=64")],
+    "attention_mma_backward.cu": [
+        (
+            "-DHS=64",
+            "-DWARPS=4",
+            "-DDKDV_TILES=1",
+            "-DDQ_TILES=1",
+            "-DSTREAM=32",
+            "-DDKDV_PARTS=1",
+        )
+    ],
+    "layernorm.cu": [("-DROW_WARPS=1",), ("-DROW_WARPS=4",)],
+}
+
+FLOATX = ("float", "__nv_bfloat16")
+
+
+def option_sets(file: str) -> list[tuple[str, ...]]:
+    """All combinations of floatX and constants for a .cu file, as compiler options."""
+    return [
+        (f"-DfloatX={floatX}", *defines) for floatX in FLOATX for defines in DEFINES.get(file, [()])
+    ]
