@@ -36,6 +36,9 @@ DEFAULT_SHARED_BYTES = 48 << 10
 PACK_BYTES = 16
 """Size of the 128-bit accesses in cuda/common.cuh."""
 
+ROW_THREADS = 256
+"""Most threads of a block that `rows_launch` chooses."""
+
 _DTYPES: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),
     "f64": np.dtype(np.float64),
@@ -103,6 +106,14 @@ def num_packs(array: Array) -> int:
     if size % lanes:
         raise KernelError(f"an array of {size} elements: kernels need a multiple of {lanes}.")
     return size // lanes
+
+
+def rows_launch(num_rows: int, packs_per_row: int) -> dict[str, Any]:
+    """grid and block for a kernel whose threads (x, y) take pack x, x + blockDim.x, … of row y."""
+    rounds = ceil_div(packs_per_row, ROW_THREADS)
+    x = ceil_div(packs_per_row, rounds)
+    y = max(1, ROW_THREADS // x)
+    return {"grid": ceil_div(num_rows, y), "block": (x, y)}
 
 
 def find_cuda_dir() -> Path:

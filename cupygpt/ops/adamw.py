@@ -4,11 +4,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cupygpt.errors import KernelError
+from cupygpt.kernels import Kernel, ceil_div, num_packs
 from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
 EPSILON = 1e-8
 BLOCK_ELEMENTS = 1 << 14
+THREADS = 256
+MAX_TOGGLES = 16
+"""Changes between decay and no decay that one launch takes; GPT-2's table has 10."""
+NEVER = 2**63 - 1
+
+_adamw = Kernel(
+    "adamw.cu",
+    "adamw",
+    "params:floatX* m:f32* v:f32* grads:floatX* norm:f32* controls:f32* num_packs:i64 beta1:f32 "
+    "one_minus_beta1:f32 beta2:f32 one_minus_beta2:f32 weight_decay:f32 grad_clip:f32 "
+    + " ".join(f"toggle{i}:i64" for i in range(MAX_TOGGLES)),
+)
 
 
 def adamw(
@@ -33,7 +47,46 @@ def adamw(
     clipping. `segments` are (start, stop, decay) runs that cover the parameters. After llm.c
     adamw.cuh.
     """
-    assert on_host(params)
+    if on_host(params):
+        _numpy_adamw(
+            params, m, v, grads, norm, controls, segments, beta1, beta2, weight_decay, grad_clip
+        )
+        return
+    packs = num_packs(params)
+    _adamw(
+        params, m, v, grads, norm, controls, packs,
+        beta1, 1.0 - beta1, beta2, 1.0 - beta2, weight_decay, grad_clip,
+        *_decay_toggles(segments), grid=ceil_div(packs, THREADS), block=THREADS,
+    )  # fmt: skip
+
+
+def _decay_toggles(segments: Sequence[tuple[int, int, bool]]) -> list[int]:
+    """Where decay begins, ends, begins again, …; filled up to MAX_TOGGLES with NEVER."""
+    toggles: list[int] = []
+    for start, _, decay in segments:
+        if decay != len(toggles) % 2:
+            toggles.append(start)
+    if len(toggles) > MAX_TOGGLES or any(start % 8 for start in toggles):
+        raise KernelError(
+            f"weight decay changes at {toggles}: the kernel takes {MAX_TOGGLES} places, "
+            f"each a multiple of 8."
+        )
+    return toggles + [NEVER] * (MAX_TOGGLES - len(toggles))
+
+
+def _numpy_adamw(
+    params: np.ndarray,
+    m: np.ndarray,
+    v: np.ndarray,
+    grads: np.ndarray,
+    norm: np.ndarray,
+    controls: np.ndarray,
+    segments: Sequence[tuple[int, int, bool]],
+    beta1: float,
+    beta2: float,
+    weight_decay: float,
+    grad_clip: float,
+) -> None:
     rate, correction1, correction2 = (float(x) for x in controls)
     clip = grad_clip / float(norm[0]) if 0.0 < grad_clip < norm[0] else 1.0
 

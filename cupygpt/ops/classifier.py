@@ -2,10 +2,23 @@
 
 import numpy as np
 
+from cupygpt.kernels import Kernel, ceil_div, num_lanes
 from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
 BLOCK_ELEMENTS = 1 << 17
+MAX_THREADS = 1024
+WARP = 32
+
+_classifier = Kernel(
+    "classifier.cu",
+    "classifier",
+    "losses:f32* logits:floatX* targets:i32* V:i32 Vp:i32 dloss:f32",
+)
+_classifier_loss = Kernel(
+    "classifier.cu", "classifier_loss", "losses:f32* logits:floatX* targets:i32* V:i32 Vp:i32"
+)
+_loss_mean = Kernel("loss_mean.cu", "loss_mean", "mean:f32* losses:f32* N:i32 scale:f32")
 
 
 def classifier(losses: Array, logits: Array, targets: Array, V: int, dloss: float | None) -> None:
@@ -16,7 +29,31 @@ def classifier(losses: Array, logits: Array, targets: Array, V: int, dloss: floa
     get exactly 0, whatever they held. With `dloss` None (evaluation) they are left as scratch.
     After llm.c fused_classifier.cuh.
     """
-    assert on_host(logits)
+    if on_host(logits):
+        _numpy_classifier(losses, logits, targets, V, dloss)
+        return
+    N, Vp = logits.shape
+    block = min(MAX_THREADS, ceil_div(Vp, num_lanes(logits) * WARP) * WARP)
+    if dloss is None:
+        _classifier_loss(losses, logits, targets, V, Vp, grid=N, block=block)
+    else:
+        _classifier(losses, logits, targets, V, Vp, dloss, grid=N, block=block)
+
+
+def loss_mean(mean: Array, losses: Array, scale: float) -> None:
+    """mean[0] = scale * sum(losses), in a fixed order.
+
+    Written: mean (1,) float32. Read: losses (N,) float32.
+    """
+    if on_host(mean):
+        mean[0] = losses.sum(dtype=np.float64) * scale
+        return
+    _loss_mean(mean, losses, len(losses), scale, grid=1, block=MAX_THREADS)
+
+
+def _numpy_classifier(
+    losses: np.ndarray, logits: np.ndarray, targets: np.ndarray, V: int, dloss: float | None
+) -> None:
     N, Vp = logits.shape
 
     def rows(start: int, stop: int) -> None:
@@ -34,12 +71,3 @@ def classifier(losses: Array, logits: Array, targets: Array, V: int, dloss: floa
             logits[start:stop, V:] = 0.0
 
     for_blocks(rows, N, max(1, BLOCK_ELEMENTS // Vp))
-
-
-def loss_mean(mean: Array, losses: Array, scale: float) -> None:
-    """mean[0] = scale * sum(losses), in a fixed order.
-
-    Written: mean (1,) float32. Read: losses (N,) float32.
-    """
-    assert on_host(mean)
-    mean[0] = losses.sum(dtype=np.float64) * scale

@@ -7,6 +7,7 @@ resumed run, the backward pass and every device therefore draw the same masks.
 
 import numpy as np
 
+from cupygpt.kernels import Kernel, ceil_div, num_packs
 from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
@@ -14,8 +15,15 @@ ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 BLOCK_COUNTERS = 1 << 13
+THREADS = 256
 _WORD = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
+
+_dropout = Kernel(
+    "dropout.cu",
+    "dropout",
+    "out:floatX* inp:floatX* state:u32* num_packs:i64 site:u32 threshold:u32 scale:f32",
+)
 
 
 def dropout(out: Array, inp: Array, state: Array, site: int, p: float) -> None:
@@ -25,17 +33,28 @@ def dropout(out: Array, inp: Array, state: Array, site: int, p: float) -> None:
     memory: seed low, seed high, optimizer step, unused. `site` tells apart the places of one
     step (micro-step and layer). `p` is the probability of dropping, in [0, 1).
     """
-    assert on_host(out)
-    out, inp = out.reshape(-1), inp.reshape(-1)
-    threshold = np.uint32(min(round(p * 2**32), 2**32 - 1))
+    threshold, scale = min(round(p * 2**32), 2**32 - 1), 1.0 / (1.0 - p)
+    if on_host(out):
+        _numpy_dropout(out.reshape(-1), inp.reshape(-1), state, site, threshold, scale)
+        return
+    packs = num_packs(out)
+    _dropout(
+        out, inp, state, packs, site, threshold, scale,
+        grid=ceil_div(packs, THREADS), block=THREADS,
+    )  # fmt: skip
+
+
+def _numpy_dropout(
+    out: np.ndarray, inp: np.ndarray, state: np.ndarray, site: int, threshold: int, scale: float
+) -> None:
     seed_low, seed_high, step = (int(word) for word in state[:3])
 
     def counters(start: int, stop: int) -> None:
         words = philox(np.arange(start, stop, dtype=np.uint64), step, site, seed_low, seed_high)
         block = slice(4 * start, min(4 * stop, out.size))
-        keep = words.reshape(-1)[: block.stop - block.start] >= threshold
+        keep = words.reshape(-1)[: block.stop - block.start] >= np.uint32(threshold)
         np.multiply(inp[block], keep, out=out[block])
-        out[block] *= 1.0 / (1.0 - p)
+        out[block] *= scale
 
     for_blocks(counters, -(-out.size // 4), BLOCK_COUNTERS)
 

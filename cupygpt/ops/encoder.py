@@ -2,8 +2,26 @@
 
 import numpy as np
 
+from cupygpt.kernels import Kernel, ceil_div, num_lanes, rows_launch
 from cupygpt.ops.host import on_host
 from cupygpt.tensors import Array
+
+WPE_THREADS = 128
+RUN_POSITIONS = 64
+RUN_PACKS = 8
+"""Sorted positions and packs of columns per block of wte_backward; GROUPS and PACKS there."""
+
+_forward = Kernel(
+    "encoder.cu",
+    "encoder_forward",
+    "out:floatX* tokens:i32* wte:floatX* wpe:floatX* N:i32 T:i32 C:i32",
+)
+_wpe_backward = Kernel("encoder.cu", "wpe_backward", "dwpe:floatX* dout:floatX* B:i32 T:i32 C:i32")
+_wte_backward = Kernel(
+    "encoder.cu",
+    "wte_backward",
+    "dwte:floatX* dout:floatX* tokens:i32* order:i32* N:i32 C:i32",
+)
 
 
 def encoder_forward(out: Array, tokens: Array, wte: Array, wpe: Array) -> None:
@@ -12,10 +30,13 @@ def encoder_forward(out: Array, tokens: Array, wte: Array, wpe: Array) -> None:
     Written: out (B, T, C) floatX. Read: tokens (B, T) int32 in [0, V), wte (Vp, C), wpe (maxT, C)
     with maxT >= T. After llm.c train_gpt2.c, encoder_forward.
     """
-    assert on_host(out)
-    T = tokens.shape[1]
-    np.take(wte, tokens, axis=0, out=out, mode="clip")  # "raise" would copy; ids are checked before
-    out += wpe[:T]
+    T, C = out.shape[1:]
+    if on_host(out):
+        np.take(wte, tokens, axis=0, out=out, mode="clip")  # "raise" would copy; ids are checked
+        out += wpe[:T]
+        return
+    N = int(tokens.size)
+    _forward(out, tokens, wte, wpe, N, T, C, **rows_launch(N, C // num_lanes(out)))
 
 
 def token_order(tokens: np.ndarray) -> np.ndarray:
@@ -23,16 +44,29 @@ def token_order(tokens: np.ndarray) -> np.ndarray:
     return np.argsort(tokens, axis=None, kind="stable").astype(np.int32)
 
 
-def encoder_backward(
-    dwte: Array, dwpe: Array, dout: Array, tokens: Array, order: Array
-) -> None:
+def encoder_backward(dwte: Array, dwpe: Array, dout: Array, tokens: Array, order: Array) -> None:
     """dwte[tokens[b, t]] += dout[b, t] and dwpe[t] += dout[b, t], summed in a fixed order.
 
     Accumulated: dwte (Vp, C), dwpe (maxT, C) floatX. Read: dout (B, T, C), tokens (B, T) int32,
     order (B * T,) int32 as `token_order` makes it: rows of one token become neighbours, so that
     they are added up in a fixed order without atomics.
     """
-    assert on_host(dwte)
+    if on_host(dwte):
+        _numpy_backward(dwte, dwpe, dout, tokens, order)
+        return
+    B, T, C = dout.shape
+    packs = C // num_lanes(dout)
+    _wpe_backward(dwpe, dout, B, T, C, grid=ceil_div(T * packs, WPE_THREADS), block=WPE_THREADS)
+    _wte_backward(
+        dwte, dout, tokens, order, B * T, C,
+        grid=(ceil_div(B * T, RUN_POSITIONS), ceil_div(packs, RUN_PACKS)),
+        block=RUN_POSITIONS * RUN_PACKS,
+    )  # fmt: skip
+
+
+def _numpy_backward(
+    dwte: np.ndarray, dwpe: np.ndarray, dout: np.ndarray, tokens: np.ndarray, order: np.ndarray
+) -> None:
     T, C = dout.shape[1:]
     dwpe[:T] += dout.sum(axis=0)
     sorted_tokens = tokens.ravel()[order]

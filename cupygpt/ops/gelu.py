@@ -8,12 +8,17 @@ import math
 
 import numpy as np
 
+from cupygpt.kernels import Kernel, ceil_div, num_packs
 from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
 SCALE = 2.0 * math.sqrt(2.0 / math.pi)  # 2u = SCALE * (x + CUBIC * x³)
 CUBIC = 0.044715
 BLOCK_ELEMENTS = 1 << 15
+THREADS = 256
+
+_forward = Kernel("gelu.cu", "gelu_forward", "out:floatX* inp:floatX* num_packs:i64")
+_backward = Kernel("gelu.cu", "gelu_backward", "dinp:floatX* inp:floatX* num_packs:i64")
 
 
 def gelu_forward(out: Array, inp: Array) -> None:
@@ -21,9 +26,26 @@ def gelu_forward(out: Array, inp: Array) -> None:
 
     Written: out floatX. Read: inp, same shape. After llm.c gelu.cuh.
     """
-    assert on_host(out)
-    out, inp = out.reshape(-1), inp.reshape(-1)
+    if on_host(out):
+        _numpy_forward(out.reshape(-1), inp.reshape(-1))
+        return
+    packs = num_packs(out)
+    _forward(out, inp, packs, grid=ceil_div(packs, THREADS), block=THREADS)
 
+
+def gelu_backward(dinp: Array, inp: Array) -> None:
+    """dinp *= d gelu(inp) / d inp.
+
+    Updated in place: dinp floatX (holds the gradient of the output). Read: inp, same shape.
+    """
+    if on_host(dinp):
+        _numpy_backward(dinp.reshape(-1), inp.reshape(-1))
+        return
+    packs = num_packs(dinp)
+    _backward(dinp, inp, packs, grid=ceil_div(packs, THREADS), block=THREADS)
+
+
+def _numpy_forward(out: np.ndarray, inp: np.ndarray) -> None:
     def elements(start: int, stop: int) -> None:
         x, y = inp[start:stop], out[start:stop]
         np.multiply(x, x, out=y)
@@ -37,14 +59,7 @@ def gelu_forward(out: Array, inp: Array) -> None:
     for_blocks(elements, inp.size, BLOCK_ELEMENTS)
 
 
-def gelu_backward(dinp: Array, inp: Array) -> None:
-    """dinp *= d gelu(inp) / d inp.
-
-    Updated in place: dinp floatX (holds the gradient of the output). Read: inp, same shape.
-    """
-    assert on_host(dinp)
-    dinp, inp = dinp.reshape(-1), inp.reshape(-1)
-
+def _numpy_backward(dinp: np.ndarray, inp: np.ndarray) -> None:
     def elements(start: int, stop: int) -> None:
         x, dy = inp[start:stop], dinp[start:stop]
         # s = logistic(2u); gelu' = s + x s (1 - s) (2u)' = s (1 + x (1 - s) (2u)')

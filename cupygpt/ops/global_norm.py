@@ -4,11 +4,18 @@ import math
 
 import numpy as np
 
+from cupygpt.kernels import Kernel, ceil_div, num_packs
 from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
 BLOCK_ELEMENTS = 1 << 16
 MAX_PARTS = 1024
+THREADS = 256
+MIN_PACKS_PER_THREAD = 4
+"""Below this a block would cost more than it does."""
+
+_squares = Kernel("global_norm.cu", "squares", "partials:f32* grads:floatX* num_packs:i64")
+_norm = Kernel("global_norm.cu", "norm_of_squares", "norm:f32* partials:f32* num_parts:i32")
 
 
 def global_norm(norm: Array, grads: Array, partials: Array) -> None:
@@ -17,7 +24,16 @@ def global_norm(norm: Array, grads: Array, partials: Array) -> None:
     Written: norm (1,) float32. Read: grads (P,) floatX. Scratch: partials, flat float32, at least
     MAX_PARTS elements. After llm.c global_norm.cuh.
     """
-    assert on_host(norm)
+    if on_host(norm):
+        _numpy_norm(norm, grads, partials)
+        return
+    packs = num_packs(grads)
+    num_parts = min(MAX_PARTS, ceil_div(packs, THREADS * MIN_PACKS_PER_THREAD))
+    _squares(partials, grads, packs, grid=num_parts, block=THREADS)
+    _norm(norm, partials, num_parts, grid=1, block=MAX_PARTS, like=grads)
+
+
+def _numpy_norm(norm: np.ndarray, grads: np.ndarray, partials: np.ndarray) -> None:
     size = max(BLOCK_ELEMENTS, -(-grads.size // MAX_PARTS))
     parts = partials[: -(-grads.size // size)]
 

@@ -1,7 +1,10 @@
 """LayerNorm over the last axis, alone and fused with the residual addition before it."""
 
+from typing import Any
+
 import numpy as np
 
+from cupygpt.kernels import Defines, Kernel, ceil_div, num_lanes
 from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
@@ -10,6 +13,39 @@ MAX_PARTS = 512
 """Blocks whose sums fit the scratch of 1024 C elements."""
 BLOCK_ELEMENTS = 1 << 17
 """Elements of one block on the CPU: a few temporaries of this size stay in the second-level cache."""
+
+WARP = 32
+BLOCK_WARPS = 8
+TEAM_WARP_CHANNELS = 512
+"""Channels per warp where a row takes more than one: 16 floats of it in each thread."""
+SINGLE_WARP_CHANNELS = 1024
+MAX_TEAM_WARPS = 32
+MIN_ROWS_PER_TEAM = 4
+FINISH_COLUMNS = 32
+FINISH_THREADS = 256
+
+_forward = Kernel(
+    "layernorm.cu",
+    "layernorm_forward",
+    "out:floatX* mean:f32* rstd:f32* inp:floatX* weight:floatX* bias:floatX* N:i32 C:i32",
+)
+_residual_forward = Kernel(
+    "layernorm.cu",
+    "residual_layernorm_forward",
+    "residual:floatX* out:floatX* mean:f32* rstd:f32* inp1:floatX* inp2:floatX* weight:floatX* "
+    "bias:floatX* N:i32 C:i32",
+)
+_backward = Kernel(
+    "layernorm.cu",
+    "layernorm_backward",
+    "dinp:floatX* partials:f32* dout:floatX* inp:floatX* weight:floatX* mean:f32* rstd:f32* "
+    "N:i32 C:i32",
+)
+_backward_finish = Kernel(
+    "layernorm.cu",
+    "layernorm_backward_finish",
+    "dweight:floatX* dbias:floatX* partials:f32* num_parts:i32 C:i32",
+)
 
 
 def layernorm_forward(
@@ -20,23 +56,13 @@ def layernorm_forward(
     Written: out (B, T, C) floatX; mean, rstd (B, T) float32. Read: inp (B, T, C); weight, bias
     (C,). Ba et al. 2016, arXiv:1607.06450; after llm.c layernorm.cuh.
     """
-    assert on_host(out)
     C = inp.shape[-1]
-    out, inp = out.reshape(-1, C), inp.reshape(-1, C)
-    mean, rstd = mean.reshape(-1), rstd.reshape(-1)
-
-    def rows(start: int, stop: int) -> None:
-        block = slice(start, stop)
-        centred = out[block]
-        np.mean(inp[block], axis=1, out=mean[block])
-        np.subtract(inp[block], mean[block, None], out=centred)
-        variance = np.einsum("nc,nc->n", centred, centred) / C
-        np.divide(1.0, np.sqrt(variance + EPSILON), out=rstd[block])
-        centred *= rstd[block, None]
-        centred *= weight
-        centred += bias
-
-    for_blocks(rows, len(inp), max(1, BLOCK_ELEMENTS // C))
+    if on_host(out):
+        inp, out = inp.reshape(-1, C), out.reshape(-1, C)
+        _numpy_forward(out, mean.reshape(-1), rstd.reshape(-1), inp, weight, bias)
+        return
+    N = int(mean.size)
+    _forward(out, mean, rstd, inp, weight, bias, N, C, **_launch(N, row_defines(C, num_lanes(out))))
 
 
 def residual_layernorm_forward(
@@ -54,9 +80,15 @@ def residual_layernorm_forward(
     Written: residual, out (B, T, C) floatX; mean, rstd (B, T) float32. Read: inp1, inp2
     (B, T, C); weight, bias (C,). After llm.c layernorm.cuh, fused_residual_forward.
     """
-    assert on_host(out)
-    np.add(inp1, inp2, out=residual)
-    layernorm_forward(out, mean, rstd, residual, weight, bias)
+    if on_host(out):
+        np.add(inp1, inp2, out=residual)
+        layernorm_forward(out, mean, rstd, residual, weight, bias)
+        return
+    N, C = int(mean.size), int(out.shape[-1])
+    _residual_forward(
+        residual, out, mean, rstd, inp1, inp2, weight, bias, N, C,
+        **_launch(N, row_defines(C, num_lanes(out))),
+    )  # fmt: skip
 
 
 def layernorm_backward(
@@ -73,9 +105,75 @@ def layernorm_backward(
     """Gradients of LayerNorm.
 
     Accumulated: dinp (B, T, C) floatX (the residual branch has already added its share); dweight,
-    dbias (C,) floatX. Read: dout, inp (B, T, C); weight (C,); mean, rstd (B, T). Scratch: partials, flat float32, at least 1024 C elements.
+    dbias (C,) floatX. Read: dout, inp (B, T, C); weight (C,); mean, rstd (B, T). Scratch:
+    partials, flat float32, at least 1024 C elements.
     """
-    assert on_host(dinp)
+    if on_host(dinp):
+        _numpy_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, partials)
+        return
+    N, C = int(mean.size), int(inp.shape[-1])
+    defines = row_defines(C, num_lanes(dinp))
+    launch = _launch(N, defines)
+    blocks = min(MAX_PARTS, ceil_div(launch["grid"], MIN_ROWS_PER_TEAM))
+    shared = 8 * C if defines["ROW_WARPS"] == 1 else 0
+    _backward(
+        dinp, partials, dout, inp, weight, mean, rstd, N, C,
+        **launch | {"grid": blocks, "shared_mem": shared},
+    )  # fmt: skip
+    _backward_finish(
+        dweight, dbias, partials, blocks, C,
+        grid=(ceil_div(C, FINISH_COLUMNS), 2), block=FINISH_THREADS, defines=defines,
+    )  # fmt: skip
+
+
+def row_defines(C: int, lanes: int) -> Defines:
+    """How a row of C channels is spread over threads: warps per row, packs of `lanes` per thread."""
+    warps = 1 if C <= SINGLE_WARP_CHANNELS else ceil_div(C, TEAM_WARP_CHANNELS)
+    warps = min(warps, MAX_TEAM_WARPS)
+    return {"ROW_WARPS": warps, "ROW_PACKS": ceil_div(C, warps * WARP * lanes)}
+
+
+def _launch(N: int, defines: Defines) -> dict[str, Any]:
+    warps = defines["ROW_WARPS"]
+    teams = BLOCK_WARPS if warps == 1 else 1
+    return {"grid": ceil_div(N, teams), "block": teams * warps * WARP, "defines": defines}
+
+
+def _numpy_forward(
+    out: np.ndarray,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    inp: np.ndarray,
+    weight: np.ndarray,
+    bias: np.ndarray,
+) -> None:
+    C = inp.shape[-1]
+
+    def rows(start: int, stop: int) -> None:
+        block = slice(start, stop)
+        centred = out[block]
+        np.mean(inp[block], axis=1, out=mean[block])
+        np.subtract(inp[block], mean[block, None], out=centred)
+        variance = np.einsum("nc,nc->n", centred, centred) / C
+        np.divide(1.0, np.sqrt(variance + EPSILON), out=rstd[block])
+        centred *= rstd[block, None]
+        centred *= weight
+        centred += bias
+
+    for_blocks(rows, len(inp), max(1, BLOCK_ELEMENTS // C))
+
+
+def _numpy_backward(
+    dinp: np.ndarray,
+    dweight: np.ndarray,
+    dbias: np.ndarray,
+    dout: np.ndarray,
+    inp: np.ndarray,
+    weight: np.ndarray,
+    mean: np.ndarray,
+    rstd: np.ndarray,
+    partials: np.ndarray,
+) -> None:
     C = inp.shape[-1]
     dinp, dout, inp = dinp.reshape(-1, C), dout.reshape(-1, C), inp.reshape(-1, C)
     mean, rstd = mean.reshape(-1), rstd.reshape(-1)

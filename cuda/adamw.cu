@@ -1,0 +1,48 @@
+// One AdamW update (Loshchilov and Hutter 2019, arXiv:1711.05101); contract in ops/adamw.py.
+#include "common.cuh"
+
+constexpr float EPSILON = 1e-8f;
+constexpr int MAX_TOGGLES = 16;
+
+// params, grads floatX, m, v float, num_packs * LANES of each. norm (1): norm of all gradients;
+// controls (3): learning rate, 1 - beta1^t, 1 - beta2^t. Weight decay applies from toggle0 to
+// toggle1, from toggle2 to toggle3, and so on; unused toggles lie behind the last element.
+// One thread per pack.
+extern "C" __global__ void adamw(floatX* params, float* m, float* v, const floatX* grads,
+                                 const float* norm, const float* controls, long long num_packs,
+                                 float beta1, float one_minus_beta1, float beta2,
+                                 float one_minus_beta2, float weight_decay, float grad_clip,
+                                 long long toggle0, long long toggle1, long long toggle2,
+                                 long long toggle3, long long toggle4, long long toggle5,
+                                 long long toggle6, long long toggle7, long long toggle8,
+                                 long long toggle9, long long toggle10, long long toggle11,
+                                 long long toggle12, long long toggle13, long long toggle14,
+                                 long long toggle15) {
+    long long index = global_thread() * LANES;
+    if (index >= num_packs * LANES) return;
+    const long long toggles[MAX_TOGGLES] = {
+        toggle0, toggle1, toggle2,  toggle3,  toggle4,  toggle5,  toggle6,  toggle7,
+        toggle8, toggle9, toggle10, toggle11, toggle12, toggle13, toggle14, toggle15};
+    int passed = 0;
+#pragma unroll
+    for (int i = 0; i < MAX_TOGGLES; i++) passed += index >= toggles[i];
+
+    float rate = controls[0], total_norm = norm[0];
+    float clip = 0.0f < grad_clip && grad_clip < total_norm ? grad_clip / total_norm : 1.0f;
+    float keep = passed % 2 == 1 ? 1.0f - rate * weight_decay : 1.0f;
+    float step = rate / controls[1];
+    float rescale = 1.0f / sqrtf(controls[2]);
+    Pack p = load_pack(params + index), g = load_pack(grads + index);
+    Pack first = load<LANES>(m + index), second = load<LANES>(v + index);
+#pragma unroll
+    for (int k = 0; k < LANES; k++) {
+        float gradient = clip * g[k];
+        first[k] = beta1 * first[k] + one_minus_beta1 * gradient;
+        second[k] = beta2 * second[k] + one_minus_beta2 * gradient * gradient;
+        float denominator = sqrtf(second[k]) * rescale + EPSILON;
+        p[k] = keep * p[k] - step * first[k] / denominator;
+    }
+    store(params + index, p);
+    store(m + index, first);
+    store(v + index, second);
+}
