@@ -1,7 +1,12 @@
 """Matrix products of the model: y = x Wᵀ + b, and its gradients."""
 
+from typing import Any
+
 import numpy as np
 
+from cupygpt.bfloat16 import from_bfloat16, to_bfloat16
+from cupygpt.gemm import matmul
+from cupygpt.ops.bias import bias_add, bias_backward
 from cupygpt.ops.host import on_host
 from cupygpt.tensors import Array
 
@@ -9,18 +14,26 @@ TILE_ELEMENTS = 1 << 18
 """Elements of dweight that are computed beside it before they are added: 1 MB of float32."""
 
 
-def linear_forward(out: Array, inp: Array, weight: Array, bias: Array | None) -> None:
+def linear_forward(
+    out: Array, inp: Array, weight: Array, bias: Array | None, *, tf32: bool = False
+) -> None:
     """out = inp @ weight.T + bias.
 
-    Written: out (..., OC) floatX. Read: inp (..., C), weight (OC, C), bias (OC,) or None.
-    After llm.c train_gpt2.c, matmul_forward.
+    Written: out (..., OC) floatX. Read: inp (..., C), weight (OC, C), bias (OC,) or None. `tf32`
+    lets a GPU round float32 operands to TF32; the CPU ignores it. After llm.c train_gpt2.c,
+    matmul_forward.
     """
-    assert on_host(out)
     OC, C = weight.shape
-    out = out.reshape(-1, OC)
-    np.matmul(inp.reshape(-1, C), weight.T, out=out)
+    out, inp = out.reshape(-1, OC), inp.reshape(-1, C)
+    if not isinstance(out, np.ndarray):
+        matmul(out, inp, weight, transpose_b=True, bias=bias, tf32=tf32)
+        return
+    if on_host(out):
+        np.matmul(inp, weight.T, out=out)
+    else:
+        _emulated_matmul(out, inp, weight.T)
     if bias is not None:
-        out += bias
+        bias_add(out, bias)
 
 
 def linear_backward(
@@ -31,17 +44,33 @@ def linear_backward(
     inp: Array,
     weight: Array,
     partials: Array,
+    *,
+    tf32: bool = False,
 ) -> None:
     """Gradients of linear_forward.
 
     Written: dinp (..., C) floatX. Accumulated: dweight (OC, C), dbias (OC,) or None. Read: dout
     (..., OC), inp (..., C), weight (OC, C). Scratch: partials, flat float32, at least 256 OC
-    elements where there is a bias. After llm.c train_gpt2.c, matmul_backward.
+    elements where there is a bias. `tf32` as in linear_forward. After llm.c train_gpt2.c,
+    matmul_backward.
     """
-    assert on_host(dinp)
     OC, C = weight.shape
-    dout, inp = dout.reshape(-1, OC), inp.reshape(-1, C)
-    np.matmul(dout, weight, out=dinp.reshape(-1, C))
+    dinp, dout, inp = dinp.reshape(-1, C), dout.reshape(-1, OC), inp.reshape(-1, C)
+    if on_host(dinp):
+        _host_backward(dinp, dweight, dout, inp, weight)
+    elif isinstance(dinp, np.ndarray):
+        _emulated_matmul(dinp, dout, weight)
+        _emulated_matmul(dweight, dout.T, inp, accumulate=True)
+    else:
+        matmul(dinp, dout, weight, tf32=tf32)
+        matmul(dweight, dout, inp, transpose_a=True, accumulate=True, tf32=tf32)
+    if dbias is not None:
+        bias_backward(dbias, dout, partials)
+
+
+def _host_backward(dinp: Array, dweight: Array, dout: Array, inp: Array, weight: Array) -> None:
+    OC, C = weight.shape
+    np.matmul(dout, weight, out=dinp)
     # NumPy offers no product that adds to its output; tiles keep the sum inside the cache.
     rows = min(OC, max(1, TILE_ELEMENTS // C))
     tile = np.empty((rows, C), dweight.dtype)
@@ -49,5 +78,21 @@ def linear_backward(
         stop = min(start + rows, OC)
         np.matmul(dout[:, start:stop].T, inp, out=tile[: stop - start])
         dweight[start:stop] += tile[: stop - start]
-    if dbias is not None:
-        dbias += dout.sum(axis=0)
+
+
+def _emulated_matmul(out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:
+    """out (+)= a @ b for arrays of the emulated device, an ndarray type of its own.
+
+    It runs the kernels in cuda/, and the products are not among them: NumPy stands in for the
+    library that computes them on a GPU. uint16 arrays are bfloat16, summed in float32 as there.
+    """
+    product = _values(a) @ _values(b)
+    if accumulate:
+        product += _values(out)
+    np.asarray(out)[...] = to_bfloat16(product) if out.dtype == np.uint16 else product
+
+
+def _values(array: Array) -> np.ndarray[Any, Any]:
+    """The numbers of an array of the emulated device, as a plain float array."""
+    plain = np.asarray(array)
+    return from_bfloat16(plain) if plain.dtype == np.uint16 else plain

@@ -1,0 +1,129 @@
+"""linear: the product with bias and its gradients against float64, on every kind of array."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from gpu import require_gpu
+
+from cupygpt.bfloat16 import from_bfloat16, to_bfloat16
+from cupygpt.ops.linear import linear_backward, linear_forward
+
+Put = Callable[[np.ndarray], Any]
+
+# Leading axes, C, OC: one row, sizes that do not divide by tiles, and a row length of the head.
+SHAPES = [((1,), 8, 8), ((2, 3), 40, 24), ((3, 37), 64, 192), ((2, 128), 32, 16640)]
+
+
+class Emulated(np.ndarray):
+    """Stands for the emulated device: an ndarray type of its own."""
+
+
+def on_cpu(values: np.ndarray) -> Any:
+    return values.astype(np.float32)
+
+
+def on_emulator(values: np.ndarray) -> Any:
+    return values.astype(np.float32).view(Emulated)
+
+
+def on_gpu(values: np.ndarray) -> Any:
+    import cupy
+
+    require_gpu()
+    return cupy.asarray(values, np.float32)
+
+
+def host(array: Any) -> np.ndarray:
+    plain = np.asarray(array.get() if hasattr(array, "get") else array)
+    return (from_bfloat16(plain) if plain.dtype == np.uint16 else plain).astype(np.float64)
+
+
+DEVICES = [
+    pytest.param(on_cpu, id="cpu"),
+    pytest.param(on_emulator, id="emulated"),
+    pytest.param(on_gpu, id="gpu", marks=pytest.mark.gpu),
+]
+
+
+def limit(terms: int, magnitude: np.ndarray) -> np.ndarray:
+    """Rounding of a float32 sum of `terms` terms, in any order."""
+    return (4 + np.sqrt(terms)) * 2.0**-23 * magnitude
+
+
+@pytest.mark.parametrize("put", DEVICES)
+@pytest.mark.parametrize(("lead", "C", "OC"), SHAPES)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_forward(put: Put, lead: tuple[int, ...], C: int, OC: int, with_bias: bool) -> None:
+    if with_bias and put is on_emulator:
+        pytest.skip("bias_add is a kernel, tested with the kernels")
+    rng = np.random.default_rng(1)
+    inp, weight, bias = (put(rng.standard_normal(s)) for s in ((*lead, C), (OC, C), (OC,)))
+    out = put(np.full((*lead, OC), np.nan))
+    linear_forward(out, inp, weight, bias if with_bias else None)
+    want, magnitude = host(inp) @ host(weight).T, np.abs(host(inp)) @ np.abs(host(weight)).T
+    if with_bias:
+        want, magnitude = want + host(bias), magnitude + np.abs(host(bias))
+    assert (np.abs(host(out) - want) <= limit(C, magnitude)).all()
+
+
+@pytest.mark.parametrize("put", DEVICES)
+@pytest.mark.parametrize(("lead", "C", "OC"), SHAPES)
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_backward(put: Put, lead: tuple[int, ...], C: int, OC: int, with_bias: bool) -> None:
+    if with_bias and put is on_emulator:
+        pytest.skip("bias_backward is a kernel, tested with the kernels")
+    rng = np.random.default_rng(2)
+    shapes = ((*lead, OC), (*lead, C), (OC, C))
+    dout, inp, weight = (put(rng.standard_normal(s)) for s in shapes)
+    dinp, partials = put(np.full((*lead, C), np.nan)), put(np.full(256 * OC, np.nan))
+    dweight, dbias = put(np.full((OC, C), 3.0)), put(np.full(OC, 3.0))
+    linear_backward(dinp, dweight, dbias if with_bias else None, dout, inp, weight, partials)
+    rows, columns, matrix = host(dout).reshape(-1, OC), host(inp).reshape(-1, C), host(weight)
+    N = len(rows)
+    for got, want, terms, magnitude in (
+        (dinp, rows @ matrix, OC, np.abs(rows) @ np.abs(matrix)),
+        (dweight, 3 + rows.T @ columns, N, 3 + np.abs(rows.T) @ np.abs(columns)),
+        (dbias, 3 + with_bias * rows.sum(0), N, 3 + np.abs(rows).sum(0)),
+    ):
+        error = np.abs(host(got).reshape(want.shape) - want)
+        assert (error <= limit(terms, magnitude)).all(), error.max()
+
+
+def test_bfloat16_bits_on_the_emulated_device_are_numbers() -> None:
+    rng = np.random.default_rng(3)
+
+    def put(values: np.ndarray) -> Any:
+        return to_bfloat16(values).view(Emulated)
+
+    inp, weight, dout = (put(rng.standard_normal(s)) for s in ((6, 8), (16, 8), (6, 16)))
+    out, dinp, dweight = put(np.zeros((6, 16))), put(np.zeros((6, 8))), put(np.full((16, 8), 3.0))
+    linear_forward(out, inp, weight, None)
+    linear_backward(dinp, dweight, None, dout, inp, weight, put(np.zeros(0)))
+    for got, want in (
+        (out, host(inp) @ host(weight).T),
+        (dinp, host(dout) @ host(weight)),
+        (dweight, 3 + host(dout).T @ host(inp)),
+    ):
+        assert type(got) is Emulated
+        assert np.abs(host(got) - want).max() <= 2.0**-8 * np.abs(want).max()
+
+
+@pytest.mark.gpu
+def test_tf32_reaches_every_product_of_a_gpu() -> None:
+    if require_gpu().compute_capability < (8, 0):
+        pytest.skip("TF32 needs compute capability 8.0")
+    rng = np.random.default_rng(4)
+    inp, weight, dout = (on_gpu(rng.standard_normal(s)) for s in ((256, 256),) * 3)
+    want = [
+        host(inp) @ host(weight).T,
+        host(dout) @ host(weight),
+        host(dout).T @ host(inp),
+    ]
+    for tf32 in (False, True):
+        got = [on_gpu(np.zeros((256, 256))) for _ in want]
+        linear_forward(got[0], inp, weight, None, tf32=tf32)
+        linear_backward(got[1], got[2], None, dout, inp, weight, None, tf32=tf32)
+        errors = [np.abs(host(g) - w).max() for g, w in zip(got, want, strict=True)]
+        assert all((error > 1e-3) == tf32 for error in errors), (tf32, errors)
