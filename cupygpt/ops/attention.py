@@ -2,28 +2,70 @@
 
 Forward keeps one float per query, the log of its softmax denominator; backward recomputes the
 probabilities from it (Dao et al. 2022, arXiv:2205.14135).
+
+On a GPU there are two sets of kernels. Tensor cores take bfloat16 arrays, and float32 arrays where
+`tf32` allows it, for head sizes that are multiples of 16; they need compute capability 8.0. CUDA
+cores take everything else, in true float32.
 """
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from cupygpt.kernels import Defines, Kernel, ceil_div
 from cupygpt.ops.host import for_blocks, num_cores, on_host
 from cupygpt.tensors import Array
 
 QUERY_BLOCK = 64
 """Queries handled at once on the CPU; keys after the block's last query are skipped."""
 
+THREADS = 128
+"""Threads of a block in all attention kernels."""
 
-def attention_forward(out: Array, lse: Array, qkv: Array, NH: int) -> None:
+TENSOR_CORE_MULTIPLE = 16
+"""Head sizes that the tensor-core kernels take are multiples of this."""
+
+BUSY_BLOCKS = 512
+"""With this many blocks of 128 rows a large GPU (132 SMs) stays busy, and warps own 32 rows instead
+of 16: they load half as much from shared memory per product, but blocks are fewer and heavier."""
+
+_ROWS = "T:i32 NH:i32"
+_GRADIENTS = f"dqkv:floatX* dout:floatX* qkv:floatX* lse:f32* {_ROWS}"
+_forward = Kernel("attention.cu", "attention_forward", f"out:floatX* lse:f32* qkv:floatX* {_ROWS}")
+_dot = Kernel(
+    "attention.cu", "attention_dot", "dqkv:floatX* dout:floatX* out:floatX* num_rows:i64 NH:i32"
+)
+_dkdv = Kernel("attention.cu", "attention_dkdv", _GRADIENTS)
+_dq = Kernel("attention.cu", "attention_dq", _GRADIENTS)
+_decode = Kernel(
+    "attention.cu",
+    "attention_decode",
+    "out:floatX* cache:floatX* qkv:floatX* start:i32 T:i32 maxT:i32 NH:i32",
+)
+_mma_forward = Kernel(
+    "attention_mma_forward.cu",
+    "attention_mma_forward",
+    f"out:floatX* lse:f32* qkv:floatX* {_ROWS}",
+)
+_mma_dkdv = Kernel("attention_mma_backward.cu", "attention_mma_dkdv", _GRADIENTS)
+_mma_dq = Kernel("attention_mma_backward.cu", "attention_mma_dq", _GRADIENTS)
+
+
+def attention_forward(out: Array, lse: Array, qkv: Array, NH: int, *, tf32: bool = False) -> None:
     """out[b, t] = sum over s <= t of softmax(q_t · k_s / sqrt(HS)) v_s, per head.
 
     Written: out (B, T, C) floatX; lse (B, NH, T) float32, the log-sum-exp of each query's scaled
-    scores. Read: qkv (B, T, 3C). Vaswani et al. 2017, arXiv:1706.03762.
+    scores. Read: qkv (B, T, 3C). `tf32` lets a GPU multiply float32 in TF32; the CPU ignores it.
+    Vaswani et al. 2017, arXiv:1706.03762.
     """
-    assert on_host(out)
+    if not on_host(out):
+        B, T, C = out.shape
+        _launches(out, C // NH, B * NH, T, tf32=tf32).forward(out, lse, qkv, T, NH, heads=B * NH)
+        return
     B, T, _ = out.shape
     heads_out = _heads(out, NH)
     queries, keys, values = _split_heads(qkv, NH)
@@ -43,13 +85,16 @@ def attention_forward(out: Array, lse: Array, qkv: Array, NH: int) -> None:
 
 
 def attention_backward(
-    dqkv: Array, dout: Array, qkv: Array, out: Array, lse: Array, NH: int
+    dqkv: Array, dout: Array, qkv: Array, out: Array, lse: Array, NH: int, *, tf32: bool = False
 ) -> None:
     """Gradient of attention_forward with respect to qkv.
 
     Written: dqkv (B, T, 3C) floatX. Read: dout, out (B, T, C); qkv (B, T, 3C); lse (B, NH, T).
+    `tf32` as in attention_forward.
     """
-    assert on_host(dqkv)
+    if not on_host(dqkv):
+        _backward_on_gpu(dqkv, dout, qkv, out, lse, NH, tf32=tf32)
+        return
     B, T, _ = dout.shape
     dheads, heads_out = _heads(dout, NH), _heads(out, NH)
     queries, keys, values = _split_heads(qkv, NH)
@@ -79,8 +124,12 @@ def attention_decode(out: Array, cache: Array, qkv: Array, start: int, NH: int) 
     Written: out (T, C); cache (2, NH, maxT, HS) at positions start to start + T - 1, with the new
     keys (row 0) and values (row 1). Read: qkv (T, 3C), the cache before `start`.
     """
-    assert on_host(out)
     T = len(qkv)
+    if not on_host(out):
+        _, _, maxT, HS = cache.shape
+        defines = _cuda_core_defines(HS)
+        _decode(out, cache, qkv, start, T, maxT, NH, grid=T * NH, block=THREADS, defines=defines)
+        return
     queries, keys, values = _split_heads(qkv[None], NH)
     stop = start + T
     cache[0, :, start:stop], cache[1, :, start:stop] = keys[0], values[0]
@@ -127,3 +176,104 @@ def _scaled(array: Array) -> Array:
 def _causal_mask(size: int, dtype: str) -> np.ndarray:
     """(size, size) of -inf above the diagonal, else 0: adding is faster than masked assignment."""
     return np.triu(np.full((size, size), -np.inf, dtype), 1)
+
+
+def _backward_on_gpu(
+    dqkv: Array, dout: Array, qkv: Array, out: Array, lse: Array, NH: int, *, tf32: bool
+) -> None:
+    B, T, C = dout.shape
+    rows, HS = B * T * NH, C // NH
+    # In this order: rowsum(dout * out) waits in the dq rows until dq itself is written.
+    _dot(
+        dqkv, dout, out, rows, NH,
+        grid=ceil_div(rows, THREADS // 8), block=THREADS, defines=_cuda_core_defines(HS),
+    )  # fmt: skip
+    launches = _launches(dqkv, HS, B * NH, T, tf32=tf32)
+    launches.dkdv(dqkv, dout, qkv, lse, T, NH, heads=B * NH)
+    launches.dq(dqkv, dout, qkv, lse, T, NH, heads=B * NH)
+
+
+@dataclass(frozen=True)
+class _Launch:
+    """A kernel, how it is compiled for one head size, and what its blocks own and need."""
+
+    kernel: Kernel
+    defines: Defines
+    block_rows: int
+    """Queries (of dkdv: keys) that a block owns."""
+    shared_bytes: int
+    parts: int = 1
+    """Blocks that share the columns of these rows."""
+
+    def __call__(self, *args: Any, heads: int) -> None:
+        """Launch for `heads` = B * NH heads; the last two arguments are T and NH."""
+        self.kernel(
+            *args,
+            grid=heads * ceil_div(args[-2], self.block_rows) * self.parts,
+            block=THREADS,
+            shared_mem=self.shared_bytes,
+            defines=self.defines,
+        )
+
+
+class _Launches(NamedTuple):
+    forward: _Launch
+    dkdv: _Launch
+    dq: _Launch
+
+
+def _launches(array: Array, HS: int, heads: int, T: int, *, tf32: bool) -> _Launches:
+    """The kernels for arrays like `array`."""
+    is_bfloat16 = array.itemsize == 2
+    if HS % TENSOR_CORE_MULTIPLE or not (is_bfloat16 or tf32):
+        return _cuda_core_launches(HS)
+    busy = heads * ceil_div(T, 128) >= BUSY_BLOCKS
+    return _tensor_core_launches(HS, is_bfloat16=is_bfloat16, busy=busy)
+
+
+def _cuda_core_defines(HS: int) -> dict[str, int]:
+    # The largest tiles that leave every kernel within 64 KiB of shared memory, all that sm_75 has.
+    return {"HS": HS, "ROWS": 4 if HS <= 64 else 2, "STREAM": 32 if HS <= 96 else 16}
+
+
+@cache
+def _cuda_core_launches(HS: int) -> _Launches:
+    defines = _cuda_core_defines(HS)
+    stream, block_rows, pitch = defines["STREAM"], 16 * defines["ROWS"], HS + 4
+
+    def launch(kernel: Kernel, own_tiles: int) -> _Launch:
+        floats = (own_tiles * block_rows + 2 * stream) * pitch + block_rows * (stream + 4)
+        return _Launch(kernel, defines, block_rows, 4 * floats)
+
+    return _Launches(launch(_forward, 1), launch(_dkdv, 2), launch(_dq, 2))
+
+
+@cache
+def _tensor_core_launches(HS: int, *, is_bfloat16: bool, busy: bool) -> _Launches:
+    """Two stages of two streamed tiles each; 32 rows per warp where registers allow it.
+
+    Registers set the limits below: with these choices no kernel of a head size up to 96 spills.
+    """
+    stream = 64 if is_bfloat16 else 32
+    stage_bytes = 2 * stream * (HS * (2 if is_bfloat16 else 4) + 16)
+    forward_tiles = 2 if busy and HS <= 64 else 1
+    dq_tiles = 2 if busy and HS <= 64 and is_bfloat16 else 1
+    dkdv_tiles = 2 if busy and HS <= 32 and is_bfloat16 else 1
+    parts = 2 if HS == 128 and not is_bfloat16 else 1
+    warps = THREADS // 32
+    forward = {"HS": HS, "WARPS": warps, "TILES": forward_tiles, "KEYS": stream}
+    backward = {
+        "HS": HS,
+        "WARPS": warps,
+        "STREAM": stream,
+        "DKDV_TILES": dkdv_tiles,
+        "DKDV_PARTS": parts,
+        "DQ_TILES": dq_tiles,
+    }
+    rows = 16 * warps
+    statistics_bytes = 2 * 2 * stream * 4
+    return _Launches(
+        _Launch(_mma_forward, forward, rows * forward_tiles, 2 * stage_bytes),
+        _Launch(_mma_dkdv, backward, rows * dkdv_tiles, 2 * stage_bytes + statistics_bytes, parts),
+        _Launch(_mma_dq, backward, rows * dq_tiles, 2 * stage_bytes),
+    )
