@@ -61,12 +61,12 @@ class Case:
 
         A product in TF32 has a relative error of at most 2**-9, one of float32 none worth
         mentioning. Sums in float32 err by about sqrt(K) units of their terms, in any order. A
-        bfloat16 result may be rounded (by 2**-9) before `addend` is added, and after.
+        bfloat16 result may be rounded (by 2**-8 at most) before `addend` is added, and after.
         """
         operand = 2.0**-9 if self.tf32 else 0.0
         store = 2.0**-8 if self.kind == "bf16" else 2.0**-23
         sums = (operand + (4 + math.sqrt(K)) * 2.0**-23) * magnitude
-        return sums + store * (np.abs(product) + np.abs(addend))
+        return sums + store * (2 * np.abs(product) + np.abs(addend))
 
 
 @pytest.mark.gpu
