@@ -16,12 +16,13 @@ from cupygpt.console import format_bytes
 from cupygpt.data.corpora import python_docs_tokens, unigram_bigram_nats
 from cupygpt.data.loader import TrainLoader, ValidationBatches
 from cupygpt.data.shards import TokenShard, check_ids, fingerprint, open_shards, write_shard
-from cupygpt.device import CPU, choose_device
+from cupygpt.device import Device, check_precision, choose_device, default_precision
 from cupygpt.errors import ConfigError, DataError, TokenizerError
 from cupygpt.memory import RunShape, check_fits, memory_plan
 from cupygpt.modelfile import ModelFile, load_model
 from cupygpt.options import TrainConfig, flags_of
 from cupygpt.schedule import Schedule
+from cupygpt.tensors import GPU_HEAD_ROWS, MAX_HEAD_ROWS
 from cupygpt.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
 
 DEMO_TRAIN, DEMO_VAL = "python_docs_train.bin", "python_docs_val.bin"
@@ -66,14 +67,22 @@ class Plan:
     """All numbers of a run, nothing left to choose."""
 
     config: TrainConfig
-    device: CPU
+    device: Device
     device_reason: str
+    precision: str
+    precision_reason: str
     shape: RunShape
     accumulation: int
     schedule: Schedule
     steps: int
     rows_per_epoch: int
     base_bytes: int
+    peak_flops: float | None = None
+
+    @property
+    def flops_per_step(self) -> int:
+        """Operations of one optimizer step (llm.c's estimate)."""
+        return self.tokens_per_step * self.shape.config.flops_per_token(self.shape.T)
 
     @property
     def tokens_per_step(self) -> int:
@@ -157,7 +166,15 @@ def make_plan(config: TrainConfig, model: GPTConfig, data: Data) -> Plan:
             f"{flags_of('seq_len')} is {T}, but the model was made for at most {model.maxT} "
             f"positions. Use -t {model.maxT} or less, or another model."
         )
-    shape = RunShape(model, B, T, recompute=config.recompute)
+    on_gpu = choice.device.name == "cuda"
+    shape = RunShape(
+        model,
+        B,
+        T,
+        recompute=config.recompute,
+        head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
+    )
+    precision, precision_reason = _precision(config, choice.device)
     accumulation = _accumulation(config, B, T)
     loader = TrainLoader(data.train, B, T, model.V, seed=config.seed, shuffle=not config.no_shuffle)
     rows = loader.rows_per_epoch(0)
@@ -168,6 +185,8 @@ def make_plan(config: TrainConfig, model: GPTConfig, data: Data) -> Plan:
         config,
         choice.device,
         choice.reason,
+        precision,
+        precision_reason,
         shape,
         accumulation,
         schedule,
@@ -196,7 +215,7 @@ def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple
                   f"{plan.tokens_per_step:,} tokens a step, {plan.steps:,} steps"),
         ("optimizer", f"AdamW, learning rate {rate}, weight decay {config.weight_decay:g}, "
                       f"clip {config.grad_clip:g}, dropout {config.dropout:g}"),
-        ("precision", "fp32: what the CPU computes in"),
+        ("precision", f"{plan.precision}: {plan.precision_reason}"),
         ("memory", f"{format_bytes(sum(memory.values()))} planned: {parts}"),
         ("run folder", str(folder)),
     ]  # fmt: skip
@@ -286,19 +305,24 @@ def _schedule(config: TrainConfig, steps: int) -> Schedule:
     )
 
 
-def _check_device_flags(config: TrainConfig, device: CPU) -> None:
-    """Flags that only a GPU can follow fail on the CPU instead of being ignored."""
-    if device.name != "cpu":
-        return
-    wrong = [
-        (config.precision not in ("auto", "fp32"), f"--precision {config.precision}"),
-        (config.zero_stage != 0, f"-z {config.zero_stage}"),
-        (config.master_weights != 1, f"-w {config.master_weights}"),
-        (config.no_graph, "--no-graph"),
-    ]
-    for is_wrong, flag in wrong:
-        if is_wrong:
-            raise ConfigError(f"{flag} needs a CUDA device; the CPU computes in fp32 on one rank.")
+def _check_device_flags(config: TrainConfig, device: Device) -> None:
+    """Flags that nothing here can follow fail instead of being ignored."""
+    if device.name == "cpu" and config.no_graph:
+        raise ConfigError("--no-graph needs a CUDA device; the CPU has no graphs to leave out.")
+    if config.zero_stage:
+        raise ConfigError(f"-z {config.zero_stage}: training on several GPUs is not built yet.")
+    if not config.master_weights:
+        raise ConfigError("-w 0 goes with bf16 weights, and training in bf16 is not built yet.")
+
+
+def _precision(config: TrainConfig, device: Device) -> tuple[str, str]:
+    """The precision of the run, and why."""
+    if config.precision == "auto":
+        return default_precision(device)
+    check_precision(device, config.precision)
+    if config.precision == "bf16":
+        raise ConfigError("--precision bf16 is not built yet; use tf32 or fp32.")
+    return config.precision, "asked for with --precision"
 
 
 def _describe_shards(shards: Sequence[TokenShard]) -> str:

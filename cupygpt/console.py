@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import IO
 
 from rich.console import Console as RichConsole
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.panel import Panel
 from rich.progress_bar import ProgressBar
@@ -30,12 +30,14 @@ class StepLine:
     norm: float
     step_s: float
     tokens: int
-    memory_bytes: int | None
     mfu: float | None = None
 
 
 class Console:
-    """Prints a run. `terminal` None asks the stream; `clock` serves the time left."""
+    """Prints a run. `terminal` None asks the stream; `clock` serves the time left.
+
+    `memory` gives the bytes in use; it is asked only when they are shown.
+    """
 
     def __init__(
         self,
@@ -45,6 +47,7 @@ class Console:
         width: int | None = None,
         log_every: int = 10,
         clock: Callable[[], float] = time.perf_counter,
+        memory: Callable[[], int | None] = lambda: None,
     ) -> None:
         self._rich = RichConsole(
             file=stream, force_terminal=terminal, width=width, highlight=False, soft_wrap=False
@@ -54,11 +57,13 @@ class Console:
             self._rich.width = PLAIN_WIDTH
         self._log_every = log_every
         self._clock = clock
+        self.memory = memory
         self._live: Live | None = None
         self._total, self._first = 0, 0
         self._started = 0.0
         self._loss = _Smoothed()
         self._step_s = _Smoothed()
+        self._latest: _Shown | None = None
 
     def header(self, rows: Sequence[tuple[str, str]]) -> None:
         """The table that opens a run: label and text, one row each."""
@@ -82,17 +87,19 @@ class Console:
         self._first, self._total = first, total
         self._started = self._clock()
         if self.live_mode:
-            self._live = Live(console=self._rich, refresh_per_second=8, transient=True)
+            # Drawn on a timer from the latest step: a step itself costs no drawing.
+            self._live = Live(
+                console=self._rich, refresh_per_second=8, transient=True, get_renderable=self._bar
+            )
             self._live.start()
 
     def step(self, line: StepLine) -> None:
         """One finished optimizer step."""
-        loss = self._loss.add(line.loss)
-        step_s = self._step_s.add(line.step_s)
+        self._latest = _Shown(line, self._loss.add(line.loss), self._step_s.add(line.step_s))
         if self._live:
-            self._live.update(self._bar(line, loss, step_s))
-        elif line.step % self._log_every == 0 or line.step in (self._first + 1, self._total):
-            self._line(Text(self._plain(line, step_s)))
+            return
+        if line.step % self._log_every == 0 or line.step in (self._first + 1, self._total):
+            self._line(Text(self._plain(self._latest)))
 
     def validation(
         self, step: int, loss: float, bits_per_byte: float | None, *, best: bool
@@ -135,7 +142,8 @@ class Console:
         # Long lines wrap on a terminal, and stay whole for grep in a file.
         self._rich.print(text, soft_wrap=not self.live_mode)
 
-    def _plain(self, line: StepLine, step_s: float) -> str:
+    def _plain(self, shown: "_Shown") -> str:
+        line = shown.line
         parts = [
             f"step {line.step:>{self._digits}}/{self._total}",
             f"epoch {line.epoch:.2f}",
@@ -143,12 +151,15 @@ class Console:
             f"norm {line.norm:.4f}",
             f"lr {line.rate:.2e}",
             f"{1e3 * line.step_s:.2f} ms",
-            f"{_count(line.tokens / step_s)} tok/s",
+            f"{_count(line.tokens / shown.step_s)} tok/s",
             f"ETA {_duration(self._eta_s(line.step))}",
         ]
-        return " | ".join(parts + _extras(line))
+        return " | ".join(parts + self._extras(line))
 
-    def _bar(self, line: StepLine, loss: float, step_s: float) -> Group:
+    def _bar(self) -> RenderableType:
+        if self._latest is None:
+            return Text("first step ...", style="dim")
+        line = self._latest.line
         bar = Table.grid(padding=(0, 1), expand=True)
         bar.add_column(no_wrap=True)
         bar.add_column(ratio=1)
@@ -159,18 +170,32 @@ class Console:
             f"epoch {line.epoch:.2f}  ETA {_duration(self._eta_s(line.step))}",
         )
         figures = [
-            f"[bold]loss {loss:.4f}[/]",
+            f"[bold]loss {self._latest.loss:.4f}[/]",
             f"lr {line.rate:.2e}",
             f"norm {line.norm:.2f}",
-            f"{1e3 * step_s:.1f} ms/step",
-            f"{_count(line.tokens / step_s)} tok/s",
-            *_extras(line),
+            f"{1e3 * self._latest.step_s:.1f} ms/step",
+            f"{_count(line.tokens / self._latest.step_s)} tok/s",
+            *self._extras(line),
         ]
         return Group(bar, Text.from_markup("  ".join(figures)))
+
+    def _extras(self, line: StepLine) -> list[str]:
+        extras = [] if line.mfu is None else [f"MFU {100 * line.mfu:.1f}%"]
+        memory = self.memory()
+        return extras if memory is None else [*extras, format_bytes(memory)]
 
     def _eta_s(self, step: int) -> float:
         done = max(1, step - self._first)
         return self.elapsed_s() / done * (self._total - step)
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A step with its smoothed loss and duration."""
+
+    line: StepLine
+    loss: float
+    step_s: float
 
 
 class _Smoothed:
@@ -192,15 +217,6 @@ def printable(text: str) -> str:
 
 def _visible(character: str) -> str:
     return "    " if character == "\t" else "\N{MIDDLE DOT}"
-
-
-def _extras(line: StepLine) -> list[str]:
-    extras = []
-    if line.mfu is not None:
-        extras.append(f"MFU {100 * line.mfu:.1f}%")
-    if line.memory_bytes is not None:
-        extras.append(format_bytes(line.memory_bytes))
-    return extras
 
 
 def format_bytes(count: int) -> str:

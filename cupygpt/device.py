@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,6 +24,13 @@ class PendingRead(Protocol):
 
     def value(self) -> np.ndarray:
         """The array as it was when it was asked for."""
+
+
+class Replay(Protocol):
+    """Work that was captured."""
+
+    def launch(self) -> None:
+        """Queue all of it."""
 
 
 class Device(Protocol):
@@ -46,6 +54,9 @@ class Device(Protocol):
 
     def synchronize(self) -> None:
         """Wait for all queued work."""
+
+    def capture(self, function: Callable[[], None]) -> "Replay":
+        """Record the work that `function` queues, to be launched again and again."""
 
     def free_bytes(self) -> int | None:
         """Memory that can still be allocated; None where the system does not say."""
@@ -91,6 +102,10 @@ class CPU:
     def synchronize(self) -> None:
         """Nothing: work on the CPU is done when its call returns."""
 
+    def capture(self, function: Callable[[], None]) -> "Replay":
+        """Nothing is recorded: launching calls the function."""
+        return _Call(function)
+
     def free_bytes(self) -> int | None:
         """Memory that can still be allocated, or None where the system does not say."""
         return available_memory_bytes()
@@ -104,6 +119,11 @@ class CPU:
         from cupygpt.ops.host import num_cores
 
         return f"CPU, {num_cores()} cores, NumPy {np.__version__}"
+
+
+@dataclass(frozen=True)
+class _Call:
+    launch: Callable[[], None]
 
 
 @dataclass(frozen=True)

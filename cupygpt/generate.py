@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cupygpt.config import GPTConfig
-from cupygpt.device import CPU
+from cupygpt.device import Device
 from cupygpt.ops.attention import attention_decode
 from cupygpt.ops.encoder import encoder_forward
 from cupygpt.ops.gelu import gelu_forward
@@ -34,8 +34,11 @@ class Generator:
     `feed` appends tokens; the logits of the last one then give the next token's distribution.
     """
 
-    def __init__(self, device: CPU, config: GPTConfig, params: Tensors) -> None:
+    def __init__(
+        self, device: Device, config: GPTConfig, params: Tensors, *, tf32: bool = False
+    ) -> None:
         self.device, self.config, self.params = device, config, params
+        self.tf32 = tf32
         self._position = 0
         dtypes = {
             "floatX": params.flat.dtype,
@@ -97,19 +100,19 @@ class Generator:
         encoder_forward(residual, whole.tokens[:, :n], p.wte, p.wpe[self._position :])
         layernorm_forward(norm, mean, rstd, residual, p.ln1w[0], p.ln1b[0])
         for l in range(self.config.L):  # noqa: E741
-            linear_forward(qkv, norm, p.qkvw[l], p.qkvb[l])
+            linear_forward(qkv, norm, p.qkvw[l], p.qkvb[l], tf32=self.tf32)
             attention_decode(norm[0], whole.cache[l], qkv[0], self._position, NH)
-            linear_forward(branch, norm, p.attprojw[l], p.attprojb[l])
+            linear_forward(branch, norm, p.attprojw[l], p.attprojb[l], tf32=self.tf32)
             residual_layernorm_forward(
                 other, norm, mean, rstd, residual, branch, p.ln2w[l], p.ln2b[l]
             )
-            linear_forward(hidden, norm, p.fcw[l], p.fcb[l])
+            linear_forward(hidden, norm, p.fcw[l], p.fcb[l], tf32=self.tf32)
             gelu_forward(activated, hidden)
-            linear_forward(branch, activated, p.fcprojw[l], p.fcprojb[l])
+            linear_forward(branch, activated, p.fcprojw[l], p.fcprojb[l], tf32=self.tf32)
             last = l + 1 == self.config.L
             weight, bias = (p.lnfw, p.lnfb) if last else (p.ln1w[l + 1], p.ln1b[l + 1])
             residual_layernorm_forward(residual, norm, mean, rstd, other, branch, weight, bias)
-        linear_forward(whole.logits, norm[:, n - 1], p.wte, None)
+        linear_forward(whole.logits, norm[:, n - 1], p.wte, None, tf32=self.tf32)
         self._position += n
 
 

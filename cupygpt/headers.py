@@ -56,7 +56,7 @@ def write_parts(path: Path, parts: Sequence[np.ndarray]) -> int:
     checksum = 0
     with atomic_write(path) as file:
         for part in parts:
-            raw = memoryview(np.ascontiguousarray(part)).cast("B")
+            raw = memoryview(np.ascontiguousarray(part).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
             for start in range(0, len(raw), _BLOCK_BYTES):
                 block = raw[start : start + _BLOCK_BYTES]
                 file.write(block)

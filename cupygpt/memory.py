@@ -7,7 +7,7 @@ import numpy as np
 
 from cupygpt.config import GPTConfig
 from cupygpt.errors import DeviceError
-from cupygpt.tensors import activation_specs, arena_bytes, head_rows, scratch_specs
+from cupygpt.tensors import MAX_HEAD_ROWS, activation_specs, arena_bytes, scratch_specs
 
 MEMORY_MARGIN = 0.95
 """Share of the free memory a plan may take; the rest is the interpreter's and the system's."""
@@ -15,7 +15,10 @@ MEMORY_MARGIN = 0.95
 
 @dataclass(frozen=True)
 class RunShape:
-    """What the size of every buffer follows from; `precision` is the NumPy name of floatX."""
+    """What the size of every buffer follows from; `precision` is the NumPy name of floatX.
+
+    `head_limit` is the most rows of logits that exist at once.
+    """
 
     config: GPTConfig
     B: int
@@ -23,6 +26,13 @@ class RunShape:
     recompute: int = 0
     training: bool = True
     precision: str = "float32"
+    head_limit: int = MAX_HEAD_ROWS
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of logits held at once: all of a small batch, else equal chunks of the limit."""
+        chunks = -(-self.B * self.T // self.head_limit)
+        return -(-self.B * self.T // chunks)
 
     @property
     def dtypes(self) -> dict[str, np.dtype]:
@@ -40,7 +50,7 @@ def memory_plan(shape: RunShape) -> dict[str, int]:
         return shape.dtypes[name].itemsize
 
     acts = activation_specs(config, B, T, recompute=shape.recompute, training=shape.training)
-    scratch = scratch_specs(config, B, T, training=shape.training, head_rows=head_rows(B, T))
+    scratch = scratch_specs(config, B, T, training=shape.training, head_rows=shape.head_rows)
     parameters = config.num_parameters * size_of("floatX")
     plan = {"parameters": parameters}
     if shape.training:

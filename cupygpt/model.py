@@ -6,6 +6,7 @@ The head runs in chunks of rows, so that the (B, T, Vp) logits never exist as a 
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 from cupygpt.config import GPTConfig
 from cupygpt.ops.attention import attention_backward, attention_forward
@@ -38,7 +39,8 @@ class GPT:
     """The buffers of one model at a fixed batch shape, and the passes over them.
 
     `params`, `grads`, `acts` and `scratch` follow the tables in tensors.py; `grads` is None for
-    evaluation only. `recompute` is the option of that name in `activation_specs`.
+    evaluation only. `recompute` is the option of that name in `activation_specs`; `tf32` lets a
+    GPU round the operands of float32 products.
     """
 
     def __init__(
@@ -51,15 +53,19 @@ class GPT:
         *,
         recompute: int = 0,
         dropout: Dropout | None = None,
+        tf32: bool = False,
     ) -> None:
         self.config = config
         self.params, self.grads = params, grads
         self.acts, self.scratch = acts, scratch
         self.recompute = recompute
         self.dropout = dropout
+        self.tf32 = tf32
 
     def forward(self, tokens: Array, *, micro_step: int | None = None) -> None:
         """Fill acts up to lnf from tokens (B, T) int32; dropout only if `micro_step` is given."""
+        linear = partial(linear_forward, tf32=self.tf32)
+        attention = partial(attention_forward, tf32=self.tf32)
         p, a, btc = self.params, self.acts, self.scratch.btc
         L = self.config.L
         encoder_forward(a.encoded, tokens, p.wte, p.wpe)
@@ -70,18 +76,18 @@ class GPT:
         for l in range(L):  # noqa: E741 - l is the layer, as in the field
             residual2, ln2 = _layer(a.residual2, l), _layer(a.ln2, l)
             qkv, atty = _layer(a.qkv, l), _layer(a.atty, l)
-            linear_forward(qkv, ln1, p.qkvw[l], p.qkvb[l])
-            attention_forward(atty, _layer(a.lse, l), qkv, self.config.NH)
-            linear_forward(btc, atty, p.attprojw[l], p.attprojb[l])
+            linear(qkv, ln1, p.qkvw[l], p.qkvb[l])
+            attention(atty, _layer(a.lse, l), qkv, self.config.NH)
+            linear(btc, atty, p.attprojw[l], p.attprojb[l])
             self._drop(btc, btc, micro_step, place=2 * l + 1)
             mean, rstd = _layer(a.ln2_mean, l), _layer(a.ln2_rstd, l)
             residual_layernorm_forward(
                 residual2, ln2, mean, rstd, residual, btc, p.ln2w[l], p.ln2b[l]
             )
             fch, fch_gelu = _layer(a.fch, l), _layer(a.fch_gelu, l)
-            linear_forward(fch, ln2, p.fcw[l], p.fcb[l])
+            linear(fch, ln2, p.fcw[l], p.fcb[l])
             gelu_forward(fch_gelu, fch)
-            linear_forward(btc, fch_gelu, p.fcprojw[l], p.fcprojb[l])
+            linear(btc, fch_gelu, p.fcprojw[l], p.fcprojb[l])
             self._drop(btc, btc, micro_step, place=2 * l + 2)
             residual = _layer(a.residual3, l)
             if l + 1 < L:
@@ -110,6 +116,7 @@ class GPT:
         `order` is `token_order(tokens)` on the device.
         """
         assert self.grads is not None
+        linear_gradients = partial(linear_backward, tf32=self.tf32)
         p, g, a, s = self.params, self.grads, self.acts, self.scratch
         L, NH = self.config.L, self.config.NH
         dresidual, dbtc, partials = s.dresidual, s.dbtc, s.partials
@@ -125,22 +132,22 @@ class GPT:
             ln1, ln2, fch_gelu = self._recomputed(l, residual)
 
             dout = self._drop(dbtc, dresidual, micro_step, place=2 * l + 2)
-            linear_backward(
+            linear_gradients(
                 dfch, g.fcprojw[l], g.fcprojb[l], dout, fch_gelu, p.fcprojw[l], partials
             )
             gelu_backward(dfch, a.fch[l])
-            linear_backward(dbtc, g.fcw[l], g.fcb[l], dfch, ln2, p.fcw[l], partials)
+            linear_gradients(dbtc, g.fcw[l], g.fcb[l], dfch, ln2, p.fcw[l], partials)
             layernorm_backward(
                 dresidual, g.ln2w[l], g.ln2b[l], dbtc, a.residual2[l], p.ln2w[l],
                 a.ln2_mean[l], a.ln2_rstd[l], partials,
             )  # fmt: skip
 
             dout = self._drop(dbtc, dresidual, micro_step, place=2 * l + 1)
-            linear_backward(
+            linear_gradients(
                 datty, g.attprojw[l], g.attprojb[l], dout, a.atty[l], p.attprojw[l], partials
             )
-            attention_backward(dqkv, datty, a.qkv[l], a.atty[l], a.lse[l], NH)
-            linear_backward(dbtc, g.qkvw[l], g.qkvb[l], dqkv, ln1, p.qkvw[l], partials)
+            attention_backward(dqkv, datty, a.qkv[l], a.atty[l], a.lse[l], NH, tf32=self.tf32)
+            linear_gradients(dbtc, g.qkvw[l], g.qkvb[l], dqkv, ln1, p.qkvw[l], partials)
             layernorm_backward(
                 dresidual, g.ln1w[l], g.ln1b[l], dbtc, residual, p.ln1w[l],
                 a.ln1_mean[l], a.ln1_rstd[l], partials,
@@ -156,15 +163,14 @@ class GPT:
         for start in range(0, len(lnf), len(logits)):
             rows = slice(start, min(start + len(logits), len(lnf)))
             chunk = logits[: rows.stop - rows.start]
-            linear_forward(chunk, lnf[rows], p.wte, None)
+            linear_forward(chunk, lnf[rows], p.wte, None, tf32=self.tf32)
             classifier(losses[rows], chunk, targets[rows], V, dloss)
             if dloss is not None:
                 assert self.grads is not None
                 dlnf = self.scratch.dbtc.reshape(-1, C)
                 linear_backward(
                     dlnf[rows], self.grads.wte, None, chunk, lnf[rows], p.wte,
-                    self.scratch.partials,
-                )  # fmt: skip
+                    self.scratch.partials, tf32=self.tf32)  # fmt: skip
 
     def _drop(self, out: Array, inp: Array, micro_step: int | None, place: int) -> Array:
         """inp itself without dropout, else `out` filled with the dropped `inp`."""

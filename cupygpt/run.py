@@ -2,7 +2,8 @@
 
 import math
 import time
-from dataclasses import replace
+from collections import deque
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,15 @@ from cupygpt.console import Console, StepLine
 from cupygpt.data.loader import Position, TrainLoader
 from cupygpt.data.prefetch import Prefetcher
 from cupygpt.errors import ConfigError, RunError
+from cupygpt.feed import StepLoader
 from cupygpt.generate import Generator, Sampling
 from cupygpt.interrupt import StopSignal
 from cupygpt.runfolder import RunLog
 from cupygpt.statefile import Progress
-from cupygpt.step import OptimizerSettings, StepResult, Trainer
+from cupygpt.step import OptimizerSettings, PendingStep, StepResult, Trainer
+
+MAX_PENDING = 3
+"""Steps whose loss may still be on its way while the next one is queued."""
 
 TRAIN_SAMPLING = Sampling(temperature=0.8, top_p=0.95)
 
@@ -42,6 +47,7 @@ class Run:
         config = plan.config
         self.plan, self.data, self.folder, self.console = plan, data, folder, console
         self.progress = progress
+        console.memory = plan.device.used_bytes
         self._saved_step: int | None = progress.step if checkpoint_steps(folder) else None
         self.trainer = Trainer(
             plan.device,
@@ -52,8 +58,12 @@ class Run:
             accumulation=plan.accumulation,
             dropout_p=config.dropout,
             seed=config.seed,
+            tf32=plan.precision == "tf32",
+            graph=plan.device.name == "cuda" and not config.no_graph,
         )
-        self._generator = Generator(plan.device, plan.shape.config, self.trainer.params)
+        self._generator = Generator(
+            plan.device, plan.shape.config, self.trainer.params, tf32=plan.precision == "tf32"
+        )
         self._validation = build.validation_batches(plan, data)
         self._bytes_per_token = build.bytes_per_token(data)
         position = Position(progress.epoch or 0, progress.rows or 0)
@@ -66,30 +76,32 @@ class Run:
             shuffle=not config.no_shuffle,
             position=position,
         )
-        self._batches = Prefetcher(loader)
-        self._overfit_batches: list[tuple[np.ndarray, np.ndarray]] | None = None
+        self._batches = Prefetcher(StepLoader(loader, plan.accumulation))
+        self._overfit_batch: np.ndarray | None = None
+        self._pending: deque[_Queued] = deque()
+        self._last_report = 0.0
         self._log = RunLog(
             folder, resume_step=progress.step if self._saved_step is not None else None
         )
-        self._last_loss = math.nan
 
     def loop(self, stop: StopSignal) -> None:
         """Train until the last step or a signal; either way a checkpoint is left behind."""
         config, console = self.plan.config, self.console
         console.start(self.progress.step, self.plan.steps)
+        self._last_report = time.perf_counter()
         while True:
             is_last = self.progress.step == self.plan.steps
-            improved = False
-            if not stop.received:
-                if self._due(config.val_every, is_last=is_last):
-                    improved = self._validate()
-                if self._due(config.sample_every, is_last=is_last) and self.progress.step:
+            validates = self._due(config.val_every, is_last=is_last) and not stop.received
+            samples = self._due(config.sample_every, is_last=is_last) and not stop.received
+            saves = self._due(config.checkpoint_every, is_last=is_last) or stop.received
+            if validates or samples or saves or is_last:
+                self._report(0)
+                improved = validates and self._validate()
+                if samples and self.progress.step:
                     self._sample()
-            due = bool(config.checkpoint_every) and self._due(
-                config.checkpoint_every, is_last=is_last
-            )
-            if is_last or stop.received or ((due or improved) and self.progress.step):
-                self._save()
+                if is_last or stop.received or ((saves or improved) and self.progress.step):
+                    self._save()
+                self._last_report = time.perf_counter()
             if is_last or stop.received:
                 break
             self._train_step()
@@ -105,36 +117,59 @@ class Run:
         return bool(every) and (is_last or self.progress.step % every == 0)  # type: ignore[operator]
 
     def _train_step(self) -> None:
+        """Queue one step; report those that are done."""
         step, plan = self.progress.step, self.plan
-        started = time.perf_counter()
-        batches = self._next_batches()
         rate = plan.schedule(step)
-        result = self.trainer.step(batches, step, rate)
-        self._require_finite(step, result)
-        elapsed = time.perf_counter() - started
+        pending = self.trainer.step(self._next_input(), step, rate)
         position = self._batches.position
+        self._pending.append(_Queued(step, rate, position, pending))
         self.progress = replace(
             self.progress, step=step + 1, epoch=position.epoch, rows=position.rows
         )
-        self._last_loss = result.loss
-        tokens = plan.tokens_per_step
+        self._report(MAX_PENDING)
+
+    def _next_input(self) -> np.ndarray:
+        if self._overfit_batch is not None:
+            return self._overfit_batch
+        packed = self._batches.next_batch().packed
+        if self.plan.config.overfit:
+            self._overfit_batch = packed
+        return packed
+
+    def _report(self, most_pending: int) -> None:
+        """Show and log finished steps, waiting only for those beyond `most_pending`."""
+        pending = self._pending
+        while pending and (len(pending) > most_pending or pending[0].result.ready()):
+            self._report_step(pending.popleft())
+
+    def _report_step(self, queued: "_Queued") -> None:
+        result, position, plan = queued.result.result(), queued.position, self.plan
+        self._require_finite(queued.step, result)
+        now = time.perf_counter()
+        elapsed, self._last_report = now - self._last_report, now
         epoch = position.epoch + position.rows / plan.rows_per_epoch
         self._log.step(
-            step, result.loss, rate, result.norm, ms=round(1e3 * elapsed, 3), epoch=round(epoch, 4)
+            queued.step,
+            result.loss,
+            queued.rate,
+            result.norm,
+            ms=round(1e3 * elapsed, 3),
+            epoch=round(epoch, 4),
         )
-        memory = plan.device.used_bytes()
         self.console.step(
-            StepLine(step + 1, epoch, result.loss, rate, result.norm, elapsed, tokens, memory)
+            StepLine(
+                queued.step + 1,
+                epoch,
+                result.loss,
+                queued.rate,
+                result.norm,
+                elapsed,
+                plan.tokens_per_step,
+                None
+                if plan.peak_flops is None
+                else plan.flops_per_step / plan.peak_flops / elapsed,
+            )
         )
-
-    def _next_batches(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        if self._overfit_batches is not None:
-            return self._overfit_batches
-        taken = [self._batches.next_batch() for _ in range(self.plan.accumulation)]
-        batches = [(batch.inputs, batch.targets) for batch in taken]
-        if self.plan.config.overfit:
-            self._overfit_batches = batches
-        return batches
 
     def _require_finite(self, step: int, result: StepResult) -> None:
         if math.isfinite(result.loss) and math.isfinite(result.norm):
@@ -200,6 +235,16 @@ class Run:
             f"The last complete checkpoint is step {steps[-1]}: "
             f"go on from it with --resume {self.folder}."
         )
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """A step that was handed to the device, and what to log with its result."""
+
+    step: int
+    rate: float
+    position: Position
+    result: PendingStep
 
 
 def closing_lines(

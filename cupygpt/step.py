@@ -1,28 +1,34 @@
-"""One optimizer step: micro-batches, norm, clip, update; and evaluation over batches."""
+"""One optimizer step: micro-batches, norm, clip, update; and evaluation over batches.
+
+Everything between "the input is on the device" and "loss and norm are on the device" is one
+function without arguments, so that a GPU runs it as one captured graph. What changes from step to
+step (tokens, learning rate, dropout counter) lies in one input buffer, uploaded before.
+"""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from cupygpt.device import CPU
+from cupygpt.device import Device, PendingRead, Replay
 from cupygpt.memory import RunShape
 from cupygpt.model import GPT, Dropout
 from cupygpt.ops.adamw import adamw
 from cupygpt.ops.classifier import loss_mean
-from cupygpt.ops.encoder import token_order
 from cupygpt.ops.global_norm import global_norm
 from cupygpt.tensors import (
     Tensors,
+    TensorSpec,
     activation_specs,
     arena_bytes,
     cut_aligned,
     cut_packed,
     decay_segments,
-    head_rows,
     parameter_specs,
     scratch_specs,
 )
+
+NUM_CONTROLS, NUM_RNG_WORDS = 3, 4
 
 
 @dataclass(frozen=True)
@@ -43,22 +49,41 @@ class StepResult:
     norm: float
 
 
+class PendingStep:
+    """The result of a step that the device may still be computing."""
+
+    def __init__(self, read: PendingRead) -> None:
+        self._read = read
+
+    def ready(self) -> bool:
+        """Whether `result` returns without waiting."""
+        return self._read.ready()
+
+    def result(self) -> StepResult:
+        """Loss and norm; waits for them."""
+        loss, norm = self._read.value()
+        return StepResult(float(loss), float(norm))
+
+
 class Trainer:
     """All buffers of a run on one device, and what is done with them.
 
     `params`, `m` and `v` are what a checkpoint holds. `accumulation` micro-batches of (B, T) make
-    one step.
+    one step. With `graph` the second step is captured and replayed from then on; the first runs
+    op by op, because it loads kernels and chooses algorithms on its way.
     """
 
     def __init__(
         self,
-        device: CPU,
+        device: Device,
         shape: RunShape,
         settings: OptimizerSettings,
         *,
         accumulation: int = 1,
         dropout_p: float = 0.0,
         seed: int = 0,
+        tf32: bool = False,
+        graph: bool = False,
     ) -> None:
         self.device, self.shape, self.settings = device, shape, settings
         self.accumulation = accumulation
@@ -69,16 +94,10 @@ class Trainer:
         self.m = cut_packed(device.zeros(P, dtypes["float32"]), specs)
         self.v = cut_packed(device.zeros(P, dtypes["float32"]), specs)
         self._segments = decay_segments(specs)
-        self._controls = device.zeros(3, dtypes["float32"])
-        self._rng_state = device.zeros(4, np.uint32)
         self._seed_words = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
-        self._tokens = device.zeros(shape.B * shape.T, np.int32).reshape(shape.B, shape.T)
-        self._targets = device.zeros(shape.B * shape.T, np.int32).reshape(shape.B, shape.T)
-        self._order = device.zeros(shape.B * shape.T, np.int32)
-        self._loss = device.zeros(1, dtypes["float32"])
-        self._norm = device.zeros(1, dtypes["float32"])
+        self._cut_input(3 * accumulation * shape.B * shape.T)
+        self._results = device.zeros(2, dtypes["float32"])
         acts, scratch = allocate_buffers(device, shape)
-        dropout = Dropout(dropout_p, self._rng_state) if dropout_p else None
         self.model = GPT(
             config,
             self.params,
@@ -86,60 +105,62 @@ class Trainer:
             acts,
             scratch,
             recompute=shape.recompute,
-            dropout=dropout,
+            dropout=Dropout(dropout_p, self._rng_state) if dropout_p else None,
+            tf32=tf32,
         )
+        self._wants_graph, self._is_warm = graph, False
+        self._graph: Replay | None = None
 
-    def step(
-        self, batches: Sequence[tuple[np.ndarray, np.ndarray]], step: int, rate: float
-    ) -> StepResult:
-        """Optimizer step `step` (0-based) at learning rate `rate` on `accumulation` batches."""
-        assert len(batches) == self.accumulation
-        losses = self.model.acts.losses
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            self._set_controls(step, rate)
-            self.grads.flat.fill(0)
-            losses.fill(0)
-            num_tokens = self.accumulation * losses.size
-            for micro_step, (tokens, targets) in enumerate(batches):
-                self._load(tokens, targets)
-                self.model.forward(self._tokens, micro_step=micro_step)
-                self.device.upload(self._order, token_order(tokens))
-                self.model.backward(
-                    self._tokens,
-                    self._targets,
-                    self._order,
-                    1.0 / num_tokens,
-                    micro_step=micro_step,
-                )
-            loss_mean(self._loss, losses.reshape(-1), 1.0 / num_tokens)
-            global_norm(self._norm, self.grads.flat, self.model.scratch.partials)
-            self._update()
-        return StepResult(self._read(self._loss), self._read(self._norm))
+    def step(self, packed: np.ndarray, step: int, rate: float) -> PendingStep:
+        """Queue optimizer step `step` (0-based) at learning rate `rate`.
+
+        `packed` (3, accumulation, B, T) int32 is made by feed.pack.
+        """
+        assert packed.shape == self._batches.shape, (packed.shape, self._batches.shape)
+        self.device.upload(self._input, self._input_of(packed, step, rate))
+        if self._graph is not None:
+            self._graph.launch()
+        elif self._wants_graph and self._is_warm:
+            self._graph = self.device.capture(self._compute)
+            self._graph.launch()
+        else:
+            self._compute()
+            self._is_warm = True
+        return PendingStep(self.device.read_later(self._results))
 
     def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         """Mean loss in nats per token; targets of -1 do not count. Without dropout."""
+        tokens, targets = self._batches[0, 0], self._batches[1, 0]
         losses = self.model.acts.losses
         total, count = 0.0, 0
         with np.errstate(over="ignore", invalid="ignore"):
-            for tokens, targets in batches:
+            for inputs, wanted in batches:
                 losses.fill(0)
-                self._load(tokens, targets)
-                self.model.forward(self._tokens)
-                self.model.loss(self._targets)
-                loss_mean(self._loss, losses.reshape(-1), 1.0)
-                total += self._read(self._loss)
-                count += int(np.count_nonzero(targets >= 0))
+                self.device.upload(tokens, inputs)
+                self.device.upload(targets, wanted)
+                self.model.forward(tokens)
+                self.model.loss(targets)
+                loss_mean(self._results[:1], losses.reshape(-1), 1.0)
+                total += float(self.device.download(self._results)[0])
+                count += int(np.count_nonzero(wanted >= 0))
         return total / count
 
-    def _set_controls(self, step: int, rate: float) -> None:
-        t, settings = step + 1, self.settings
-        corrections = (1.0 - settings.beta1**t, 1.0 - settings.beta2**t)
-        self.device.upload(self._controls, np.array([rate, *corrections]))
-        self.device.upload(self._rng_state, np.array([*self._seed_words, step, 0], np.uint32))
-
-    def _load(self, tokens: np.ndarray, targets: np.ndarray) -> None:
-        self.device.upload(self._tokens, tokens)
-        self.device.upload(self._targets, targets)
+    def _compute(self) -> None:
+        """The step itself, from the input buffer to loss and norm; no argument, no waiting."""
+        losses = self.model.acts.losses
+        self.grads.flat.fill(0)
+        losses.fill(0)
+        scale = 1.0 / (self.accumulation * losses.size)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            for micro_step in range(self.accumulation):
+                tokens, targets, order = self._batches[:, micro_step]
+                self.model.forward(tokens, micro_step=micro_step)
+                self.model.backward(
+                    tokens, targets, order.reshape(-1), scale, micro_step=micro_step
+                )
+            loss_mean(self._results[:1], losses.reshape(-1), scale)
+            global_norm(self._results[1:], self.grads.flat, self.model.scratch.partials)
+            self._update()
 
     def _update(self) -> None:
         settings = self.settings
@@ -148,7 +169,7 @@ class Trainer:
             self.m.flat,
             self.v.flat,
             self.grads.flat,
-            self._norm,
+            self._results[1:],
             self._controls,
             self._segments,
             beta1=settings.beta1,
@@ -157,19 +178,30 @@ class Trainer:
             grad_clip=settings.grad_clip,
         )
 
-    def _read(self, scalar: object) -> float:
-        return float(self.device.download(scalar)[0])
+    def _cut_input(self, num_ids: int) -> None:
+        """One buffer of 32-bit words, so that one copy brings all that a step needs."""
+        shape, stop = self.shape, num_ids + NUM_CONTROLS
+        self._input = self.device.zeros(stop + NUM_RNG_WORDS, np.int32)
+        self._batches = self._input[:num_ids].reshape(3, self.accumulation, shape.B, shape.T)
+        self._controls = self._input[num_ids:stop].view(np.float32)
+        self._rng_state = self._input[stop:].view(np.uint32)
+
+    def _input_of(self, packed: np.ndarray, step: int, rate: float) -> np.ndarray:
+        t, settings = step + 1, self.settings
+        corrections = (1.0 - settings.beta1**t, 1.0 - settings.beta2**t)
+        controls = np.array([rate, *corrections], np.float32).view(np.int32)
+        words = np.array([*self._seed_words, step, 0], np.uint32).view(np.int32)
+        return np.concatenate([packed.reshape(-1), controls, words])
 
 
-def allocate_buffers(device: CPU, shape: RunShape) -> tuple[Tensors, Tensors]:
+def allocate_buffers(device: Device, shape: RunShape) -> tuple[Tensors, Tensors]:
     """Activations and scratch for a model of this shape."""
     config, B, T, dtypes = shape.config, shape.B, shape.T, shape.dtypes
 
-    def cut(specs: list) -> Tensors:  # type: ignore[type-arg]
+    def cut(specs: Sequence[TensorSpec]) -> Tensors:
         size = arena_bytes(specs, lambda name: dtypes[name].itemsize)
         return cut_aligned(device.zeros(size, np.uint8), specs, dtypes)
 
     acts = activation_specs(config, B, T, recompute=shape.recompute, training=shape.training)
-    rows = head_rows(B, T)
-    scratch = scratch_specs(config, B, T, training=shape.training, head_rows=rows)
+    scratch = scratch_specs(config, B, T, training=shape.training, head_rows=shape.head_rows)
     return cut(acts), cut(scratch)

@@ -18,6 +18,8 @@ Array = Any
 ALIGNMENT_BYTES = 256
 MAX_HEAD_ROWS = 256
 """Rows of logits that exist at once on the CPU: 256 x 50304 float32 are 51 MB."""
+GPU_HEAD_ROWS = 8192
+"""The same on a GPU, where fewer and larger products count: 8192 x 50304 float32 are 1.65 GB."""
 
 
 @dataclass(frozen=True)
@@ -130,12 +132,6 @@ def scratch_specs(
             TensorSpec("partials", (1024 * config.C,), "float32"),
         ]
     return specs
-
-
-def head_rows(B: int, T: int, limit: int = MAX_HEAD_ROWS) -> int:
-    """Rows of logits held at once: all of a small batch, else equal chunks of at most `limit`."""
-    chunks = -(-B * T // limit)
-    return -(-B * T // chunks)
 
 
 def arena_bytes(specs: Sequence[TensorSpec], dtype_bytes: Callable[[str], int]) -> int:

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from data_files import shakespeare_file
 
 from cupygpt.config import GPT2_VOCAB, GPTConfig, small_config
-from data_files import shakespeare_file
 
 
 @dataclass(frozen=True)

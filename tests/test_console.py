@@ -18,14 +18,16 @@ class Clock:
 def line(step: int, **changes: float) -> StepLine:
     values = {
         "step": step, "epoch": 0.5, "loss": 2.5, "rate": 1e-3, "norm": 0.75, "step_s": 0.1,
-        "tokens": 1024, "memory_bytes": 3 * 2**20,
+        "tokens": 1024,
     } | changes  # fmt: skip
     return StepLine(**values)  # type: ignore[arg-type]
 
 
 def run_console(stream: io.StringIO, *, terminal: bool, width: int) -> Console:
     clock = Clock()
-    console = Console(stream, terminal=terminal, width=width, log_every=10, clock=clock)
+    console = Console(
+        stream, terminal=terminal, width=width, log_every=10, clock=clock, memory=lambda: 3 * 2**20
+    )
     console.header([("device", "CPU, 2 cores"), ("model", "4 layers " * 20)])
     console.start(0, 30)
     for step in range(1, 31):
@@ -74,7 +76,7 @@ def test_the_live_bar_fits_its_terminal(width: int) -> None:
 
 def test_the_bar_shows_its_figures() -> None:
     stream = io.StringIO()
-    console = Console(stream, terminal=True, width=120, clock=Clock())
+    console = Console(stream, terminal=True, width=120, clock=Clock(), memory=lambda: 3 * 2**20)
     console.start(0, 30)
     console.step(line(3, mfu=0.4))
     assert console._live is not None

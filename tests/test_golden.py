@@ -5,13 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_cases import CASES, batches
 
 from cupygpt.device import CPU
+from cupygpt.feed import pack
 from cupygpt.init import initial_parameters
 from cupygpt.memory import RunShape
 from cupygpt.schedule import Schedule
 from cupygpt.step import OptimizerSettings, Trainer
-from golden_cases import CASES, batches
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "torch_losses.json").read_text())
 
@@ -25,7 +26,7 @@ def test_losses_equal_pytorch(name: str) -> None:
     trainer.params.flat[:] = initial_parameters(case.config, 42)
     schedule = Schedule("cosine", case.rate, 5, case.steps, 0.1)
     losses = [
-        trainer.step([batch], step, schedule(step)).loss
+        trainer.step(pack([batch]), step, schedule(step)).result().loss
         for step, batch in enumerate(batches(case))
     ]
     wanted = GOLDEN["losses"][name]

@@ -5,6 +5,7 @@ import pytest
 
 from cupygpt.config import GPTConfig
 from cupygpt.device import CPU
+from cupygpt.feed import pack
 from cupygpt.init import initialize
 from cupygpt.memory import RunShape
 from cupygpt.step import OptimizerSettings, Trainer
@@ -35,7 +36,7 @@ def tokens(seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def gradients(trainer: Trainer, x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """Gradients of the mean loss, through the same calls as a training step."""
     saved = trainer.params.flat.copy()
-    trainer.step([(x, y)], 0, 0.0)
+    trainer.step(pack([(x, y)]), 0, 0.0)
     np.testing.assert_array_equal(trainer.params.flat, saved)
     return trainer.grads.flat.copy()
 
@@ -53,7 +54,7 @@ def test_gradient_matches_central_differences(recompute: int, dropout_p: float) 
     for sign in (1, -1):
         trainer.params.flat[:] = start + sign * epsilon * direction
         # Rate 0: the step only measures; dropout draws the masks of step 0 each time.
-        losses.append(trainer.step([(x, y)], 0, 0.0).loss)
+        losses.append(trainer.step(pack([(x, y)]), 0, 0.0).result().loss)
         trainer.params.flat[:] = start
     slope = (losses[0] - losses[1]) / (2 * epsilon)
     assert slope == pytest.approx(gradient @ direction, rel=1e-6, abs=1e-8)

@@ -4,6 +4,7 @@ import pytest
 from cupygpt.config import GPTConfig
 from cupygpt.device import CPU
 from cupygpt.errors import DeviceError
+from cupygpt.feed import pack
 from cupygpt.init import initial_parameters
 from cupygpt.memory import RunShape, check_fits, largest_batch, memory_plan
 from cupygpt.step import OptimizerSettings, Trainer
@@ -35,8 +36,10 @@ def test_accumulation_equals_one_large_batch() -> None:
     x, y = rows(8)
     whole, parts = make(8), make(2, accumulation=4)
     for step in range(3):
-        large = whole.step([(x, y)], step, 1e-2)
-        small = parts.step([(x[i : i + 2], y[i : i + 2]) for i in range(0, 8, 2)], step, 1e-2)
+        large = whole.step(pack([(x, y)]), step, 1e-2).result()
+        small = parts.step(
+            pack([(x[i : i + 2], y[i : i + 2]) for i in range(0, 8, 2)]), step, 1e-2
+        ).result()
         assert small.loss == pytest.approx(large.loss, rel=1e-6)
         assert small.norm == pytest.approx(large.norm, rel=1e-5)
     np.testing.assert_allclose(parts.params.flat, whole.params.flat, atol=2e-4)
@@ -47,7 +50,9 @@ def test_two_runs_are_bit_identical(dropout_p: float) -> None:
     results = []
     for _ in range(2):
         trainer = make(4, dropout_p=dropout_p, seed=3)
-        losses = [trainer.step([rows(4, seed)], seed, 1e-2).loss for seed in range(5)]
+        losses = [
+            trainer.step(pack([rows(4, seed)]), seed, 1e-2).result().loss for seed in range(5)
+        ]
         results.append((losses, trainer.params.flat.copy()))
     assert results[0][0] == results[1][0]
     np.testing.assert_array_equal(results[0][1], results[1][1])
@@ -56,7 +61,7 @@ def test_two_runs_are_bit_identical(dropout_p: float) -> None:
 def test_dropout_draws_other_masks_at_each_step_and_seed() -> None:
     x, y = rows(4)
     losses = {
-        make(4, dropout_p=0.5, seed=seed).step([(x, y)], step, 0.0).loss
+        make(4, dropout_p=0.5, seed=seed).step(pack([(x, y)]), step, 0.0).result().loss
         for seed in (0, 1, 2**31)
         for step in (0, 1)
     }
@@ -71,7 +76,7 @@ def test_evaluation_has_no_dropout() -> None:
 def test_update_follows_the_formula() -> None:
     trainer = make(4)
     p0 = trainer.params.flat.astype(np.float64)
-    result = trainer.step([rows(4)], 0, 1e-2)
+    result = trainer.step(pack([rows(4)]), 0, 1e-2).result()
     gradient = trainer.grads.flat.astype(np.float64)
     assert result.norm == pytest.approx(np.sqrt((gradient**2).sum()), rel=1e-6)
     gradient *= min(1.0, 1.0 / result.norm)

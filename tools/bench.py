@@ -1,7 +1,7 @@
 """Time training steps of a named configuration, beside PyTorch in the same run where asked.
 
-    python tools/bench.py --peer torch                  # 7.3M parameters, B 4, T 64
-    python tools/bench.py --config bytes --peer torch   # byte-level model, B 8, T 128
+python tools/bench.py --peer torch                  # 7.3M parameters, B 4, T 64
+python tools/bench.py --config bytes --peer torch   # byte-level model, B 8, T 128
 """
 
 import argparse
@@ -17,8 +17,9 @@ import numpy as np
 from cupygpt.cli import run_cli
 from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
 from cupygpt.console import format_bytes
-from cupygpt.device import CPU, choose_device
+from cupygpt.device import Device, choose_device
 from cupygpt.errors import ConfigError
+from cupygpt.feed import pack
 from cupygpt.generate import Generator, Sampling
 from cupygpt.init import initial_parameters
 from cupygpt.memory import RunShape, memory_plan
@@ -67,7 +68,7 @@ def bench(args: argparse.Namespace) -> None:
     """Measure, alternating with the peer window by window, and print a table."""
     case = CASES[args.config]
     case = Case(case.config, args.batch_size or case.B, args.seq_len or case.T)
-    if case.T > case.config.maxT:
+    if case.config.maxT < case.T:
         raise ConfigError(f"T {case.T} is over the model's {case.config.maxT} positions.")
     device = choose_device(args.device).device
     contestants: dict[str, Callable[[], None]] = {}
@@ -88,7 +89,7 @@ def bench(args: argparse.Namespace) -> None:
         report_decoding(device, trainer, case, args.sample)
 
 
-def make_trainer(device: CPU, case: Case) -> Trainer:
+def make_trainer(device: Device, case: Case) -> Trainer:
     """Our trainer with new weights."""
     trainer = Trainer(device, RunShape(case.config, case.B, case.T), OptimizerSettings())
     device.upload(trainer.params.flat, initial_parameters(case.config, seed=42))
@@ -102,7 +103,7 @@ def our_step(trainer: Trainer, case: Case) -> Callable[[], None]:
 
     def step() -> None:
         nonlocal count
-        trainer.step([next(batches)], count, 1e-4)
+        trainer.step(pack([next(batches)]), count, 1e-4).result()
         count += 1
 
     return step
@@ -128,7 +129,7 @@ def time_window(step: Callable[[], None], steps: int) -> float:
 def report(
     args: argparse.Namespace,
     case: Case,
-    device: CPU,
+    device: Device,
     results: dict[str, float],
     windows: dict[str, list[float]],
 ) -> None:
@@ -149,7 +150,7 @@ def report(
     print(f"memory   {format_bytes(planned)} planned, process holds {format_bytes(used or 0)}")
 
 
-def report_decoding(device: CPU, trainer: Trainer, case: Case, count: int) -> None:
+def report_decoding(device: Device, trainer: Trainer, case: Case, count: int) -> None:
     """Time decoding over the cache of keys and values."""
     generator = Generator(device, case.config, trainer.params)
     list(generator.generate([0], 8, Sampling(), (0,)))

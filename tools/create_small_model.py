@@ -1,7 +1,7 @@
 """Write a model file with new weights: llm.c's format and initialisation, padding rows zero.
 
-    python tools/create_small_model.py                     # small_model.bin, 7.3M parameters
-    python tools/create_small_model.py --layers 6 --heads 6 --channels 384 -o six.bin
+python tools/create_small_model.py                     # small_model.bin, 7.3M parameters
+python tools/create_small_model.py --layers 6 --heads 6 --channels 384 -o six.bin
 """
 
 import argparse

@@ -1,6 +1,6 @@
 """Draw the loss curves of one or several runs into a PNG.
 
-    python tools/plot_log.py runs/20260101-120000 other_run -o losses.png
+python tools/plot_log.py runs/20260101-120000 other_run -o losses.png
 """
 
 import argparse

@@ -41,7 +41,9 @@ def encoder_forward(out: Array, tokens: Array, wte: Array, wpe: Array) -> None:
 
 def token_order(tokens: np.ndarray) -> np.ndarray:
     """Positions (B * T,) int32 that sort the tokens: made on the host, for encoder_backward."""
-    return np.argsort(tokens, axis=None, kind="stable").astype(np.int32)
+    # Ids fit in 16 bits, for which NumPy sorts by radix: about a tenth of the time.
+    order = np.argsort(tokens.astype(np.uint16), axis=None, kind="stable")
+    return order.astype(np.int32)
 
 
 def encoder_backward(dwte: Array, dwpe: Array, dout: Array, tokens: Array, order: Array) -> None:
