@@ -1,8 +1,9 @@
 """Matrix products on the GPU: cuBLASLt with row-major arrays, descriptors cached by shape.
 
 CuPy's own products refuse to run while a stream is captured; these run eagerly and captured. The
-first call of a kind describes the product and asks cuBLASLt's heuristics for an algorithm (about
-100 μs); later calls look it up. No call waits for the device, and none but the first on a device
+first call of a kind describes the product and takes the algorithm that cuBLASLt's heuristics put
+first (under 100 μs); later calls look it up. Timing the candidates is faster for some shapes, but
+then the bits of a run would depend on the timing. No call waits for the device, and none but the first on a device
 allocates. cuBLASLt thinks in column-major matrices: a row-major (M, N) array is the column-major
 matrix (N, M), hence out = a b is computed as outᵀ = bᵀ aᵀ, with the operands exchanged.
 """
