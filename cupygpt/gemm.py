@@ -3,9 +3,11 @@
 CuPy's own products refuse to run while a stream is captured; these run eagerly and captured. The
 first call of a kind describes the product and takes the algorithm that cuBLASLt's heuristics put
 first (under 100 μs); later calls look it up. Timing the candidates is faster for some shapes, but
-then the bits of a run would depend on the timing. No call waits for the device, and none but the first on a device
-allocates. cuBLASLt thinks in column-major matrices: a row-major (M, N) array is the column-major
-matrix (N, M), hence out = a b is computed as outᵀ = bᵀ aᵀ, with the operands exchanged.
+then the bits of a run would depend on the timing. No call waits for the device, and none but the
+first on a device allocates.
+
+cuBLASLt thinks in column-major matrices: a row-major (M, N) array is the column-major matrix
+(N, M), hence out = a b is computed as outᵀ = bᵀ aᵀ, with the operands exchanged.
 """
 
 import ctypes
@@ -47,7 +49,8 @@ def matmul(
     Written: out (M, N); accumulated with `accumulate`. Read: op(a) (M, K), op(b) (K, N); bias (N,)
     or None. `epilogue` None: f is the identity. "gelu": f is the tanh form of GELU, and its input
     is also written to aux (M, N) unless that is None. "dgelu": out = (op(a) @ op(b)) times the
-    derivative of GELU at aux (M, N), which is read; no bias.
+    derivative of GELU at aux (M, N), which is read; no bias. On an H200 the GELU epilogues pay in
+    bfloat16 only: in TF32 they cost more than a GELU kernel of its own.
 
     float32 operands give a float32 result, in true float32 or, with `tf32`, with operands rounded
     to TF32. uint16 operands are bfloat16, summed in float32, for a float32 or bfloat16 result
