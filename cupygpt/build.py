@@ -192,6 +192,7 @@ def make_plan(config: TrainConfig, model: GPTConfig, data: Data) -> Plan:
         schedule,
         steps,
         rows,
+        peak_flops=_peak_flops(choice.device, precision),
         base_bytes=choice.device.used_bytes() or 0,
     )
 
@@ -199,7 +200,8 @@ def make_plan(config: TrainConfig, model: GPTConfig, data: Data) -> Plan:
 def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple[str, str]]:
     """The console's opening table: what runs where on what, and why."""
     config, model = plan.config, plan.shape.config
-    memory = {"runtime": plan.base_bytes, **memory_plan(plan.shape)}
+    memory = {"runtime": plan.base_bytes} if plan.base_bytes else {}
+    memory |= memory_plan(plan.shape)
     parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.items())
     schedule = plan.schedule
     rate = f"{schedule.kind} from {schedule.peak:g}"
@@ -313,6 +315,17 @@ def _check_device_flags(config: TrainConfig, device: Device) -> None:
         raise ConfigError(f"-z {config.zero_stage}: training on several GPUs is not built yet.")
     if not config.master_weights:
         raise ConfigError("-w 0 goes with bf16 weights, and training in bf16 is not built yet.")
+
+
+def _peak_flops(device: Device, precision: str) -> float | None:
+    """Operations per second the device could reach, where that is known."""
+    if device.name != "cuda":
+        return None
+    from cupygpt.cuda_device import CUDA
+    from cupygpt.gpus import peak_flops
+
+    assert isinstance(device, CUDA)
+    return peak_flops(device.gpu_name(), precision)
 
 
 def _precision(config: TrainConfig, device: Device) -> tuple[str, str]:

@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import IO
 
@@ -81,6 +82,19 @@ class Console:
     def warn(self, text: str) -> None:
         """A line that asks for attention."""
         self._line(Text(f"warning: {text}", style="yellow"))
+
+    @contextmanager
+    def progress(self, text: str) -> Iterator[Callable[[int, int], None]]:
+        """A line that counts up while something is prepared, and stays with its duration."""
+        started = self._clock()
+        with Live(console=self._rich, transient=True) if self.live_mode else nullcontext() as live:
+
+            def show(done: int, total: int) -> None:
+                if live is not None:
+                    live.update(Text(f"{text}: {done} of {total}", style="dim"))
+
+            yield show
+        self._line(Text(f"{text}: {self._clock() - started:.1f} s", style="dim"))
 
     def start(self, first: int, total: int) -> None:
         """The loop begins after `first` of `total` steps."""

@@ -64,15 +64,7 @@ class Generator:
         for _ in range(count):
             uniform = np.array([draws.random_sample()], np.float32)
             self.device.upload(buffers.uniform, np.minimum(uniform, np.float32(1 - 2**-24)))
-            sample_token(
-                buffers.token,
-                buffers.logits[0],
-                self.config.V,
-                buffers.uniform,
-                sampling.temperature,
-                sampling.top_k,
-                sampling.top_p,
-            )
+            self._draw(sampling)
             token = int(self.device.download(buffers.token)[0])
             yield token
             history.append(token)
@@ -81,6 +73,24 @@ class Generator:
                 self._feed(history[-max(1, maxT // 2) :])
             else:
                 self._feed([token])
+
+    def rehearse(self) -> None:
+        """Make the calls of one token once, to see what they launch."""
+        self._position = 0
+        self._forward(np.zeros(1, np.int32))
+        self._draw(Sampling())
+
+    def _draw(self, sampling: Sampling) -> None:
+        buffers = self._buffers
+        sample_token(
+            buffers.token,
+            buffers.logits[0],
+            self.config.V,
+            buffers.uniform,
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+        )
 
     def _feed(self, tokens: Sequence[int]) -> None:
         for start in range(0, len(tokens), PREFILL_ROWS):

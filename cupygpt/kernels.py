@@ -76,6 +76,12 @@ class Module(Protocol):
 
 Loader = Callable[[Path, tuple[str, ...]], Module]
 
+Job = tuple[type, str, str, tuple[tuple[str, int], ...]]
+"""What one compilation follows from: array type, .cu file, floatX and constants."""
+
+_collected: dict[Job, None] | None = None
+"""While `collect` runs: the jobs found so far, in order."""
+
 _kernels: list["Kernel"] = []
 _loaders: dict[type, Loader] = {}
 _modules: dict[Any, Module] = {}
@@ -177,6 +183,8 @@ class Kernel:
         if 0 in grid3:
             return
         launcher = self._launcher(place, defines)
+        if launcher is None:
+            return
         launcher.raise_shared_limit(shared_mem)
         launcher.function(grid3, block3, tuple(values), shared_mem=shared_mem)
 
@@ -184,7 +192,8 @@ class Kernel:
         """Load the kernel anew at its next launch."""
         self._launchers.clear()
 
-    def _launcher(self, place: "_Place", defines: Defines | None) -> "_Launcher":
+    def _launcher(self, place: "_Place", defines: Defines | None) -> "_Launcher | None":
+        """The compiled kernel; None while `collect` only takes notes."""
         constants = tuple(sorted(defines.items())) if defines else ()
         key = (place.kind, place.device, place.dtype, constants)
         launcher = self._launchers.get(key)
@@ -192,7 +201,11 @@ class Kernel:
             if place.kind is None:
                 raise KernelError(f"{self.name}: a launch needs at least one array.")
             floatX = FLOATX_TYPES[place.dtype] if place.dtype is not None else "float"
-            module = load_module(place.kind, self.file, floatX, constants)
+            job = (place.kind, self.file, floatX, constants)
+            if _collected is not None:
+                _collected[job] = None
+                return None
+            module = load_module(*job)
             launcher = self._launchers[key] = _Launcher(module.get_function(self.name))
         return launcher
 
@@ -209,7 +222,7 @@ class _Place:
 
     def add(self, array: Array, *, is_floatX: bool) -> None:
         """Raises ValueError for an array that does not agree with those before it."""
-        device = getattr(array, "device", None)
+        device = getattr(getattr(array, "device", None), "id", None)
         if self.kind is None:
             self.kind, self.device = type(array), device
         elif type(array) is not self.kind or device != self.device:
@@ -321,30 +334,33 @@ def load_module(
     return _modules[key]
 
 
+def collect(function: Callable[[], None]) -> list[Job]:
+    """What the launches inside `function` need compiled; nothing is launched meanwhile.
+
+    That way the list of kernels follows from the code that launches them.
+    """
+    global _collected
+    _collected = {}
+    try:
+        function()
+        return list(_collected)
+    finally:
+        _collected = None
+
+
 def precompile(
-    array_type: type,
-    dtype: np.dtype[Any],
+    jobs: Sequence[Job],
     *,
-    defines: Mapping[str, Sequence[Defines]],
     progress: Callable[[int, int], None] = lambda done, total: None,
     set_up_thread: Callable[[], None] = lambda: None,
 ) -> None:
-    """Compile every declared kernel's file for floatX = `dtype`, in parallel.
+    """Compile what `collect` found, in parallel.
 
-    `defines` lists the sets of constants of the files that take any; the others are compiled once.
     `progress(done, total)` is called after each file; `set_up_thread` in each thread before its
     first (a thread starts on CUDA device 0). Raises the first KernelError.
     """
-    uses_floatX: dict[str, bool] = {}
-    for kernel in _kernels:
-        uses_floatX[kernel.file] = uses_floatX.get(kernel.file, False) or kernel.has_floatX
-    jobs = [
-        (file, FLOATX_TYPES[dtype] if floatX else "float", tuple(sorted(constants.items())))
-        for file, floatX in sorted(uses_floatX.items())
-        for constants in defines.get(file, [{}])
-    ]
     with ThreadPoolExecutor(initializer=set_up_thread) as pool:
-        futures = [pool.submit(load_module, array_type, *job) for job in jobs]
+        futures = [pool.submit(load_module, *job) for job in jobs]
         try:
             for done, future in enumerate(as_completed(futures), 1):
                 future.result()

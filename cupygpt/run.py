@@ -21,6 +21,7 @@ from cupygpt.interrupt import StopSignal
 from cupygpt.runfolder import RunLog
 from cupygpt.statefile import Progress
 from cupygpt.step import OptimizerSettings, PendingStep, StepResult, Trainer
+from cupygpt.warmup import warm_up
 
 MAX_PENDING = 3
 """Steps whose loss may still be on its way while the next one is queued."""
@@ -64,6 +65,7 @@ class Run:
         self._generator = Generator(
             plan.device, plan.shape.config, self.trainer.params, tf32=plan.precision == "tf32"
         )
+        warm_up(plan.device, self.trainer, self._generator, console)
         self._validation = build.validation_batches(plan, data)
         self._bytes_per_token = build.bytes_per_token(data)
         position = Position(progress.epoch or 0, progress.rows or 0)

@@ -128,6 +128,12 @@ class Trainer:
             self._is_warm = True
         return PendingStep(self.device.read_later(self._results))
 
+    def rehearse(self) -> None:
+        """Make the calls of a step and of an evaluation once, to see what they launch."""
+        self._compute()
+        self.model.forward(self._batches[0, 0])
+        self.model.loss(self._batches[1, 0])
+
     def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         """Mean loss in nats per token; targets of -1 do not count. Without dropout."""
         tokens, targets = self._batches[0, 0], self._batches[1, 0]

@@ -18,7 +18,8 @@ WARP = 32
 BLOCK_WARPS = 8
 TEAM_WARP_CHANNELS = 512
 """Channels per warp where a row takes more than one: 16 floats of it in each thread."""
-SINGLE_WARP_CHANNELS = 1024
+SINGLE_WARP_CHANNELS = 768
+"""Up to here one warp keeps the row; 24 floats of it in each thread leave backward 128 registers."""
 MAX_TEAM_WARPS = 32
 MIN_ROWS_PER_TEAM = 4
 FINISH_COLUMNS = 32
