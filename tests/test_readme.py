@@ -1,0 +1,78 @@
+"""The README's commands run as they stand there, only shorter."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from data_files import shakespeare_file, use_gpt2_files
+
+ROOT = Path(__file__).parents[1]
+SHORTER = {
+    "cupygpt.train": ["-n", "4", "-v", "2", "-m", "1", "-s", "0"],
+    "cupygpt.sample": ["--tokens", "5"],
+}
+
+
+def commands() -> list[list[str]]:
+    """Each `python …` line of the README's sh blocks, split into words."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [shlex.split(line, comments=True) for line in lines if line.startswith("python ")]
+
+
+def run(words: list[str], cwd: Path, *more: str) -> None:
+    shorter = SHORTER.get(words[2], []) if words[1] == "-m" else []
+    words = [sys.executable, *words[1:], *shorter, *more]
+    result = subprocess.run(
+        words, cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, (words, result.stderr)
+
+
+def mentions(*wanted: str) -> list[list[str]]:
+    return [words for words in commands() if any(part in words for part in wanted)]
+
+
+def test_the_demo_and_the_users_own_text(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text() * 4
+    (tmp_path / "mytext.txt").write_text(text)
+    run(["python", "-m", "cupygpt.train"], tmp_path)
+    for words in mentions("mytext.txt", "mytext_train.bin", "--prompt"):
+        run(words, tmp_path)
+    run(["python", "-m", "cupygpt.train", "--resume"], tmp_path, "-n", "6")
+
+
+def test_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = shakespeare_file()
+    use_gpt2_files(monkeypatch)
+    (tmp_path / "tools").symlink_to(ROOT / "tools")
+    wanted = mentions("tools/create_small_model.py", "tinyshakespeare", "small_model.bin")
+    assert len(wanted) == 3
+    for words in wanted:
+        more = ["--source", str(source)] if "tinyshakespeare" in words else []
+        # -b and -t as well: the CPU needs minutes for the full batch.
+        more += ["-b", "2", "-t", "32"] if "small_model.bin" in words else []
+        run(words, tmp_path, *more)
+
+
+def test_every_command_names_a_file_that_exists() -> None:
+    assert len(commands()) >= 8
+    for words in commands():
+        if words[1] == "-m":
+            name = words[2]
+            assert name == "pytest" or (ROOT / (name.replace(".", "/") + ".py")).exists(), name
+        else:
+            assert (ROOT / words[1]).exists(), words[1]
+
+
+def test_ci_runs_the_test_command_of_the_readme() -> None:
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "'.[cuda12,test]'" in script
+    assert "python -m pytest" in script
+    assert os.access(ROOT / ".ci" / "run", os.X_OK)
+    assert shutil.which("bash") is not None
