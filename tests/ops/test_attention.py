@@ -1,0 +1,281 @@
+"""Attention, forward, backward and decoding, against the float64 oracle on every device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import oracle
+import pytest
+from devices import DEVICES, EPSILON, Device, round_to
+from gpu import require_gpu
+from numpy.random import Generator
+
+from cupygpt.ops import attention
+from cupygpt.ops.attention import attention_backward, attention_decode, attention_forward
+
+FLOAT32_DEVICES = [d for d in DEVICES if d.values[0][1] == "float32"]
+
+# B, T, NH, HS: one key; two; around the 64 rows of a block; three blocks; every kind of head size
+# (8 never uses tensor cores, 80 is no power of two, 128 splits the columns of dk and dv in TF32).
+SHAPES = [
+    (1, 1, 2, 16),
+    (2, 2, 3, 8),
+    (1, 63, 2, 32),
+    (2, 64, 1, 16),
+    (1, 65, 1, 80),
+    (1, 65, 1, 128),
+    (1, 130, 2, 64),
+]
+
+
+def tf32(values: np.ndarray) -> np.ndarray:
+    """float32 rounded to TF32's 10 bits of fraction, to nearest: an error of at most 2^-11."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+
+
+def bfloat16(values: np.ndarray) -> np.ndarray:
+    return round_to(values, "bfloat16").astype(np.float32)
+
+
+def product_rounding(dev: Device, HS: int, *, allow_tf32: bool) -> Callable[[np.ndarray], Any]:
+    """What the variant under test does to the operands of its products."""
+    if dev.name == "cpu" or HS % 16:
+        return np.copy
+    if dev.floatX == "bfloat16":
+        return bfloat16
+    return tf32 if allow_tf32 else np.copy
+
+
+@dataclass
+class Result:
+    """What the op wrote."""
+
+    out: Any
+    lse: Any
+    dqkv: Any
+
+    def bits(self, dev: Device) -> list[bytes]:
+        return [dev.get(array).tobytes() for array in (self.out, self.lse, self.dqkv)]
+
+
+def attend(dev: Device, qkv: Any, dout: Any, NH: int, *, allow_tf32: bool = False) -> Result:
+    B, T, C = dout.shape
+    result = Result(
+        dev.output((B, T, C)), dev.output((B, NH, T), "float32"), dev.output((B, T, 3 * C))
+    )
+    attention_forward(result.out, result.lse, qkv, NH, tf32=allow_tf32)
+    attention_backward(result.dqkv, dout, qkv, result.out, result.lse, NH, tf32=allow_tf32)
+    return result
+
+
+def make_inputs(
+    dev: Device, rng: Generator, B: int, T: int, NH: int, HS: int, spread: float = 1.5
+) -> tuple[Any, Any]:
+    """qkv and dout. The spread makes some probabilities large and some small."""
+    C = NH * HS
+    qkv = dev.input(spread * rng.standard_normal((B, T, 3 * C)))
+    return qkv, dev.input(rng.standard_normal((B, T, C)))
+
+
+def check(dev: Device, result: Result, qkv: Any, dout: Any, NH: int, *, allow_tf32: bool) -> None:
+    """All outputs are as near to the oracle as the variant's roundings explain.
+
+    The same formulas in float32, with the operands of products rounded as the kernels round them
+    (TF32: 2^-11 of each, bfloat16: 2^-8 of probabilities and dscores), show what error these
+    roundings make; twice that is allowed, and the rounding of the stored result and of sums in any
+    order. For the gradients these are relative to the largest of all three: dq and dk are
+    differences of terms as large as dv, and with one key exactly zero.
+    """
+    inputs, douts = dev.values(qkv), dev.values(dout)
+    single, dsingle = inputs.astype(np.float32), douts.astype(np.float32)
+    T, HS = inputs.shape[1], inputs.shape[2] // 3 // NH
+    rounded = product_rounding(dev, HS, allow_tf32=allow_tf32)
+
+    want_out, want_lse = oracle.attention_forward(inputs, NH)
+    plain_out, plain_lse = oracle.attention_forward(single, NH, rounded)
+    want_dqkv = oracle.attention_backward(douts, inputs, want_out, want_lse, NH)
+    stored_out = round_to(plain_out, dev.floatX).astype(np.float32)
+    plain_dqkv = oracle.attention_backward(dsingle, single, stored_out, plain_lse, NH, rounded)
+    assert plain_dqkv.dtype == plain_out.dtype == np.float32
+
+    terms = T + HS
+    compare(dev, "out", dev.values(result.out), want_out, plain_out, terms)
+    compare(dev, "lse", dev.values(result.lse), want_lse, plain_lse, terms, "float32")
+    parts = (np.split(x, 3, axis=-1) for x in (dev.values(result.dqkv), want_dqkv, plain_dqkv))
+    for name, found, want, plain in zip(("dq", "dk", "dv"), *parts, strict=True):
+        compare(dev, name, found, want, plain, terms, largest=np.abs(want_dqkv).max())
+
+
+def compare(
+    dev: Device,
+    name: str,
+    found: np.ndarray,
+    want: np.ndarray,
+    plain: np.ndarray,
+    terms: int,
+    dtype: str = "",
+    largest: float | None = None,
+) -> None:
+    dtype = dtype or dev.floatX
+    largest = np.abs(want).max() if largest is None else largest
+    base = np.abs(round_to(plain, dtype) - want).max()
+    limit = 2 * base + (EPSILON[dtype] + math.sqrt(terms) * EPSILON["float32"]) * largest
+    error = np.abs(found - want).max()
+    assert error <= limit, f"{name} on {dev.name} {dtype}: {error:.2e} over {limit:.2e}"
+
+
+@pytest.mark.parametrize(("B", "T", "NH", "HS"), SHAPES)
+def test_attention(dev: Device, rng: Generator, B: int, T: int, NH: int, HS: int) -> None:
+    qkv, dout = make_inputs(dev, rng, B, T, NH, HS)
+    check(dev, attend(dev, qkv, dout, NH), qkv, dout, NH, allow_tf32=False)
+
+
+@pytest.mark.parametrize("dev", FLOAT32_DEVICES, indirect=True)
+@pytest.mark.parametrize(("B", "T", "NH", "HS"), SHAPES)
+def test_attention_in_tf32(dev: Device, rng: Generator, B: int, T: int, NH: int, HS: int) -> None:
+    qkv, dout = make_inputs(dev, rng, B, T, NH, HS)
+    result = attend(dev, qkv, dout, NH, allow_tf32=True)
+    check(dev, result, qkv, dout, NH, allow_tf32=True)
+
+
+@pytest.mark.parametrize("allow_tf32", [False, True])
+def test_scores_far_beyond_the_range_of_exp(
+    dev: Device, rng: Generator, *, allow_tf32: bool
+) -> None:
+    qkv, dout = make_inputs(dev, rng, 1, 66, 1, 32, spread=12.0)
+    scores = oracle.causal_scores(*oracle.split_heads(dev.values(qkv), 1)[:2])
+    assert scores.max() > 200.0  # exp of it overflows float32
+    result = attend(dev, qkv, dout, 1, allow_tf32=allow_tf32)
+    check(dev, result, qkv, dout, 1, allow_tf32=allow_tf32)
+
+
+@pytest.mark.parametrize("allow_tf32", [False, True])
+@pytest.mark.parametrize("HS", [8, 64])
+def test_a_run_repeats_bit_for_bit(
+    dev: Device, rng: Generator, HS: int, *, allow_tf32: bool
+) -> None:
+    qkv, dout = make_inputs(dev, rng, 1, 70, 2, HS)
+    first = attend(dev, qkv, dout, 2, allow_tf32=allow_tf32)
+    again = attend(dev, qkv, dout, 2, allow_tf32=allow_tf32)
+    assert first.bits(dev) == again.bits(dev)
+
+
+@pytest.mark.parametrize("allow_tf32", [False, True])
+@pytest.mark.parametrize("HS", [32, 64])
+def test_rows_per_warp_do_not_change_the_result(
+    dev: Device, rng: Generator, monkeypatch: pytest.MonkeyPatch, HS: int, *, allow_tf32: bool
+) -> None:
+    """Busy GPUs take blocks of 128 rows; each row's sums keep their order."""
+    qkv, dout = make_inputs(dev, rng, 1, 150, 1, HS)
+    small = attend(dev, qkv, dout, 1, allow_tf32=allow_tf32)
+    monkeypatch.setattr(attention, "BUSY_BLOCKS", 1)
+    busy = attend(dev, qkv, dout, 1, allow_tf32=allow_tf32)
+    assert small.bits(dev) == busy.bits(dev)
+
+
+@pytest.mark.parametrize("allow_tf32", [False, True])
+def test_the_past_does_not_see_the_future(dev: Device, rng: Generator, *, allow_tf32: bool) -> None:
+    T, now, NH, HS = 80, 37, 1, 32
+    values = rng.standard_normal((1, T, 3 * NH * HS))
+    changed = values.copy()
+    changed[:, now:] += 5.0
+    dout = rng.standard_normal((1, T, NH * HS))
+    dout[:, now:] = 0.0  # else the gradients of the past do depend on the future
+    dout = dev.input(dout)
+    before = attend(dev, dev.input(values), dout, NH, allow_tf32=allow_tf32)
+    after = attend(dev, dev.input(changed), dout, NH, allow_tf32=allow_tf32)
+    for name in ("out", "dqkv"):
+        past, past_after = (dev.get(getattr(r, name))[:, :now] for r in (before, after))
+        assert past.tobytes() == past_after.tobytes(), name
+    assert not np.array_equal(dev.get(before.out)[:, now:], dev.get(after.out)[:, now:])
+
+
+@pytest.mark.parametrize("allow_tf32", [False, True])
+def test_nan_is_not_hidden(dev: Device, rng: Generator, *, allow_tf32: bool) -> None:
+    values = rng.standard_normal((1, 20, 3 * 16))
+    values[0, 3, 2] = np.nan  # in a query
+    out, lse = dev.output((1, 20, 16)), dev.output((1, 1, 20), "float32")
+    attention_forward(out, lse, dev.input(values), 1, tf32=allow_tf32)
+    hit = np.arange(20) == 3
+    np.testing.assert_array_equal(np.isnan(dev.values(lse)[0, 0]), hit)
+    np.testing.assert_array_equal(np.isnan(dev.values(out)[0]).all(axis=-1), hit)
+    assert np.isfinite(dev.values(out)[0, ~hit]).all()
+
+
+@pytest.mark.parametrize(("NH", "HS"), [(1, 8), (3, 32), (2, 80)])
+def test_decoding_in_pieces_equals_attention(dev: Device, rng: Generator, NH: int, HS: int) -> None:
+    """A prompt, single tokens, and a piece that ends at the cache's last position but two."""
+    pieces, maxT = [19, 1, 1, 16], 39
+    T, C = sum(pieces), NH * HS
+    qkv = dev.input(1.5 * rng.standard_normal((1, T, 3 * C)))
+    values = dev.values(qkv)
+    cache = dev.output((2, NH, maxT, HS))
+    found, start = [], 0
+    for piece in pieces:
+        out = dev.output((piece, C))
+        rows = dev.input(values[0, start : start + piece])
+        attention_decode(out, cache, rows, start, NH)
+        found.append(dev.values(out))
+        start += piece
+
+    want, _ = oracle.attention_forward(values, NH)
+    plain, _ = oracle.attention_forward(values.astype(np.float32), NH)
+    compare(dev, "out", np.concatenate(found), want[0], plain[0], T + HS)
+    _, keys, new_values = oracle.split_heads(values, NH)
+    kept = dev.values(cache)
+    np.testing.assert_array_equal(kept[0, :, :T], keys[0])
+    np.testing.assert_array_equal(kept[1, :, :T], new_values[0])
+    assert np.isnan(kept[:, :, T:]).all()
+
+
+def test_oracle_gradient_by_central_differences(rng: Generator) -> None:
+    B, T, NH, HS, step = 1, 4, 2, 3, 1e-5
+    qkv, dout = rng.standard_normal((B, T, 3 * NH * HS)), rng.standard_normal((B, T, NH * HS))
+    out, lse = oracle.attention_forward(qkv, NH)
+    dqkv = oracle.attention_backward(dout, qkv, out, lse, NH)
+
+    def loss(changed: np.ndarray) -> float:
+        return float((oracle.attention_forward(changed, NH)[0] * dout).sum())
+
+    for index in np.ndindex(qkv.shape):
+        up, down = qkv.copy(), qkv.copy()
+        up[index] += step
+        down[index] -= step
+        slope = (loss(up) - loss(down)) / (2 * step)
+        # The third derivative times step² / 6, and the cancellation of two losses.
+        assert slope == pytest.approx(dqkv[index], rel=1e-7, abs=1e-9), index
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_more_than_2_to_the_31_elements() -> None:
+    """The last row of a batch of 2.2e9 elements of qkv gets the result that it gets alone."""
+    require_gpu()
+    import cupy
+
+    B, T, NH, HS = 44_000, 128, 2, 64
+    C = NH * HS
+    rng = np.random.default_rng(7)
+    bfloat16_bits = cupy.asarray(bfloat16(rng.standard_normal((1, T, 4 * C)))).view(np.uint32)
+    row = (bfloat16_bits >> 16).astype(np.uint16)
+    last_qkv, last_dout = (cupy.ascontiguousarray(x) for x in (row[..., C:], row[..., :C]))
+
+    def run(qkv: Any, dout: Any) -> list[Any]:
+        out, dqkv = cupy.empty_like(dout), cupy.empty_like(qkv)
+        lse = cupy.empty((len(dout), NH, T), np.float32)
+        attention_forward(out, lse, qkv, NH)
+        attention_backward(dqkv, dout, qkv, out, lse, NH)
+        return [out[-1], lse[-1], dqkv[-1]]
+
+    alone = run(last_qkv, last_dout)
+    qkv, dout = cupy.zeros((B, T, 3 * C), np.uint16), cupy.zeros((B, T, C), np.uint16)
+    assert qkv.size > 2**31
+    qkv[-1], dout[-1] = last_qkv[0], last_dout[0]
+    for single, of_many in zip(alone, run(qkv, dout), strict=True):
+        # A block of 128 rows or of 64: the sums have the same order.
+        assert bool((single == of_many).all())
