@@ -5,44 +5,59 @@ python tools/bench.py --config bytes --peer torch   # byte-level model, B 8, T 1
 """
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 
 from cupygpt.cli import run_cli
 from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
 from cupygpt.console import format_bytes
-from cupygpt.device import Device, choose_device
+from cupygpt.device import CPU, Device, check_precision, choose_device, default_precision
 from cupygpt.errors import ConfigError
 from cupygpt.feed import pack
+from cupygpt.gemm import WORKSPACE_BYTES
 from cupygpt.generate import Generator, Sampling
 from cupygpt.init import initial_parameters
 from cupygpt.memory import RunShape, memory_plan
 from cupygpt.step import OptimizerSettings, Trainer
+from cupygpt.tensors import GPU_HEAD_ROWS, MAX_HEAD_ROWS
 
 WARMUP_STEPS = 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """A model and its batch shape."""
+    """A model and its batch shape, on the CPU and on a GPU."""
 
     config: GPTConfig
     B: int
     T: int
+    gpu_B: int
 
 
 CASES = {
-    "small": Case(small_config(GPT2_VOCAB), 4, 64),
-    "bytes": Case(small_config(257), 8, 128),
-    "experiment": Case(small_config(GPT2_VOCAB), 32, 256),
-    "124M": Case(config_from_descriptor("d12"), 4, 1024),
+    "small": Case(small_config(GPT2_VOCAB), 4, 64, 4),
+    "bytes": Case(small_config(257), 8, 128, 8),
+    "experiment": Case(small_config(GPT2_VOCAB), 32, 256, 32),
+    "124M": Case(config_from_descriptor("d12"), 1, 1024, 32),
 }
+
+
+class Contestant(Protocol):
+    """Something that trains the model of a case."""
+
+    def step(self) -> None:
+        """Queue one optimizer step on fresh tokens."""
+
+    def window_ms(self, steps: int) -> float:
+        """Milliseconds per step over so many steps, from an idle device to an idle device."""
 
 
 def main() -> int:
@@ -56,7 +71,12 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="timed steps in each window")
     parser.add_argument("--windows", type=int, default=3, help="the median window is reported")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--peer", choices=["torch"], help="time the same model there too")
+    parser.add_argument("--precision", choices=["auto", "fp32", "tf32"], default="auto")
+    parser.add_argument("--no-graph", action="store_true", help="launch each kernel by itself")
+    parser.add_argument(
+        "--peer", choices=["torch", "torch-compile"], action="append", default=[],
+        help="time the same model there too; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--sample", type=int, default=0, help="also time decoding so many tokens")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
@@ -65,89 +85,118 @@ def main() -> int:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Measure, alternating with the peer window by window, and print a table."""
+    """Measure, alternating with the peers window by window, and print a table."""
     case = CASES[args.config]
-    case = Case(case.config, args.batch_size or case.B, args.seq_len or case.T)
+    device = choose_device(args.device).device
+    on_gpu = device.name == "cuda"
+    case = replace(
+        case,
+        B=args.batch_size or (case.gpu_B if on_gpu else case.B),
+        T=args.seq_len or case.T,
+    )
     if case.config.maxT < case.T:
         raise ConfigError(f"T {case.T} is over the model's {case.config.maxT} positions.")
-    device = choose_device(args.device).device
-    contestants: dict[str, Callable[[], None]] = {}
-    trainer = make_trainer(device, case)
-    contestants["cupygpt"] = our_step(trainer, case)
-    if args.peer:
-        contestants[args.peer] = torch_step(case)
-    for step in contestants.values():
+    precision = default_precision(device)[0] if args.precision == "auto" else args.precision
+    check_precision(device, precision)
+    shape = RunShape(
+        case.config, case.B, case.T, head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS
+    )
+    ours = Ours(device, shape, tf32=precision == "tf32", graph=on_gpu and not args.no_graph)
+    contestants: dict[str, Contestant] = {"cupygpt": ours}
+    for peer in args.peer:
+        contestants[peer] = torch_peer(case, peer, device, precision)
+    for contestant in contestants.values():
         for _ in range(WARMUP_STEPS):
-            step()
+            contestant.window_ms(1)
     windows: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(args.windows):
-        for name, step in contestants.items():
-            windows[name].append(time_window(step, args.steps))
-    results = {name: statistics.median(times) for name, times in windows.items()}
-    report(args, case, device, results, windows)
-    if args.sample:
-        report_decoding(device, trainer, case, args.sample)
-
-
-def make_trainer(device: Device, case: Case) -> Trainer:
-    """Our trainer with new weights."""
-    trainer = Trainer(device, RunShape(case.config, case.B, case.T), OptimizerSettings())
-    device.upload(trainer.params.flat, initial_parameters(case.config, seed=42))
-    return trainer
-
-
-def our_step(trainer: Trainer, case: Case) -> Callable[[], None]:
-    """One optimizer step on fresh random tokens."""
-    batches = random_batches(case)
-    count = 0
-
-    def step() -> None:
-        nonlocal count
-        trainer.step(pack([next(batches)]), count, 1e-4).result()
-        count += 1
-
-    return step
-
-
-def random_batches(case: Case):  # type: ignore[no-untyped-def]
-    """Endless (tokens, targets) of random ids."""
-    rng = np.random.default_rng(0)
-    shape = (case.B, case.T + 1)
-    while True:
-        rows = rng.integers(0, case.config.V, shape, dtype=np.int32)
-        yield np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
-
-
-def time_window(step: Callable[[], None], steps: int) -> float:
-    """Milliseconds per step over one window."""
-    started = time.perf_counter()
-    for _ in range(steps):
-        step()
-    return 1e3 * (time.perf_counter() - started) / steps
-
-
-def report(
-    args: argparse.Namespace,
-    case: Case,
-    device: Device,
-    results: dict[str, float],
-    windows: dict[str, list[float]],
-) -> None:
-    """Print ms per step, tokens per second and memory."""
-    tokens = case.B * case.T
-    planned = sum(memory_plan(RunShape(case.config, case.B, case.T)).values())
+        for name, contestant in contestants.items():
+            windows[name].append(contestant.window_ms(args.steps))
     if args.json:
-        print(json.dumps({"config": args.config, "B": case.B, "T": case.T, "ms": results}))
+        medians = {name: statistics.median(times) for name, times in windows.items()}
+        print(json.dumps({"config": args.config, "B": case.B, "T": case.T, "ms": medians}))
         return
-    print(f"{device.describe()}; {case.config.describe()}; B {case.B}, T {case.T}")
-    for name, ms in results.items():
-        spread = ", ".join(f"{x:.1f}" for x in windows[name])
-        print(f"{name:8} {ms:9.2f} ms/step {1e3 * tokens / ms:10,.0f} tok/s   windows: {spread}")
-    if len(results) > 1:
-        ours, peer = results.values()
-        print(f"ratio    {ours / peer:9.2f} of the peer's time")
-    used = device.used_bytes()
-    print(f"memory   {format_bytes(planned)} planned, process holds {format_bytes(used or 0)}")
+    report(ours, precision, windows)
+    if args.sample:
+        report_decoding(device, ours.trainer, case, args.sample)
+
+
+class Ours:
+    """Our trainer with new weights."""
+
+    def __init__(self, device: Device, shape: RunShape, *, tf32: bool, graph: bool) -> None:
+        self.device, self.shape = device, shape
+        self._used_before = device.used_bytes() or 0
+        self.trainer = Trainer(device, shape, OptimizerSettings(), tf32=tf32, graph=graph)
+        device.upload(self.trainer.params.flat, initial_parameters(shape.config, seed=42))
+        self._batches = random_batches(shape.config, shape.B, shape.T)
+        self._count = 0
+        self.host_s = 0.0
+
+    def step(self) -> None:
+        """Queue a step; its loss is not waited for."""
+        self.trainer.step(next(self._batches), self._count, 1e-4)
+        self._count += 1
+
+    def window_ms(self, steps: int) -> float:
+        """By CUDA events on a GPU, else by the clock."""
+        if not isinstance(self.device, CPU):
+            device: Any = self.device
+            start, host_start = device.record(), time.perf_counter()
+            for _ in range(steps):
+                self.step()
+            self.host_s = (time.perf_counter() - host_start) / steps
+            return float(device.elapsed_ms(start, device.record())) / steps
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        return 1e3 * (time.perf_counter() - started) / steps
+
+    def memory(self) -> str:
+        """Planned and held bytes."""
+        planned = sum(memory_plan(self.shape).values())
+        if self.device.name == "cuda":
+            planned += WORKSPACE_BYTES
+        held = (self.device.used_bytes() or 0) - self._used_before
+        return f"{format_bytes(planned)} planned for buffers, {format_bytes(held)} taken"
+
+
+def random_batches(config: GPTConfig, B: int, T: int) -> Iterator[np.ndarray]:
+    """A few packed batches of random ids, over and over: making them takes no time of a step."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, config.V, (B, T + 1), dtype=np.int32) for _ in range(4)]
+    packed = [pack([(row[:, :-1], row[:, 1:])]) for row in rows]
+    return itertools.cycle(packed)
+
+
+def report(ours: Ours, precision: str, windows: dict[str, list[float]]) -> None:
+    """Print ms per step, tokens per second, the share of the peak, and memory."""
+    shape, device = ours.shape, ours.device
+    tokens = shape.B * shape.T
+    print(f"{device.describe()}; {precision}")
+    print(f"{shape.config.describe()}; B {shape.B}, T {shape.T}")
+    peak = None
+    if device.name == "cuda":
+        from cupygpt.gpus import peak_flops
+
+        gpu: Any = device
+        peak = peak_flops(gpu.gpu_name(), precision)
+    medians = {name: statistics.median(times) for name, times in windows.items()}
+    for name, ms in medians.items():
+        spread = f"{min(windows[name]):.2f} to {max(windows[name]):.2f}"
+        share = ""
+        if peak:
+            flops = tokens * shape.config.flops_per_token(shape.T)
+            share = f"  MFU {100 * flops / (1e-3 * ms) / peak:.1f} %"
+        rate = 1e3 * tokens / ms
+        ratio = ms / medians["cupygpt"]
+        print(
+            f"{name:14}{ms:9.2f} ms/step ({spread}) {rate:12,.0f} tok/s{share}  "
+            f"{ratio:.2f} × our time"
+        )
+    if ours.host_s:
+        print(f"host time {1e6 * ours.host_s:.0f} µs per step")
+    print(f"memory: {ours.memory()}")
 
 
 def report_decoding(device: Device, trainer: Trainer, case: Case, count: int) -> None:
@@ -159,13 +208,17 @@ def report_decoding(device: Device, trainer: Trainer, case: Case, count: int) ->
     print(f"decoding {count / (time.perf_counter() - started):9.0f} tok/s over {count} tokens")
 
 
-def torch_step(case: Case) -> Callable[[], None]:
-    """The same model, batch and update in PyTorch."""
+def torch_peer(case: Case, name: str, device: Device, precision: str) -> Contestant:
+    """The same model, batch and update in PyTorch, eager or compiled."""
     try:
-        from peer_torch import make_step
+        from peer_torch import Peer
     except ImportError as error:
-        raise ConfigError(f"--peer torch: PyTorch is not installed here ({error}).") from error
-    return make_step(case.config, random_batches(case))
+        raise ConfigError(f"--peer {name}: PyTorch is not installed here ({error}).") from error
+    batches = random_batches(case.config, case.B, case.T)
+    where = "cuda" if device.name == "cuda" else "cpu"
+    return Peer(
+        case.config, batches, where, tf32=precision == "tf32", compiled=name == "torch-compile"
+    )
 
 
 if __name__ == "__main__":

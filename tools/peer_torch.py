@@ -1,5 +1,6 @@
 """The same GPT in PyTorch, to measure against and to compare losses with. Not part of the package."""
 
+import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -78,23 +79,49 @@ class PeerGPT(nn.Module):
             {"params": decayed, "weight_decay": weight_decay},
             {"params": others, "weight_decay": 0.0},
         ]
-        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=1e-8)
+        fused = self.wte.weight.is_cuda
+        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=1e-8, fused=fused)
 
 
-def make_step(
-    config: GPTConfig, batches: Iterator[tuple[np.ndarray, np.ndarray]]
-) -> Callable[[], None]:
-    """One eager optimizer step on the CPU: forward, backward, clip at 1, AdamW."""
-    model = PeerGPT(config)
-    optimizer = model.optimizer(1e-4, (0.9, 0.95), 0.0)
+class Peer:
+    """Optimizer steps on fresh batches: forward, backward, clip at 1, AdamW."""
 
-    def step() -> None:
-        tokens, targets = next(batches)
-        optimizer.zero_grad(set_to_none=True)
-        loss = model(torch.from_numpy(tokens).long(), torch.from_numpy(targets).long())
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        loss.item()
+    def __init__(
+        self,
+        config: GPTConfig,
+        batches: Iterator[np.ndarray],
+        device: str,
+        *,
+        tf32: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        self._device, self._batches = device, batches
+        self._model = PeerGPT(config).to(device)
+        self._optimizer = self._model.optimizer(1e-4, (0.9, 0.95), 0.0)
+        self._loss: Callable[[Tensor, Tensor], Tensor] = (
+            torch.compile(self._model) if compiled else self._model
+        )
 
-    return step
+    def step(self) -> None:
+        """Queue one step."""
+        tokens, targets, _ = next(self._batches)[:, 0]
+        x = torch.from_numpy(tokens).to(self._device, non_blocking=True).long()
+        y = torch.from_numpy(targets).to(self._device, non_blocking=True).long()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._loss(x, y).backward()
+        nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
+        self._optimizer.step()
+
+    def window_ms(self, steps: int) -> float:
+        """Milliseconds per step, from idle to idle."""
+        self._synchronize()
+        started = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        self._synchronize()
+        return 1e3 * (time.perf_counter() - started) / steps
+
+    def _synchronize(self) -> None:
+        if self._device == "cuda":
+            torch.cuda.synchronize()
