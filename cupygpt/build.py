@@ -18,6 +18,7 @@ from cupygpt.data.loader import TrainLoader, ValidationBatches
 from cupygpt.data.shards import TokenShard, check_ids, fingerprint, open_shards, write_shard
 from cupygpt.device import Device, check_precision, choose_device, default_precision
 from cupygpt.errors import ConfigError, DataError, TokenizerError
+from cupygpt.gemm import WORKSPACE_BYTES
 from cupygpt.memory import RunShape, check_fits, memory_plan
 from cupygpt.modelfile import ModelFile, load_model
 from cupygpt.options import TrainConfig, flags_of
@@ -173,6 +174,7 @@ def make_plan(config: TrainConfig, model: GPTConfig, data: Data) -> Plan:
         T,
         recompute=config.recompute,
         head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
+        workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
     )
     precision, precision_reason = _precision(config, choice.device)
     accumulation = _accumulation(config, B, T)

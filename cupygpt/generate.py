@@ -13,10 +13,7 @@ from cupygpt.ops.gelu import gelu_forward
 from cupygpt.ops.layernorm import layernorm_forward, residual_layernorm_forward
 from cupygpt.ops.linear import linear_forward
 from cupygpt.ops.sampling import sample_token
-from cupygpt.tensors import Tensors, TensorSpec, arena_bytes, cut_aligned
-
-PREFILL_ROWS = 64
-"""Tokens of a prompt that go through the model together."""
+from cupygpt.tensors import PREFILL_ROWS, Tensors, arena_bytes, cut_aligned, decoder_specs
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class Generator:
             "float32": np.dtype(np.float32),
             "int32": np.dtype(np.int32),
         }
-        specs = _buffer_specs(config)
+        specs = decoder_specs(config)
         size = arena_bytes(specs, lambda name: dtypes[name].itemsize)
         self._buffers = cut_aligned(device.zeros(size, np.uint8), specs, dtypes)
 
@@ -124,20 +121,3 @@ class Generator:
             residual_layernorm_forward(residual, norm, mean, rstd, other, branch, weight, bias)
         linear_forward(whole.logits, norm[:, n - 1], p.wte, None, tf32=self.tf32)
         self._position += n
-
-
-def _buffer_specs(config: GPTConfig) -> list[TensorSpec]:
-    C, rows = config.C, min(PREFILL_ROWS, config.maxT)
-    return [
-        TensorSpec("cache", (config.L, 2, config.NH, config.maxT, config.HS)),
-        TensorSpec("residual", (2, 1, rows, C)),
-        TensorSpec("norm", (1, rows, C)),
-        TensorSpec("branch", (1, rows, C)),
-        TensorSpec("qkv", (1, rows, 3 * C)),
-        TensorSpec("hidden", (2, 1, rows, 4 * C)),
-        TensorSpec("statistics", (2, 1, rows), "float32"),
-        TensorSpec("logits", (1, config.Vp)),
-        TensorSpec("uniform", (1,), "float32"),
-        TensorSpec("token", (1,), "int32"),
-        TensorSpec("tokens", (1, rows), "int32"),
-    ]

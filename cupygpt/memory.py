@@ -7,7 +7,13 @@ import numpy as np
 
 from cupygpt.config import GPTConfig
 from cupygpt.errors import DeviceError
-from cupygpt.tensors import MAX_HEAD_ROWS, activation_specs, arena_bytes, scratch_specs
+from cupygpt.tensors import (
+    MAX_HEAD_ROWS,
+    activation_specs,
+    arena_bytes,
+    decoder_specs,
+    scratch_specs,
+)
 
 MEMORY_MARGIN = 0.95
 """Share of the free memory a plan may take; the rest is the interpreter's and the system's."""
@@ -17,7 +23,8 @@ MEMORY_MARGIN = 0.95
 class RunShape:
     """What the size of every buffer follows from; `precision` is the NumPy name of floatX.
 
-    `head_limit` is the most rows of logits that exist at once.
+    `head_limit` is the most rows of logits that exist at once, `workspace_bytes` what the library
+    of matrix products takes for itself.
     """
 
     config: GPTConfig
@@ -27,6 +34,7 @@ class RunShape:
     training: bool = True
     precision: str = "float32"
     head_limit: int = MAX_HEAD_ROWS
+    workspace_bytes: int = 0
 
     @property
     def head_rows(self) -> int:
@@ -39,7 +47,7 @@ class RunShape:
         """NumPy dtype of each dtype name in the tensor tables; float64 runs are float64 throughout."""
         float_x = np.dtype(self.precision)
         statistics = float_x if self.precision == "float64" else np.dtype(np.float32)
-        return {"floatX": float_x, "float32": statistics}
+        return {"floatX": float_x, "float32": statistics, "int32": np.dtype(np.int32)}
 
 
 def memory_plan(shape: RunShape) -> dict[str, int]:
@@ -57,7 +65,8 @@ def memory_plan(shape: RunShape) -> dict[str, int]:
         plan["gradients"] = parameters
         plan["optimizer"] = 2 * config.num_parameters * size_of("float32")
     plan["activations"] = arena_bytes(acts, size_of)
-    plan["scratch"] = arena_bytes(scratch, size_of)
+    plan["scratch"] = arena_bytes(scratch, size_of) + shape.workspace_bytes
+    plan["sampling"] = arena_bytes(decoder_specs(config), size_of)
     return plan
 
 

@@ -18,6 +18,8 @@ Array = Any
 ALIGNMENT_BYTES = 256
 MAX_HEAD_ROWS = 256
 """Rows of logits that exist at once on the CPU: 256 x 50304 float32 are 51 MB."""
+PREFILL_ROWS = 64
+"""Tokens of a prompt that go through the model together."""
 GPU_HEAD_ROWS = 8192
 """The same on a GPU, where fewer and larger products count: 8192 x 50304 float32 are 1.65 GB."""
 
@@ -132,6 +134,24 @@ def scratch_specs(
             TensorSpec("partials", (1024 * config.C,), "float32"),
         ]
     return specs
+
+
+def decoder_specs(config: GPTConfig) -> list[TensorSpec]:
+    """Buffers for writing text: keys and values of the past, and a few rows of everything."""
+    C, rows = config.C, min(PREFILL_ROWS, config.maxT)
+    return [
+        TensorSpec("cache", (config.L, 2, config.NH, config.maxT, config.HS)),
+        TensorSpec("residual", (2, 1, rows, C)),
+        TensorSpec("norm", (1, rows, C)),
+        TensorSpec("branch", (1, rows, C)),
+        TensorSpec("qkv", (1, rows, 3 * C)),
+        TensorSpec("hidden", (2, 1, rows, 4 * C)),
+        TensorSpec("statistics", (2, 1, rows), "float32"),
+        TensorSpec("logits", (1, config.Vp)),
+        TensorSpec("uniform", (1,), "float32"),
+        TensorSpec("token", (1,), "int32"),
+        TensorSpec("tokens", (1, rows), "int32"),
+    ]
 
 
 def arena_bytes(specs: Sequence[TensorSpec], dtype_bytes: Callable[[str], int]) -> int:

@@ -6,13 +6,13 @@ from small_runs import command
 
 from cupygpt.config import GPTConfig
 from cupygpt.device import CPU
-from cupygpt.generate import PREFILL_ROWS, Generator, Sampling
+from cupygpt.generate import Generator, Sampling
 from cupygpt.init import initial_parameters
 from cupygpt.memory import RunShape
 from cupygpt.modelfile import save_model
 from cupygpt.sample import main
 from cupygpt.step import OptimizerSettings, Trainer
-from cupygpt.tensors import cut_packed, parameter_specs
+from cupygpt.tensors import PREFILL_ROWS, cut_packed, parameter_specs
 
 BYTES = GPTConfig(maxT=100, V=257, L=2, NH=2, C=16)
 

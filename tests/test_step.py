@@ -5,6 +5,7 @@ from cupygpt.config import GPTConfig
 from cupygpt.device import CPU
 from cupygpt.errors import DeviceError
 from cupygpt.feed import pack
+from cupygpt.generate import Generator
 from cupygpt.init import initial_parameters
 from cupygpt.memory import RunShape, check_fits, largest_batch, memory_plan
 from cupygpt.step import OptimizerSettings, Trainer
@@ -95,12 +96,14 @@ def test_update_follows_the_formula() -> None:
 def test_the_plan_is_what_is_allocated() -> None:
     trainer = make(4)
     plan = memory_plan(RunShape(CONFIG, 4, T))
+    generator = Generator(CPU(), CONFIG, trainer.params)
     assert plan == {
         "parameters": trainer.params.flat.nbytes,
         "gradients": trainer.grads.flat.nbytes,
         "optimizer": trainer.m.flat.nbytes + trainer.v.flat.nbytes,
         "activations": trainer.model.acts.flat.nbytes,
         "scratch": trainer.model.scratch.flat.nbytes,
+        "sampling": generator._buffers.flat.nbytes,
     }
 
 

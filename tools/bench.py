@@ -99,7 +99,11 @@ def bench(args: argparse.Namespace) -> None:
     precision = default_precision(device)[0] if args.precision == "auto" else args.precision
     check_precision(device, precision)
     shape = RunShape(
-        case.config, case.B, case.T, head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS
+        case.config,
+        case.B,
+        case.T,
+        head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
+        workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
     )
     ours = Ours(device, shape, tf32=precision == "tf32", graph=on_gpu and not args.no_graph)
     contestants: dict[str, Contestant] = {"cupygpt": ours}
@@ -155,8 +159,6 @@ class Ours:
     def memory(self) -> str:
         """Planned and held bytes."""
         planned = sum(memory_plan(self.shape).values())
-        if self.device.name == "cuda":
-            planned += WORKSPACE_BYTES
         held = (self.device.used_bytes() or 0) - self._used_before
         return f"{format_bytes(planned)} planned for buffers, {format_bytes(held)} taken"
 
