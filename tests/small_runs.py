@@ -27,7 +27,9 @@ def write_tokens(path: Path, count: int, V: int, seed: int = 0) -> Path:
     return path
 
 
-def write_files(folder: Path, config: GPTConfig = TINY, count: int = 1200) -> list[str]:
+def write_files(
+    folder: Path, config: GPTConfig = TINY, count: int = 1200, device: str = "cpu"
+) -> list[str]:
     """A model and its data in `folder`; returns the flags that use them."""
     save_model(folder / "tiny.bin", config, initial_parameters(config, 42), "fp32")
     write_tokens(folder / "train.bin", count, config.V)
@@ -36,7 +38,7 @@ def write_files(folder: Path, config: GPTConfig = TINY, count: int = 1200) -> li
         "-e", str(folder / "tiny.bin"),
         "-i", str(folder / "train.bin"),
         "-j", str(folder / "val.bin"),
-        "--device", "cpu", "-b", "4", "-t", "8", "-l", "1e-2", "-v", "5", "-s", "0",
+        "--device", device, "-b", "4", "-t", "8", "-l", "1e-2", "-v", "5", "-s", "0",
         "--checkpoint-every", "5",
     ]  # fmt: skip
 
