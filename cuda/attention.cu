@@ -390,7 +390,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 // Attention of T new positions, start to start + T - 1, over a cache of all before them.
 // Written: out (T, NH, HS) floatX; cache (2, NH, maxT, HS) floatX at the new positions (keys, then
 // values). Read: qkv (T, 3, NH, HS) floatX, the cache before `start`. Grid: T * NH, 128 threads.
-// Each group of eight lanes walks over every sixteenth key; the sixteen results are merged in order.
+// Each group of eight lanes walks over every 16th key; the 16 results are merged in order.
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_decode(floatX* __restrict__ out, floatX* cache, const floatX* __restrict__ qkv,
                      int start, int T, int maxT, int NH) {

@@ -22,8 +22,8 @@ constexpr float LOG2E = 1.4426950408889634f;
 // scalar loads of TF32 meet 32 different banks too, as the pitch is 4 or 20 modulo 32 words.
 constexpr int PITCH = HS + LANES;
 
-// Blocks that an SM should hold at once, for __launch_bounds__: as many as leave every kernel enough
-// registers not to spill (seen with ptxas); M own tiles of 16 rows per warp.
+// Blocks that an SM should hold at once, for __launch_bounds__, where warps own M tiles of 16 rows:
+// as many as leave the kernels enough registers not to spill (as reported by ptxas).
 template <int M>
 constexpr int RESIDENT_BLOCKS = M > 1 || HS > 64 ? 2 : (HS <= 32 ? 3 : 2) + (IS_BF16 ? 1 : 0);
 

@@ -252,7 +252,8 @@ def _cuda_core_launches(HS: int) -> _Launches:
 def _tensor_core_launches(HS: int, *, is_bfloat16: bool, busy: bool) -> _Launches:
     """Two stages of two streamed tiles each; 32 rows per warp where registers allow it.
 
-    Registers set the limits below: with these choices no kernel of a head size up to 96 spills.
+    Registers set the limits below: with these choices none of the usual head sizes spills more than
+    a few registers, on any architecture.
     """
     stream = 64 if is_bfloat16 else 32
     stage_bytes = 2 * stream * (HS * (2 if is_bfloat16 else 4) + 16)
