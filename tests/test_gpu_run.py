@@ -37,12 +37,11 @@ SHAPES = {
 }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def gpu() -> Any:
-    require_gpu()
-    from cupygpt.cuda_device import CUDA
-
-    return CUDA(0)
+    device = require_gpu()
+    device.activate()  # runs in other tests have made their own stream the current one
+    return device
 
 
 def make(device: Any, config: GPTConfig, B: int, T: int, **options: Any) -> Trainer:
