@@ -3,7 +3,7 @@
 // The row is read once for its maximum and sum together (online softmax, Milakov and Gimelshein
 // 2018, arXiv:1805.02867), and once more, from its end, to write the gradient: the second reading
 // finds the end of the row in the cache. After llm.c fused_classifier.cuh.
-#include "common.cuh"
+#include "block_reduce.cuh"
 
 constexpr float LOWEST = -3.402823466e38f;  // finite: exp(LOWEST - LOWEST) is 1, not NaN
 

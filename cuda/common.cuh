@@ -1,4 +1,4 @@
-// What the kernels share: 128-bit accesses, reductions in a fixed order, Philox.
+// What the kernels share: 128-bit accesses, reductions of a warp, Philox.
 //
 // floatX, the storage type of parameters, activations and gradients, comes from the command line:
 // float or __nv_bfloat16. All arithmetic is in float.
@@ -7,7 +7,6 @@
 
 constexpr int WARP = 32;
 constexpr unsigned FULL_WARP = 0xffffffffu;
-constexpr int MAX_WARPS = 32;  // of one block
 
 // ---- floatX <-> float -------------------------------------------------------------------------
 
@@ -114,7 +113,7 @@ __device__ __forceinline__ long long global_thread() {
 }
 __device__ __forceinline__ long long global_threads() { return (long long)gridDim.x * blockDim.x; }
 
-// ---- reductions: the order is fixed, so a run repeats bit for bit -----------------------------
+// ---- reductions of a warp, in a fixed order: a run repeats bit for bit -------------------------
 
 struct Sum {
     template <class T>
@@ -135,24 +134,6 @@ __device__ __forceinline__ T warp_reduce(T value) {
 }
 __device__ __forceinline__ float warp_sum(float value) { return warp_reduce<Sum>(value); }
 __device__ __forceinline__ float warp_max(float value) { return warp_reduce<Max>(value); }
-
-// Every thread of a one-dimensional block of whole warps gets the result; `neutral` changes no
-// other value. All threads must come here: it holds barriers.
-template <class Op, class T>
-__device__ __forceinline__ T block_reduce(T value, T neutral) {
-    __shared__ T of_warp[MAX_WARPS];
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, num_warps = blockDim.x / WARP;
-    value = warp_reduce<Op>(value);
-    if (lane == 0) of_warp[warp] = value;
-    __syncthreads();
-    value = warp_reduce<Op>(lane < num_warps ? of_warp[lane] : neutral);
-    __syncthreads();  // or the next call could overwrite what a slow warp has yet to read
-    return value;
-}
-__device__ __forceinline__ float block_sum(float value) { return block_reduce<Sum>(value, 0.0f); }
-__device__ __forceinline__ float block_max(float value) {
-    return block_reduce<Max>(value, __uint_as_float(0xff800000u));  // -inf
-}
 
 // ---- Philox4x32-10 ----------------------------------------------------------------------------
 

@@ -3,14 +3,19 @@
 // A team of ROW_WARPS warps owns a row and keeps it in registers, ROW_PACKS packs per thread: the
 // row is read once, and mean and variance are both exact sums. Both constants follow from C
 // (ops/layernorm.py, row_defines). Teams of one warp share a block; a larger team is a block.
+#include "block_reduce.cuh"
 #include "column_sum.cuh"
 
 constexpr int TEAM = ROW_WARPS * WARP;
+constexpr int BLOCK_THREADS = ROW_WARPS == 1 ? 8 * WARP : TEAM;
+constexpr int BLOCKS_PER_SM = BLOCK_THREADS <= 8 * WARP ? 2 : 1;  // a limit of 128 registers
 constexpr float EPSILON = 1e-5f;
 
+// Calls alternate between SLOT 0 and 1 (see block_reduce).
+template <int SLOT>
 __device__ __forceinline__ float team_sum(float value) {
     if constexpr (ROW_WARPS == 1) return warp_sum(value);
-    return block_sum(value);
+    return block_sum<SLOT>(value);
 }
 __device__ __forceinline__ int team_in_block() { return threadIdx.x / TEAM; }
 __device__ __forceinline__ int teams_per_block() { return blockDim.x / TEAM; }
@@ -28,7 +33,7 @@ __device__ __forceinline__ void normalize(floatX* out, float* mean_out, float* r
     for (int p = 0; p < ROW_PACKS; p++)
 #pragma unroll
         for (int k = 0; k < LANES; k++) sum += row[p][k];  // packs beyond C hold zeros
-    float mean = team_sum(sum) / C;
+    float mean = team_sum<0>(sum) / C;
     float squares = 0.0f;
 #pragma unroll
     for (int p = 0; p < ROW_PACKS; p++) {
@@ -39,7 +44,7 @@ __device__ __forceinline__ void normalize(floatX* out, float* mean_out, float* r
             squares += row[p][k] * row[p][k];
         }
     }
-    float rstd = 1.0f / sqrtf(team_sum(squares) / C + EPSILON);
+    float rstd = 1.0f / sqrtf(team_sum<1>(squares) / C + EPSILON);
 #pragma unroll
     for (int p = 0; p < ROW_PACKS; p++) {
         int column = pack_column(p);
@@ -99,9 +104,9 @@ extern "C" __global__ void residual_layernorm_forward(floatX* residual, floatX* 
 // dinp += gradient of the input, and this block's share of the gradients of weight and bias:
 // partials (2, num blocks, C). The rows of a block are fixed by the launch, so are all sums.
 // Dynamic shared memory: 2 C floats where several teams share a block.
-extern "C" __global__ void layernorm_backward(floatX* dinp, float* partials, const floatX* dout,
-                                              const floatX* inp, const floatX* weight,
-                                              const float* mean, const float* rstd, int N, int C) {
+extern "C" __global__ void __launch_bounds__(BLOCK_THREADS, BLOCKS_PER_SM)
+layernorm_backward(floatX* dinp, float* partials, const floatX* dout, const floatX* inp,
+                   const floatX* weight, const float* mean, const float* rstd, int N, int C) {
     extern __shared__ float smem[];
     Pack dweight[ROW_PACKS], dbias[ROW_PACKS];
 #pragma unroll
@@ -136,8 +141,8 @@ extern "C" __global__ void layernorm_backward(floatX* dinp, float* partials, con
                 projection += gradient[p][k] * normed[p][k];
             }
         }
-        sum = team_sum(sum) / C;
-        projection = team_sum(projection) / C;
+        sum = team_sum<0>(sum) / C;
+        projection = team_sum<1>(projection) / C;
 #pragma unroll
         for (int p = 0; p < ROW_PACKS; p++) {
             int column = pack_column(p);

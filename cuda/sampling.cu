@@ -3,7 +3,7 @@
 // Probabilities become integers (WEIGHT_ONE for the largest), so that every sum is exact and the
 // order of additions does not matter. Nothing is sorted: top-k, top-p and the draw each ask for a
 // head of the order "largest logit first, then lowest id", whose last logit is found bit by bit.
-#include "common.cuh"
+#include "block_reduce.cuh"
 
 typedef unsigned long long u64;
 constexpr float WEIGHT_ONE = 1099511627776.0f;  // 2^40: 2^16 tokens of it stay below 2^64
@@ -14,7 +14,11 @@ __device__ __forceinline__ unsigned key_of(float x) {
     return bits >> 31 ? ~bits : bits | 0x80000000u;
 }
 
-__device__ __forceinline__ u64 sum_of_block(u64 value) { return block_reduce<Sum>(value, 0ull); }
+__device__ __forceinline__ u64 sum_of_block(u64 value) {
+    u64 sum = block_reduce<Sum, 0>(value, 0ull);
+    __syncthreads();  // it is called in a loop
+    return sum;
+}
 
 struct Row {
     const floatX* logits;
@@ -51,7 +55,7 @@ __device__ Head head_of(const Row& row, u64 needed, bool by_weight) {
     u64 tie_weight = 0;
     for (int i = threadIdx.x; i < row.V; i += blockDim.x)
         if (row.key(i) == key) tie_weight = row.weight(i);
-    tie_weight = block_reduce<Max>(tie_weight, 0ull);
+    tie_weight = block_reduce<Max, 0>(tie_weight, 0ull);
     // No key is 0xffffffff but a NaN's.
     u64 missing = needed - amount_from(row, key + 1, by_weight);
     u64 ties = by_weight ? (missing + tie_weight - 1) / max(tie_weight, 1ull) : missing;
@@ -71,7 +75,6 @@ __device__ u64 sum_before(u64 value) {
     if (lane == WARP - 1) of_warp[warp] = sum;
     __syncthreads();
     for (int i = 0; i < warp; i++) sum += of_warp[i];
-    __syncthreads();
     return sum - value;
 }
 
@@ -83,11 +86,10 @@ sample_token(int* token, const floatX* logits, const float* uniform, int V, floa
     u64 best = 0;  // key, then ids in descending order
     for (int i = threadIdx.x; i < V; i += blockDim.x)
         best = Max::join(best, (u64)key_of(to_float(logits[i])) << 32 | (0xffffffffu - (unsigned)i));
-    best = block_reduce<Max>(best, 0ull);
+    best = block_reduce<Max, 0>(best, 0ull);
     int likeliest = (int)(0xffffffffu - (unsigned)best);
     if (threadIdx.x == 0) token[0] = likeliest;
     if (temperature == 0.0f) return;  // the same in all threads
-    __syncthreads();                  // before another thread writes the token
 
     Row row = {logits, V, to_float(logits[likeliest]), 1.0f / temperature};
     u64 kept = 0 < top_k && top_k < V ? head_of(row, top_k, false).weight : amount_from(row, 0, true);
@@ -103,5 +105,5 @@ sample_token(int* token, const floatX* logits, const float* uniform, int V, floa
     for (int i = start; i < stop; i++) ties += row.key(i) == drawn.key;
     ties = sum_before(ties);
     for (int i = start; i < stop; i++)
-        if (row.key(i) == drawn.key && ++ties == drawn.ties) token[0] = i;
+        if (row.key(i) == drawn.key && ++ties == drawn.ties) token[0] = i;  // after many barriers
 }

@@ -147,7 +147,6 @@ class Kernel:
     def __init__(self, file: str, name: str, parameters: str) -> None:
         self.file, self.name = file, name
         self.parameters = [_Parameter.parse(word) for word in parameters.split()]
-        self.has_floatX = any(p.is_floatX for p in self.parameters)
         self._launchers: dict[Any, _Launcher] = {}
         _kernels.append(self)
 

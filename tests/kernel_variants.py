@@ -20,7 +20,7 @@ DEFINES: dict[str, list[tuple[str, ...]]] = {
             "-DDKDV_PARTS=1",
         )
     ],
-    "layernorm.cu": [("-DROW_WARPS=1", "-DROW_PACKS=4"), ("-DROW_WARPS=4", "-DROW_PACKS=2")],
+    "layernorm.cu": [("-DROW_WARPS=1", "-DROW_PACKS=3"), ("-DROW_WARPS=4", "-DROW_PACKS=2")],
 }
 
 FLOATX = ("float", "__nv_bfloat16")

@@ -44,8 +44,6 @@ LIMITS: dict[str, Limit] = {
     "attention_dq": Limit(registers=255, spill_bytes=128),
     # Two words outside the loops, on sm_120 only.
     "wte_backward": Limit(registers=64, spill_bytes=8),
-    # A team keeps its rows and both sums over rows in registers.
-    "layernorm_backward": Limit(registers=168),
 }
 
 

@@ -36,7 +36,7 @@ def case(*files: str) -> Callable[[Function], Function]:
     return register
 
 
-CASE_MODULES = ["emulator.sample_cases"]
+CASE_MODULES = ["emulator.sample_cases", "emulator.op_cases"]
 """Where cases are registered."""
 
 

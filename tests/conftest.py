@@ -1,0 +1,22 @@
+"""Fixtures of the op tests."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from devices import DEVICES, Device, make_device
+
+
+@pytest.fixture(params=DEVICES)
+def dev(request: pytest.FixtureRequest) -> Iterator[Device]:
+    """Each device with each of its storage types; afterwards inputs must be as they were."""
+    device = make_device(*request.param)
+    with np.errstate(over="ignore"):  # as in a step: exp may overflow to infinity
+        yield device
+    device.check_inputs()
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    """Random numbers, the same in every run."""
+    return np.random.default_rng(7)

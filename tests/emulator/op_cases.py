@@ -1,0 +1,42 @@
+"""The op tests as checks of the kernels: what the mutation test runs on every mutant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from devices import make_device
+from emulator.cases import case
+from ops import (
+    test_bias,
+    test_classifier,
+    test_encoder,
+    test_global_norm,
+    test_layernorm,
+    test_sampling,
+)
+
+
+def check(file: str, test: Callable[..., None], *args: Any, **named: Any) -> None:
+    """Register a test function with these arguments, in float32, as a check of a .cu file."""
+
+    @case(file)
+    def run() -> None:
+        device = make_device("emulated", "float32")
+        test(device, np.random.default_rng(7), *args, **named)
+        device.check_inputs()
+
+
+check("bias.cu", test_bias.test_backward, (300, 40))
+check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=True)
+check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=False)
+check("encoder.cu", test_encoder.test_backward_of_heavy_tokens, [10, 200, 64, 64, 62])
+check("global_norm.cu", test_global_norm.test_small_size_under_the_checker)
+check("layernorm.cu", test_layernorm.test_forward, (1, 5, 1600))
+check("layernorm.cu", test_layernorm.test_residual_forward, (1, 5, 1600))
+check("layernorm.cu", test_layernorm.test_backward, (3, 67, 128))
+check("layernorm.cu", test_layernorm.test_backward, (1, 33, 1600))
+check("loss_mean.cu", test_classifier.test_loss_mean, 3000)
+check("sampling.cu", test_sampling.test_ends_of_the_interval, (1.3, 9, 0.8))
+check("sampling.cu", test_sampling.test_draws_follow_the_distribution, 257, 1.3, 9, 0.8)

@@ -1,0 +1,85 @@
+from functools import partial
+
+import numpy as np
+import oracle
+import pytest
+from devices import EPSILON, Device, twice
+
+from cupygpt.config import GPTConfig
+from cupygpt.errors import KernelError
+from cupygpt.ops.adamw import MAX_TOGGLES, _decay_toggles, adamw
+from cupygpt.tensors import decay_segments, parameter_specs
+
+SETTINGS = {"beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1, "grad_clip": 1.0}
+
+
+def check(
+    dev: Device,
+    rng: np.random.Generator,
+    segments: list[tuple[int, int, bool]],
+    norm: float,
+    step: int = 3,
+    **changes: float,
+) -> None:
+    settings, rate, size = SETTINGS | changes, 1e-2, segments[-1][1]
+    params, grads = dev.array(rng.standard_normal(size)), dev.input(rng.standard_normal(size))
+    m = dev.array(0.1 * rng.standard_normal(size), "float32")
+    v = dev.array(0.1 * rng.random(size), "float32")
+    controls = [rate, 1.0 - settings["beta1"] ** step, 1.0 - settings["beta2"] ** step]
+    decays = np.zeros(size)
+    for start, stop, decay in segments:
+        decays[start:stop] = decay
+    update = partial(oracle.adamw, norm=norm, rate=rate, step=step, **settings)
+    want, plain = twice(update, *(dev.values(x) for x in (params, m, v, grads)), decays)
+    adamw(
+        params, m, v, grads, dev.input([norm], "float32"), dev.input(controls, "float32"),
+        segments, **settings,
+    )  # fmt: skip
+    dev.agree("m", m, want[1], plain[1], 2, "float32")
+    dev.agree("v", v, want[2], plain[2], 2, "float32")
+    dev.agree("params", params, want[0], plain[0], 2)
+
+
+@pytest.mark.parametrize("norm", [0.5, 4.0], ids=["unclipped", "clipped"])
+def test_segments_of_a_model(dev: Device, rng: np.random.Generator, norm: float) -> None:
+    segments = decay_segments(parameter_specs(GPTConfig(maxT=3, V=65, L=2, NH=1, C=8)))
+    check(dev, rng, segments, norm)
+
+
+@pytest.mark.parametrize("decay", [True, False])
+def test_one_segment(dev: Device, rng: np.random.Generator, decay: bool) -> None:
+    check(dev, rng, [(0, 2056, decay)], 4.0)
+
+
+@pytest.mark.parametrize(
+    "changes", [{"grad_clip": 0.0}, {"weight_decay": 0.0}, {"beta2": 0.999}], ids=str
+)
+def test_settings(dev: Device, rng: np.random.Generator, changes: dict[str, float]) -> None:
+    check(dev, rng, [(0, 24, True), (24, 40, False)], 4.0, **changes)
+
+
+def test_first_step_from_zero_moments(dev: Device, rng: np.random.Generator) -> None:
+    """The corrections turn the first update into the sign of the gradient."""
+    params, grads = dev.array(np.zeros(24)), dev.input(rng.standard_normal(24))
+    m, v = dev.array(np.zeros(24), "float32"), dev.array(np.zeros(24), "float32")
+    controls = dev.input([1e-2, 1.0 - 0.9, 1.0 - 0.95], "float32")
+    adamw(params, m, v, grads, dev.input([0.5], "float32"), controls, [(0, 24, True)], **SETTINGS)
+    gradients = dev.values(grads)
+    want = -1e-2 * gradients / (np.abs(gradients) + 1e-8)
+    np.testing.assert_allclose(dev.values(params), want, rtol=EPSILON[dev.floatX] + 2e-6)
+
+
+def test_toggles() -> None:
+    segments = [(0, 8, False), (8, 24, True), (24, 32, True), (32, 40, False)]
+    assert _decay_toggles(segments)[:3] == [8, 32, 2**63 - 1]
+    assert len(_decay_toggles(segments)) == MAX_TOGGLES
+
+
+@pytest.mark.parametrize(
+    "segments",
+    [[(0, 4, True), (4, 8, False)], [(8 * i, 8 * i + 8, i % 2 == 0) for i in range(17)]],
+    ids=["inside a pack", "too many"],
+)
+def test_segments_that_the_kernel_cannot_take(segments: list[tuple[int, int, bool]]) -> None:
+    with pytest.raises(KernelError, match="weight decay changes at"):
+        _decay_toggles(segments)

@@ -1,0 +1,26 @@
+import numpy as np
+import oracle
+import pytest
+from devices import STARTED_AT, Device, twice
+
+from cupygpt.ops.bias import bias_add, bias_backward
+
+# (N, OC): one row; more rows than a chunk; many columns; more columns than a block's threads.
+SHAPES = [(1, 8), (7, 24), (300, 128), (5, 2304)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_add(dev: Device, rng: np.random.Generator, shape: tuple[int, int]) -> None:
+    out, bias = dev.array(rng.standard_normal(shape)), dev.input(rng.standard_normal(shape[1]))
+    want = dev.values(out) + dev.values(bias)
+    bias_add(out, bias)
+    dev.agree("out", out, want, want, 1)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_backward(dev: Device, rng: np.random.Generator, shape: tuple[int, int]) -> None:
+    N, OC = shape
+    dout, dbias = dev.input(rng.standard_normal(shape)), dev.accumulated(OC)
+    bias_backward(dbias, dout, dev.output(256 * OC, "float32"))
+    want, plain = twice(oracle.column_sums, dev.values(dout))
+    dev.agree("dbias", dbias, STARTED_AT + want, np.float32(STARTED_AT) + plain, N)

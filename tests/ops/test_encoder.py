@@ -1,0 +1,66 @@
+import numpy as np
+import oracle
+import pytest
+from devices import STARTED_AT, Device, twice
+
+from cupygpt.ops.encoder import encoder_backward, encoder_forward, token_order
+
+# (B, T, C, V, Vp): one token; T = 1; few rows; several blocks of sorted positions and of columns.
+SHAPES = [
+    (1, 1, 8, 65, 128),
+    (5, 1, 24, 65, 128),
+    (2, 3, 128, 257, 384),
+    (3, 67, 264, 257, 384),
+    (1, 4, 768, 50257, 50304),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward(
+    dev: Device, rng: np.random.Generator, shape: tuple[int, int, int, int, int]
+) -> None:
+    B, T, C, V, Vp = shape
+    tokens = rng.integers(0, V, (B, T))
+    wte, wpe = dev.input(rng.standard_normal((Vp, C))), dev.input(rng.standard_normal((T + 2, C)))
+    out = dev.output((B, T, C))
+    encoder_forward(out, dev.input(tokens, "int32"), wte, wpe)
+    want = oracle.encoder_forward(tokens, dev.values(wte), dev.values(wpe))
+    dev.agree("out", out, want, want, 1)
+
+
+def check_backward(
+    dev: Device, rng: np.random.Generator, tokens: np.ndarray, C: int, Vp: int
+) -> None:
+    B, T = tokens.shape
+    dout = dev.input(rng.standard_normal((B, T, C)))
+    dwte, dwpe = dev.accumulated((Vp, C)), dev.accumulated((T + 2, C))
+    device_tokens = dev.input(tokens, "int32")
+    order = dev.input(token_order(tokens), "int32")
+    encoder_backward(dwte, dwpe, dout, device_tokens, order)
+    want, plain = twice(lambda d: oracle.encoder_backward(tokens, d, Vp, T + 2), dev.values(dout))
+    heaviest = int(np.bincount(tokens.ravel()).max())
+    for name, got, w, p, n in zip(
+        ("dwte", "dwpe"), (dwte, dwpe), want, plain, (heaviest, B), strict=True
+    ):
+        dev.agree(name, got, STARTED_AT + w, np.float32(STARTED_AT) + p, n)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:-1])
+def test_backward(
+    dev: Device, rng: np.random.Generator, shape: tuple[int, int, int, int, int]
+) -> None:
+    B, T, C, V, Vp = shape
+    check_backward(dev, rng, rng.integers(0, V, (B, T)), C, Vp)
+
+
+@pytest.mark.parametrize("runs", [[64, 1], [65, 3], [10, 200, 64, 64, 62], [700]])
+def test_backward_of_heavy_tokens(dev: Device, rng: np.random.Generator, runs: list[int]) -> None:
+    """Runs of equal tokens around the 64 rows that one group of threads adds up alone."""
+    tokens = np.repeat(np.arange(len(runs)), runs)
+    check_backward(dev, rng, rng.permutation(tokens)[None], 24, 128)
+
+
+def test_token_order_is_stable() -> None:
+    order = token_order(np.array([[5, 1, 5], [0, 1, 5]], np.int32))
+    assert order.dtype == np.int32
+    assert order.tolist() == [3, 1, 4, 0, 2, 5]

@@ -1,0 +1,106 @@
+import numpy as np
+import oracle
+import pytest
+from devices import STARTED_AT, Device, twice
+
+from cupygpt.ops.layernorm import (
+    layernorm_backward,
+    layernorm_forward,
+    residual_layernorm_forward,
+    row_defines,
+)
+
+# (B, T, C): one row; fewer channels than lanes; many parts; GPT-2's width; several warps per row,
+# the last one partly idle; the rows of a team and of a block left over.
+SHAPES = [(1, 1, 8), (2, 3, 24), (3, 67, 128), (2, 9, 768), (1, 5, 1600), (1, 33, 776)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_forward(dev: Device, rng: np.random.Generator, shape: tuple[int, int, int]) -> None:
+    C = shape[-1]
+    inp = dev.input(2.0 + rng.standard_normal(shape))
+    weight, bias = dev.input(rng.standard_normal(C)), dev.input(rng.standard_normal(C))
+    out = dev.output(shape)
+    mean, rstd = dev.output(shape[:2], "float32"), dev.output(shape[:2], "float32")
+    layernorm_forward(out, mean, rstd, inp, weight, bias)
+    want, plain = twice(
+        oracle.layernorm_forward, dev.values(inp), dev.values(weight), dev.values(bias)
+    )
+    dev.agree("out", out, want[0], plain[0], C)
+    dev.agree("mean", mean, want[1], plain[1], C, "float32")
+    dev.agree("rstd", rstd, want[2], plain[2], C, "float32")
+
+
+def test_forward_of_a_constant_row(dev: Device) -> None:
+    """Variance 0: epsilon alone keeps the result finite."""
+    inp, ones = dev.input(np.full((1, 2, 24), 1.5)), dev.input(np.ones(24))
+    out, mean, rstd = (
+        dev.output((1, 2, 24)),
+        dev.output((1, 2), "float32"),
+        dev.output((1, 2), "float32"),
+    )
+    layernorm_forward(out, mean, rstd, inp, ones, ones)
+    np.testing.assert_array_equal(dev.values(out), 1.0)
+    np.testing.assert_allclose(dev.values(rstd), 1e-5**-0.5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_residual_forward(
+    dev: Device, rng: np.random.Generator, shape: tuple[int, int, int]
+) -> None:
+    C = shape[-1]
+    inp1, inp2 = dev.input(rng.standard_normal(shape)), dev.input(rng.standard_normal(shape))
+    weight, bias = dev.input(rng.standard_normal(C)), dev.input(rng.standard_normal(C))
+    residual, out = dev.output(shape), dev.output(shape)
+    mean, rstd = dev.output(shape[:2], "float32"), dev.output(shape[:2], "float32")
+    residual_layernorm_forward(residual, out, mean, rstd, inp1, inp2, weight, bias)
+    total = dev.values(inp1) + dev.values(inp2)
+    dev.agree("residual", residual, total, total, 1)
+    # From the residual as stored: backward sees no other.
+    want, plain = twice(
+        oracle.layernorm_forward, dev.values(residual), dev.values(weight), dev.values(bias)
+    )
+    dev.agree("out", out, want[0], plain[0], C)
+    dev.agree("mean", mean, want[1], plain[1], C, "float32")
+    dev.agree("rstd", rstd, want[2], plain[2], C, "float32")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_backward(dev: Device, rng: np.random.Generator, shape: tuple[int, int, int]) -> None:
+    B, T, C = shape
+    inp, dout = dev.input(2.0 + rng.standard_normal(shape)), dev.input(rng.standard_normal(shape))
+    weight = dev.input(rng.standard_normal(C))
+    values = dev.values(inp)
+    mean = dev.input(values.mean(axis=-1), "float32")
+    rstd = dev.input((values.var(axis=-1) + 1e-5) ** -0.5, "float32")
+    dinp, dweight, dbias = dev.accumulated(shape), dev.accumulated(C), dev.accumulated(C)
+    partials = dev.output(1024 * C, "float32")
+    layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, partials)
+    want, plain = twice(oracle.layernorm_backward, dev.values(dout), values, dev.values(weight))
+    names, counts = ("dinp", "dweight", "dbias"), (C, B * T, B * T)
+    for name, got, w, p, n in zip(names, (dinp, dweight, dbias), want, plain, counts, strict=True):
+        dev.agree(name, got, STARTED_AT + w, np.float32(STARTED_AT) + p, n)
+
+
+def test_backward_repeats_bit_for_bit(dev: Device, rng: np.random.Generator) -> None:
+    shape, C = (2, 150, 24), 24
+    inp, dout = dev.input(rng.standard_normal(shape)), dev.input(rng.standard_normal(shape))
+    weight, ones = dev.input(np.ones(C)), dev.input(np.ones(shape[:2]), "float32")
+    results = []
+    for _ in range(2):
+        outputs = [dev.accumulated(shape), dev.accumulated(C), dev.accumulated(C)]
+        partials = dev.output(1024 * C, "float32")
+        layernorm_backward(*outputs, dout, inp, weight, ones, ones, partials)
+        results.append(b"".join(dev.get(x).tobytes() for x in outputs))
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("lanes", [4, 8])
+@pytest.mark.parametrize("C", [8, 128, 768, 776, 1600, 12288, 40000])
+def test_row_defines_cover_the_row(C: int, lanes: int) -> None:
+    defines = row_defines(C, lanes)
+    threads = 32 * defines["ROW_WARPS"]
+    assert threads <= 1024
+    assert (
+        (defines["ROW_PACKS"] - 1) * threads * lanes < C <= defines["ROW_PACKS"] * threads * lanes
+    )

@@ -1,0 +1,66 @@
+import numpy as np
+import oracle
+import pytest
+from devices import Device
+
+from cupygpt.ops.sampling import sample_token
+
+CASES = [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.6), (1.3, 9, 0.8), (1.0, 1, 1.0)]
+
+
+def draw(dev: Device, logits: object, V: int, uniform: float, *settings: float) -> int:
+    token = dev.array([-1], "int32")
+    sample_token(token, logits, V, dev.input([uniform], "float32"), *settings)
+    return int(dev.get(token)[0])
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), CASES)
+@pytest.mark.parametrize("V", [1, 65, 257])
+def test_draws_follow_the_distribution(
+    dev: Device, rng: np.random.Generator, V: int, temperature: float, top_k: int, top_p: float
+) -> None:
+    """Ids lie one after the other on [0, 1), the likeliest first: their middles give them back."""
+    logits = dev.input(2.0 * rng.standard_normal(384))
+    values = dev.values(logits)[:V]
+    probs = oracle.sampling_probabilities(values, temperature, top_k, top_p)
+    order = np.array(sorted(range(V), key=lambda i: (-values[i], i)))
+    ends = np.cumsum(probs[order])
+    kept = np.flatnonzero(probs[order] > 1e-4)
+    for place in kept[:: max(1, len(kept) // 4)]:
+        middle = ends[place] - 0.5 * probs[order[place]]
+        assert draw(dev, logits, V, middle, temperature, top_k, top_p) == order[place]
+
+
+@pytest.mark.parametrize("settings", CASES)
+def test_ends_of_the_interval(
+    dev: Device, rng: np.random.Generator, settings: tuple[float, int, float]
+) -> None:
+    logits = dev.input(2.0 * rng.standard_normal(128))
+    probs = oracle.sampling_probabilities(dev.values(logits)[:65], *settings)
+    assert draw(dev, logits, 65, 0.0, *settings) == int(dev.values(logits)[:65].argmax())
+    assert probs[draw(dev, logits, 65, 1.0 - 2.0**-24, *settings)] > 0.0
+
+
+def test_temperature_zero_takes_the_first_of_the_largest(dev: Device) -> None:
+    values = np.zeros(128)
+    values[[40, 50]] = 3.0
+    values[100] = 9.0  # padding
+    assert draw(dev, dev.input(values), 65, 0.9, 0.0, 0, 1.0) == 40
+
+
+def test_ties_are_cut_by_id(dev: Device) -> None:
+    """Sixty-five equal logits: top-k 4 keeps ids 0 to 3, top-p 0.05 the same number."""
+    logits = dev.input(np.full(128, -2.0))
+    for settings in [(1.0, 4, 1.0), (1.0, 0, 0.05)]:
+        drawn = {draw(dev, logits, 65, u, *settings) for u in (0.1, 0.3, 0.6, 0.9)}
+        assert drawn == {0, 1, 2, 3}
+
+
+def test_vocabulary_of_gpt2(dev: Device, rng: np.random.Generator) -> None:
+    with dev.unchecked():
+        logits = dev.input(3.0 * rng.standard_normal(50304))
+        values = dev.values(logits)[:50257]
+        probs = oracle.sampling_probabilities(values, 0.8, 40, 0.9)
+        token = draw(dev, logits, 50257, 0.5, 0.8, 40, 0.9)
+        order = np.argsort(-values, kind="stable")
+        assert token == order[np.searchsorted(np.cumsum(probs[order]), 0.5)]
