@@ -196,16 +196,17 @@ class Kernel:
         constants = tuple(sorted(defines.items())) if defines else ()
         key = (place.kind, place.device, place.dtype, constants)
         launcher = self._launchers.get(key)
-        if launcher is None:
-            if place.kind is None:
-                raise KernelError(f"{self.name}: a launch needs at least one array.")
-            floatX = FLOATX_TYPES[place.dtype] if place.dtype is not None else "float"
-            job = (place.kind, self.file, floatX, constants)
-            if _collected is not None:
-                _collected[job] = None
-                return None
-            module = load_module(*job)
-            launcher = self._launchers[key] = _Launcher(module.get_function(self.name))
+        if launcher is not None and _collected is None:
+            return launcher
+        if place.kind is None:
+            raise KernelError(f"{self.name}: a launch needs at least one array.")
+        floatX = FLOATX_TYPES[place.dtype] if place.dtype is not None else "float"
+        job = (place.kind, self.file, floatX, constants)
+        if _collected is not None:
+            _collected[job] = None
+            return None
+        launcher = _Launcher(load_module(*job).get_function(self.name))
+        self._launchers[key] = launcher
         return launcher
 
 
@@ -235,13 +236,14 @@ class _Place:
             self.dtype = array.dtype
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Parameter:
     name: str
     dtype: np.dtype[Any] | None
     """None for floatX."""
     is_array: bool
     optional: bool
+    is_floatX: bool
 
     @classmethod
     def parse(cls, word: str) -> "_Parameter":
@@ -250,11 +252,7 @@ class _Parameter:
         is_array, code = code.endswith("*"), code.removesuffix("*")
         assert code in _DTYPES or (code == "floatX" and is_array), word
         assert is_array or not optional, word
-        return cls(name, _DTYPES.get(code), is_array, optional)
-
-    @property
-    def is_floatX(self) -> bool:
-        return self.dtype is None
+        return cls(name, _DTYPES.get(code), is_array, optional, is_floatX=code == "floatX")
 
     def accept(self, value: Any) -> Any:
         """What CuPy is to be given for this parameter; raises ValueError if it does not fit."""
@@ -269,9 +267,9 @@ class _Parameter:
         if dtype is None:
             raise ValueError(f"is a {type(array).__name__}, not an array")
         if self.dtype is None:
-            if dtype not in FLOATX_TYPES:
+            if dtype is not _FLOAT32 and dtype not in FLOATX_TYPES:
                 raise ValueError(f"is {dtype}; floatX is float32 or bfloat16 (uint16)")
-        elif dtype != self.dtype:
+        elif dtype is not self.dtype and dtype != self.dtype:
             raise ValueError(f"is {dtype}, not {self.dtype}")
         if not array.flags.c_contiguous:
             raise ValueError(f"of shape {array.shape} is not C-contiguous")
@@ -292,6 +290,7 @@ class _Parameter:
 
 
 _NULL = np.uint64(0)
+_FLOAT32 = np.dtype(np.float32)
 _INTEGERS = (int, np.integer)
 _NUMBERS = (int, float, np.integer, np.floating)
 _LIMITS = {
