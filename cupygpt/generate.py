@@ -91,7 +91,8 @@ class Generator:
 
     def _feed(self, tokens: Sequence[int]) -> None:
         for start in range(0, len(tokens), PREFILL_ROWS):
-            self._forward(np.array(tokens[start : start + PREFILL_ROWS], np.int32))
+            with np.errstate(over="ignore"):  # exp in GELU may overflow to infinity, as meant
+                self._forward(np.array(tokens[start : start + PREFILL_ROWS], np.int32))
 
     def _forward(self, tokens: np.ndarray) -> None:
         """Run n new positions through all layers; logits of the last one into the buffer."""

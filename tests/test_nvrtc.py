@@ -37,7 +37,7 @@ LIMITS: dict[str, Limit] = {
     # A warp keeps its rows of queries, scores and outputs in registers; what spills is addresses,
     # outside the innermost loop.
     "attention_mma_forward": Limit(registers=255, spill_bytes=32),
-    "attention_mma_dkdv": Limit(registers=255, spill_bytes=64),
+    "attention_mma_dkdv": Limit(registers=255, spill_bytes=128),
     "attention_mma_dq": Limit(registers=255, spill_bytes=32),
     "attention_forward": Limit(registers=255, spill_bytes=128),
     "attention_dkdv": Limit(registers=255, spill_bytes=128),
