@@ -16,7 +16,6 @@ constexpr int ROW_TILES = WARP_ROWS / 16, COLUMN_TILES = WARP_COLUMNS / 8;
 constexpr int STAGE = SLAB + DEPTH * CHANNELS;  // floats: a slab of logits, one of wte or lnf
 
 static_assert(WARP_COLUMNS % 32 == 0, "columns come in fours of tiles");
-static_assert(TILE == THREADS, "each thread brings the target of one row");
 
 using Sums = float[ROW_TILES][COLUMN_TILES][4];
 using LeftOperand = unsigned[ROW_TILES][4];

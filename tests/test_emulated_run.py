@@ -17,7 +17,6 @@ from cupygpt.step import OptimizerSettings, Trainer
 
 CONFIG = GPTConfig(maxT=16, V=65, L=2, NH=2, C=32)
 B, T, ACCUMULATION, STEPS = 2, 13, 2, 3
-EVALUATED = [np.random.default_rng(1).integers(0, CONFIG.V, (B, T), dtype=np.int32)]
 
 
 class EmulatedGPU(CPU):
@@ -38,8 +37,8 @@ def emulated_gpu() -> EmulatedGPU:
     return EmulatedGPU()
 
 
-def make(device: CPU, *, recompute: int = 0, head_limit: int = B * T, **options: Any) -> Trainer:
-    shape = RunShape(CONFIG, B, T, recompute=recompute, head_limit=head_limit)
+def make(device: CPU, **options: Any) -> Trainer:
+    shape = RunShape(CONFIG, B, T, recompute=options.pop("recompute", 0))
     settings = OptimizerSettings(weight_decay=0.1)
     trainer = Trainer(device, shape, settings, accumulation=ACCUMULATION, **options)
     device.upload(trainer.params.flat, initial_parameters(CONFIG, 42))
@@ -64,20 +63,6 @@ def test_losses_norms_and_weights_agree(
         ends.append((np.array(figures), np.asarray(trainer.params.flat)))
     np.testing.assert_allclose(ends[1][0], ends[0][0], rtol=2e-6)
     np.testing.assert_allclose(ends[1][1], ends[0][1], atol=2e-4)
-
-
-def test_a_tf32_run_is_near(emulated_gpu: EmulatedGPU) -> None:
-    """Tensor-core attention, and the fused head in chunks of rows, at their places in a step."""
-    ends = []
-    for device in (CPU(), emulated_gpu):
-        trainer = make(device, tf32=True, head_limit=B * T // 2)
-        before = trainer.evaluate([(x, x) for x in EVALUATED])
-        results = [trainer.step(x, i, 1e-2).result() for i, x in enumerate(batches())]
-        after = trainer.evaluate([(x, x) for x in EVALUATED])
-        ends.append([before, after, *(r.loss for r in results), *(r.norm for r in results)])
-    # TF32 rounds each operand by up to 2^-11; most of the errors of a sum cancel.
-    np.testing.assert_allclose(ends[1], ends[0], rtol=2.0**-11)
-    assert ends[1] != ends[0]  # they are other kernels
 
 
 def test_text_agrees(emulated_gpu: EmulatedGPU) -> None:

@@ -55,14 +55,6 @@ class Result:
     dlnf: Any
     dwte: Any
 
-    def values(self, dev: Device) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What the op added or wrote."""
-        return (
-            dev.values(self.losses) - STARTED_AT,
-            dev.values(self.dlnf),
-            dev.values(self.dwte) - STARTED_AT,
-        )
-
     def bits(self, dev: Device) -> list[bytes]:
         return [dev.get(array).tobytes() for array in (self.losses, self.dlnf, self.dwte)]
 
@@ -70,19 +62,14 @@ class Result:
 def make_case(
     dev: Device, rng: Generator, N: int, C: int, V: int, Vp: int, spread: float = 2.0
 ) -> Case:
-    """Some confident rows and some not; the padding rows of wte hold large numbers.
-
-    Targets crowd in few columns: most tiles of the kernels hold none, and some hold one, at an end.
-    """
+    """Some confident rows and some not; the padding rows of wte hold large numbers."""
     lnf, wte = rng.standard_normal((N, C)), rng.standard_normal((Vp, C))
     wte *= spread / math.sqrt(C)
     wte[V:] *= 100.0
-    targets = rng.integers(0, max(2, V // 6), N)
+    targets = rng.integers(0, V, N)
     targets[0] = V - 1
     if N > 2:
         targets[1], targets[2] = -1, 0
-    if N > 3:
-        targets[3] = min(127, V - 1)
     arrays = dev.input(lnf), dev.input(wte)
     values = dev.values(arrays[0]), dev.values(arrays[1]), targets
     return Case(*arrays, dev.input(targets, "int32"), V, values)
@@ -129,10 +116,15 @@ def check(dev: Device, case: Case, result: Result, *, tf32: bool) -> None:
     order. A confident row's loss hangs on one logit, of C products.
     """
     N, C = case.values[0].shape
-    assert is_fused(case.lnf, tf32=tf32) == (tf32 and dev.name != "cpu")
+    fused = tf32 and dev.name != "cpu"
+    assert is_fused(case.lnf, tf32=tf32) == fused
     wants = reference(case, np.float64)
-    plains = reference(case, np.float32, rounded_tf32 if is_fused(case.lnf, tf32=tf32) else np.copy)
-    found = result.values(dev)
+    plains = reference(case, np.float32, rounded_tf32 if fused else np.copy)
+    found = (
+        dev.values(result.losses) - STARTED_AT,
+        dev.values(result.dlnf),
+        dev.values(result.dwte) - STARTED_AT,
+    )
     # Beside what was there before, an accumulated value is rounded as a value of that size.
     for name, got, want, plain, terms, before in zip(
         ("losses", "dlnf", "dwte"), found, wants, plains, (C, case.V, N), (3.0, 0.0, 3.0),
@@ -155,24 +147,6 @@ def check(dev: Device, case: Case, result: Result, *, tf32: bool) -> None:
 def test_head(dev: Device, rng: Generator, N: int, C: int, V: int, Vp: int, *, tf32: bool) -> None:
     case = make_case(dev, rng, N, C, V, Vp)
     check(dev, case, run(dev, case, tf32=tf32), tf32=tf32)
-
-
-@pytest.mark.parametrize("dev", KERNEL_DEVICES, indirect=True)
-@pytest.mark.parametrize("C", [64, 128])
-def test_operands_are_rounded_to_nearest(dev: Device, rng: Generator, C: int) -> None:
-    """Cutting off the digits that TF32 lacks would double the error, and make it a bias.
-
-    With the kernels' own roundings the reference is far nearer to them than to the exact result;
-    not equal, because an element of the softmax may lie between two values of TF32.
-    """
-    case = make_case(dev, rng, 37, C, 300, 384)
-    found = run(dev, case, tf32=True).values(dev)
-    wants, plains = reference(case, np.float64), reference(case, np.float32, rounded_tf32)
-    for name, got, want, plain in zip(
-        ("losses", "dlnf", "dwte"), found, wants, plains, strict=True
-    ):
-        ratio = np.linalg.norm(got - plain) / np.linalg.norm(plain - want)
-        assert ratio <= 0.5, f"{name} on {dev.name}: {ratio:.2f}"
 
 
 @on_float32
