@@ -135,7 +135,7 @@ class GPT:
             linear_gradients(
                 dfch, g.fcprojw[l], g.fcprojb[l], dout, fch_gelu, p.fcprojw[l], partials
             )
-            gelu_backward(dfch, a.fch[l])
+            gelu_backward(dfch, a.fch[l], fch_gelu)
             linear_gradients(dbtc, g.fcw[l], g.fcb[l], dfch, ln2, p.fcw[l], partials)
             layernorm_backward(
                 dresidual, g.ln2w[l], g.ln2b[l], dbtc, a.residual2[l], p.ln2w[l],

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from cupygpt.cli import run_cli  # isort: skip - before NumPy: see cupygpt/__init__.py
 import numpy as np
 
-from cupygpt.cli import run_cli
 from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
 from cupygpt.console import format_bytes
 from cupygpt.device import CPU, Device, check_precision, choose_device, default_precision

@@ -10,7 +10,7 @@ from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
 EPSILON = 1e-8
-BLOCK_ELEMENTS = 1 << 14
+BLOCK_ELEMENTS = 1 << 17
 THREADS = 256
 MAX_TOGGLES = 16
 """Changes between decay and no decay that one launch takes; GPT-2's table has 10."""

@@ -23,6 +23,9 @@ from cupygpt.tensors import Array
 QUERY_BLOCK = 64
 """Queries handled at once on the CPU; keys after the block's last query are skipped."""
 
+BLOCK_ELEMENTS = 1 << 18
+"""Scores that a thread holds at once on the CPU: 1 MB of float32."""
+
 THREADS = 128
 """Threads of a block in all attention kernels."""
 
@@ -71,7 +74,8 @@ def attention_forward(out: Array, lse: Array, qkv: Array, NH: int, *, tf32: bool
     queries, keys, values = _split_heads(qkv, NH)
 
     def batch_rows(first: int, last: int) -> None:
-        for b, rows, past in _query_blocks(first, last, T):
+        b = slice(first, last)
+        for rows, past in _query_blocks(T):
             scores = _scaled(queries[b, :, rows]) @ keys[b, :, past].swapaxes(-1, -2)
             scores[..., rows] += _causal_mask(rows.stop - rows.start, scores.dtype.str)
             largest = scores.max(axis=-1, keepdims=True)
@@ -81,7 +85,7 @@ def attention_forward(out: Array, lse: Array, qkv: Array, NH: int, *, tf32: bool
             lse[b, :, rows] = (largest + np.log(denominator))[..., 0]
             np.divide(scores @ values[b, :, past], denominator, out=heads_out[b, :, rows])
 
-    for_blocks(batch_rows, B, -(-B // num_cores()))
+    for_blocks(batch_rows, B, _batch_rows(B, NH, T))
 
 
 def attention_backward(
@@ -101,8 +105,9 @@ def attention_backward(
     dqueries, dkeys, dvalues = _split_heads(dqkv, NH)
 
     def batch_rows(first: int, last: int) -> None:
-        dkeys[first:last], dvalues[first:last] = 0.0, 0.0
-        for b, rows, past in _query_blocks(first, last, T):
+        b = slice(first, last)
+        dkeys[b], dvalues[b] = 0.0, 0.0
+        for rows, past in _query_blocks(T):
             scaled, dblock = _scaled(queries[b, :, rows]), dheads[b, :, rows]
             probs = scaled @ keys[b, :, past].swapaxes(-1, -2)
             probs[..., rows] += _causal_mask(rows.stop - rows.start, probs.dtype.str)
@@ -115,7 +120,7 @@ def attention_backward(
             dqueries[b, :, rows] = _scaled(dscores @ keys[b, :, past])
             dkeys[b, :, past] += dscores.swapaxes(-1, -2) @ scaled
 
-    for_blocks(batch_rows, B, -(-B // num_cores()))
+    for_blocks(batch_rows, B, _batch_rows(B, NH, T))
 
 
 def attention_decode(out: Array, cache: Array, qkv: Array, start: int, NH: int) -> None:
@@ -159,12 +164,17 @@ def _split_heads(qkv: Array, NH: int) -> tuple[Array, Array, Array]:
     )
 
 
-def _query_blocks(first: int, last: int, T: int) -> Iterator[tuple[int, slice, slice]]:
-    """(batch row, queries, keys up to the last of these queries) for batch rows [first, last)."""
-    for b in range(first, last):
-        for start in range(0, T, QUERY_BLOCK):
-            stop = min(start + QUERY_BLOCK, T)
-            yield b, slice(start, stop), slice(0, stop)
+def _query_blocks(T: int) -> Iterator[tuple[slice, slice]]:
+    """(queries, keys up to the last of these queries), block by block."""
+    for start in range(0, T, QUERY_BLOCK):
+        stop = min(start + QUERY_BLOCK, T)
+        yield slice(start, stop), slice(0, stop)
+
+
+def _batch_rows(B: int, NH: int, T: int) -> int:
+    """Batch rows that a thread takes together: even shares, as long as their scores fit a cache."""
+    fitting = BLOCK_ELEMENTS // (NH * QUERY_BLOCK * T)
+    return max(1, min(fitting, -(-B // num_cores())))
 
 
 def _scaled(array: Array) -> Array:

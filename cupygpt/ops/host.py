@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
 
 import numpy as np
@@ -15,6 +15,7 @@ def on_host(array: Array) -> bool:
     return type(array) is np.ndarray
 
 
+@cache
 def num_cores() -> int:
     """Cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -23,18 +24,35 @@ def num_cores() -> int:
 
 
 def for_blocks(work: Callable[[int, int], None], total: int, block: int) -> None:
-    """Call work(start, stop) for [0, total) cut into blocks, on a pool of threads.
+    """Call work(start, stop) for [0, total) cut into blocks, on all cores.
 
-    NumPy releases the GIL inside its loops, so the blocks run in parallel. Blocks must write to
-    disjoint memory; then the result does not depend on their order.
+    NumPy releases the GIL inside its loops. Each core takes one run of consecutive blocks, this
+    thread the first: threads that trade single blocks spend their time waking each other. Blocks
+    must write to disjoint memory; then the result does not depend on their order.
     """
-    starts = range(0, total, block)
-    if len(starts) <= 1 or num_cores() == 1:
-        for start in starts:
+    num_blocks = -(-total // block)
+    num_runs = min(num_cores(), num_blocks)
+    if num_runs <= 1:
+        for start in range(0, total, block):
             work(start, min(start + block, total))
         return
-    # list() waits for all of them and raises the first exception.
-    list(_pool().map(lambda start: work(start, min(start + block, total)), starts))
+
+    def run(number: int) -> None:
+        for i in range(number * num_blocks // num_runs, (number + 1) * num_blocks // num_runs):
+            work(i * block, min((i + 1) * block, total))
+
+    others = [_pool().submit(run, number) for number in range(1, num_runs)]
+    try:
+        run(0)
+    finally:
+        wait(others)
+    for other in others:
+        other.result()
+
+
+def share(total: int, least: int) -> int:
+    """Block size that gives every core one block, but none smaller than `least`."""
+    return max(1, least, -(-total // num_cores()))
 
 
 @cache

@@ -153,7 +153,8 @@ def _numpy_forward(
     def rows(start: int, stop: int) -> None:
         block = slice(start, stop)
         centred = out[block]
-        np.mean(inp[block], axis=1, out=mean[block])
+        np.add.reduce(inp[block], axis=1, out=mean[block])
+        mean[block] /= C
         np.subtract(inp[block], mean[block, None], out=centred)
         variance = np.einsum("nc,nc->n", centred, centred) / C
         np.divide(1.0, np.sqrt(variance + EPSILON), out=rstd[block])
@@ -193,7 +194,7 @@ def _numpy_backward(
         np.einsum("nc,nc->c", dout[block], normed, out=dweight_parts[part])
         np.sum(dout[block], axis=0, out=dbias_parts[part])
         dnormed = dout[block] * weight
-        dnormed_mean = dnormed.mean(axis=1, keepdims=True)
+        dnormed_mean = np.add.reduce(dnormed, axis=1, keepdims=True) / C
         projection = np.einsum("nc,nc->n", dnormed, normed)[:, None] / C
         dnormed -= dnormed_mean
         normed *= projection

@@ -7,11 +7,14 @@ import numpy as np
 from cupygpt.bfloat16 import from_bfloat16, to_bfloat16
 from cupygpt.gemm import matmul
 from cupygpt.ops.bias import bias_add, bias_backward
-from cupygpt.ops.host import on_host
+from cupygpt.ops.host import for_blocks, on_host, share
 from cupygpt.tensors import Array
 
 TILE_ELEMENTS = 1 << 18
 """Elements of dweight that are computed beside it before they are added: 1 MB of float32."""
+
+LEAST_SHARE = 1 << 19
+"""Multiplications worth a thread of their own on the CPU: fewer take less time than waking it."""
 
 
 def linear_forward(
@@ -29,7 +32,7 @@ def linear_forward(
         matmul(out, inp, weight, transpose_b=True, bias=bias, tf32=tf32)
         return
     if on_host(out):
-        np.matmul(inp, weight.T, out=out)
+        _host_product(out, inp, weight.T)
     else:
         _emulated_matmul(out, inp, weight.T)
     if bias is not None:
@@ -68,16 +71,31 @@ def linear_backward(
         bias_backward(dbias, dout, partials)
 
 
+def _host_product(out: Array, a: Array, b: Array) -> None:
+    """out = a @ b, the longer side of out shared among the cores."""
+    rows, columns = out.shape
+    inner = a.shape[1]
+    if rows >= columns:
+        least = LEAST_SHARE // (columns * inner)
+        for_blocks(lambda i, j: np.matmul(a[i:j], b, out=out[i:j]), rows, share(rows, least))
+    else:
+        least = LEAST_SHARE // (rows * inner)
+        for_blocks(
+            lambda i, j: np.matmul(a, b[:, i:j], out=out[:, i:j]), columns, share(columns, least)
+        )
+
+
 def _host_backward(dinp: Array, dweight: Array, dout: Array, inp: Array, weight: Array) -> None:
+    _host_product(dinp, dout, weight)
     OC, C = weight.shape
-    np.matmul(dout, weight, out=dinp)
     # NumPy offers no product that adds to its output; tiles keep the sum inside the cache.
-    rows = min(OC, max(1, TILE_ELEMENTS // C))
-    tile = np.empty((rows, C), dweight.dtype)
-    for start in range(0, OC, rows):
-        stop = min(start + rows, OC)
-        np.matmul(dout[:, start:stop].T, inp, out=tile[: stop - start])
-        dweight[start:stop] += tile[: stop - start]
+    least = LEAST_SHARE // (len(inp) * C)
+    tile_rows = max(1, min(share(OC, least), TILE_ELEMENTS // C))
+
+    def rows(start: int, stop: int) -> None:
+        dweight[start:stop] += dout[:, start:stop].T @ inp
+
+    for_blocks(rows, OC, tile_rows)
 
 
 def _emulated_matmul(out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:

@@ -45,7 +45,7 @@ def _numpy_sample(
     scores = logits.astype(np.float64)
     if temperature == 0.0:
         return int(scores.argmax())
-    order = np.argsort(-scores, kind="stable")
+    order = _by_likelihood(logits)
     if top_k:
         order = order[:top_k]
     probs = np.exp((scores[order] - scores[order[0]]) / temperature)
@@ -56,3 +56,19 @@ def _numpy_sample(
         cumulative = cumulative[:count]
     drawn = np.searchsorted(cumulative, uniform * cumulative[-1], side="right")
     return int(order[min(int(drawn), len(cumulative) - 1)])
+
+
+def _by_likelihood(logits: np.ndarray) -> np.ndarray:
+    """Ids by falling logit, equal ones by id.
+
+    One sort of 64-bit keys, the logit's bits above the id, is several times as fast as a stable
+    argsort of 50,000 numbers.
+    """
+    bits = (logits.astype(np.float32) + np.float32(0.0)).view(np.int32)  # -0.0 becomes 0.0
+    # Turned so that unsigned order is falling order: of positive numbers all bits but the sign.
+    falling = bits ^ (~(bits >> 31) & 0x7FFFFFFF)
+    keys = falling.view(np.uint32).astype(np.uint64)
+    keys <<= np.uint64(32)
+    keys |= np.arange(len(bits), dtype=np.uint64)
+    keys.sort()
+    return keys.astype(np.uint32).astype(np.int64)
