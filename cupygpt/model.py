@@ -10,10 +10,10 @@ from functools import partial
 
 from cupygpt.config import GPTConfig
 from cupygpt.ops.attention import attention_backward, attention_forward
+from cupygpt.ops.classifier import classifier
 from cupygpt.ops.dropout import dropout
 from cupygpt.ops.encoder import encoder_backward, encoder_forward
 from cupygpt.ops.gelu import gelu_backward, gelu_forward
-from cupygpt.ops.head import HeadGradients, head
 from cupygpt.ops.layernorm import (
     layernorm_backward,
     layernorm_forward,
@@ -157,20 +157,20 @@ class GPT:
 
     def _head(self, targets: Array, dloss: float | None) -> None:
         """Losses, and with `dloss` also the gradients of lnf (in scratch.dbtc) and wte."""
-        C, scratch = self.config.C, self.scratch
+        p, V, C = self.params, self.config.V, self.config.C
         lnf, targets = self.acts.lnf.reshape(-1, C), targets.reshape(-1)
-        losses, statistics = self.acts.losses.reshape(-1), scratch.btc.reshape(-1)
-        for start in range(0, len(lnf), len(scratch.logits)):
-            rows = slice(start, min(start + len(scratch.logits), len(lnf)))
-            gradients = None
+        losses, logits = self.acts.losses.reshape(-1), self.scratch.logits
+        for start in range(0, len(lnf), len(logits)):
+            rows = slice(start, min(start + len(logits), len(lnf)))
+            chunk = logits[: rows.stop - rows.start]
+            linear_forward(chunk, lnf[rows], p.wte, None, tf32=self.tf32)
+            classifier(losses[rows], chunk, targets[rows], V, dloss)
             if dloss is not None:
                 assert self.grads is not None
-                dlnf = scratch.dbtc.reshape(-1, C)[rows]
-                gradients = HeadGradients(dlnf, self.grads.wte, dloss, scratch.dbt4c)
-            head(
-                losses[rows], gradients, lnf[rows], self.params.wte, targets[rows],
-                scratch.logits[: rows.stop - start], statistics, self.config.V, tf32=self.tf32,
-            )  # fmt: skip
+                dlnf = self.scratch.dbtc.reshape(-1, C)
+                linear_backward(
+                    dlnf[rows], self.grads.wte, None, chunk, lnf[rows], p.wte,
+                    self.scratch.partials, tf32=self.tf32)  # fmt: skip
 
     def _drop(self, out: Array, inp: Array, micro_step: int | None, place: int) -> Array:
         """inp itself without dropout, else `out` filled with the dropped `inp`."""

@@ -20,14 +20,6 @@ DEFINES: dict[str, list[tuple[str, ...]]] = {
             "-DDKDV_PARTS=1",
         )
     ],
-    "head_forward.cu": [
-        ("-DCHANNELS=128", "-DSTORE_LOGITS=1"),
-        ("-DCHANNELS=128", "-DSTORE_LOGITS=0"),
-    ],
-    "head_backward.cu": [
-        ("-DCHANNELS=128", "-DCOLUMN_WARPS=2", "-DSTAGES=3"),
-        ("-DCHANNELS=64", "-DCOLUMN_WARPS=1", "-DSTAGES=3"),
-    ],
     "layernorm.cu": [("-DROW_WARPS=1", "-DROW_PACKS=3"), ("-DROW_WARPS=4", "-DROW_PACKS=2")],
 }
 

@@ -42,10 +42,6 @@ LIMITS: dict[str, Limit] = {
     "attention_forward": Limit(registers=255, spill_bytes=128),
     "attention_dkdv": Limit(registers=255, spill_bytes=128),
     "attention_dq": Limit(registers=255, spill_bytes=128),
-    # 128 of them are the 64 x 64 sums of a warp.
-    "head_logits": Limit(registers=255),
-    "head_dlnf": Limit(registers=255),
-    "head_dwte": Limit(registers=255),
     # Two words outside the loops, on sm_120 only.
     "wte_backward": Limit(registers=64, spill_bytes=8),
 }
