@@ -2,7 +2,9 @@
 //
 // The row is read once for its maximum and sum together (online softmax, Milakov and Gimelshein
 // 2018, arXiv:1805.02867), and once more, from its end, to write the gradient: the second reading
-// finds the end of the row in the cache. After llm.c fused_classifier.cuh.
+// finds the end of the row in the cache. The gradient is stored past it: the rows that other blocks
+// are about to read again must stay (990 instead of 1067 us on an H200 at 8192 x 50304 floats).
+// After llm.c fused_classifier.cuh.
 #include "block_reduce.cuh"
 
 constexpr float LOWEST = -3.402823466e38f;  // finite: exp(LOWEST - LOWEST) is 1, not NaN
@@ -75,7 +77,7 @@ extern "C" __global__ void classifier(float* losses, floatX* logits, const int* 
             if (column == target) gradient -= dloss;
             x[k] = column < V ? gradient : 0.0f;
         }
-        store(row + pack * LANES, x);
+        store_streaming(row + pack * LANES, x);
     }
 }
 

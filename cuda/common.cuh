@@ -105,6 +105,25 @@ __device__ __forceinline__ void store(__nv_bfloat16* address, const Floats<N>& p
             pack_bfloat16(pack[i + 4], pack[i + 5]), pack_bfloat16(pack[i + 6], pack[i + 7]));
 }
 
+// The same for data that nobody reads soon: it does not displace what the cache holds.
+template <int N>
+__device__ __forceinline__ void store_streaming(float* address, const Floats<N>& pack) {
+#pragma unroll
+    for (int i = 0; i < N; i += 4)
+        __stcs(reinterpret_cast<float4*>(address + i),
+               make_float4(pack[i], pack[i + 1], pack[i + 2], pack[i + 3]));
+}
+template <int N>
+__device__ __forceinline__ void store_streaming(__nv_bfloat16* address, const Floats<N>& pack) {
+#pragma unroll
+    for (int i = 0; i < N; i += 8)
+        __stcs(reinterpret_cast<uint4*>(address + i),
+               make_uint4(pack_bfloat16(pack[i], pack[i + 1]),
+                          pack_bfloat16(pack[i + 2], pack[i + 3]),
+                          pack_bfloat16(pack[i + 4], pack[i + 5]),
+                          pack_bfloat16(pack[i + 6], pack[i + 7])));
+}
+
 // ---- indices ----------------------------------------------------------------------------------
 
 // Number of this thread in a one-dimensional grid.
