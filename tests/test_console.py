@@ -100,3 +100,16 @@ def test_printable_and_units() -> None:
     assert printable("a\x00b\x1bc\td\ne\ufffd") == "a·b·c    d\ne\ufffd"
     assert format_bytes(5 * 2**20) == "5 MiB"
     assert format_bytes(3 * 2**29) == "1.50 GiB"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_progress_leaves_one_line_with_its_duration(*, terminal: bool) -> None:
+    stream, clock = io.StringIO(), Clock()
+    console = Console(stream, terminal=terminal, width=80, clock=clock)
+    with console.progress("compiling 3 files") as show:
+        for done in (1, 2, 3):
+            clock.now += 0.5
+            show(done, 3)
+    from rich.text import Text
+
+    assert "compiling 3 files: 1.5 s" in Text.from_ansi(stream.getvalue()).plain
