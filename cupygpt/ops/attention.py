@@ -107,6 +107,7 @@ def attention_backward(
     def batch_rows(first: int, last: int) -> None:
         b = slice(first, last)
         dkeys[b], dvalues[b] = 0.0, 0.0
+        shift = np.einsum("bhtc,bhtc->bht", dheads[b], heads_out[b])[..., None]
         for rows, past in _query_blocks(T):
             scaled, dblock = _scaled(queries[b, :, rows]), dheads[b, :, rows]
             probs = scaled @ keys[b, :, past].swapaxes(-1, -2)
@@ -115,7 +116,7 @@ def attention_backward(
             np.exp(probs, out=probs)
             dvalues[b, :, past] += probs.swapaxes(-1, -2) @ dblock
             dscores = dblock @ values[b, :, past].swapaxes(-1, -2)
-            dscores -= (dblock * heads_out[b, :, rows]).sum(axis=-1, keepdims=True)
+            dscores -= shift[:, :, rows]
             dscores *= probs
             dqueries[b, :, rows] = _scaled(dscores @ keys[b, :, past])
             dkeys[b, :, past] += dscores.swapaxes(-1, -2) @ scaled

@@ -11,7 +11,7 @@ from cupygpt.tensors import Array
 EPSILON = 1e-5
 MAX_PARTS = 512
 """Blocks whose sums fit the scratch of 1024 C elements."""
-BLOCK_ELEMENTS = 1 << 17
+BLOCK_ELEMENTS = 1 << 16
 """Elements of one block on the CPU: a few temporaries of this size stay in the second-level cache."""
 
 WARP = 32
@@ -82,8 +82,12 @@ def residual_layernorm_forward(
     (B, T, C); weight, bias (C,). After llm.c layernorm.cuh, fused_residual_forward.
     """
     if on_host(out):
-        np.add(inp1, inp2, out=residual)
-        layernorm_forward(out, mean, rstd, residual, weight, bias)
+        C = out.shape[-1]
+        flat_inp2, flat_mean, flat_rstd = inp2.reshape(-1, C), mean.reshape(-1), rstd.reshape(-1)
+        residual, inp1 = residual.reshape(-1, C), inp1.reshape(-1, C)
+        _numpy_forward(
+            out.reshape(-1, C), flat_mean, flat_rstd, inp1, weight, bias, residual, flat_inp2
+        )
         return
     N, C = int(mean.size), int(out.shape[-1])
     _residual_forward(
@@ -147,15 +151,20 @@ def _numpy_forward(
     inp: np.ndarray,
     weight: np.ndarray,
     bias: np.ndarray,
+    total: np.ndarray | None = None,
+    addend: np.ndarray | None = None,
 ) -> None:
+    """out = LayerNorm(inp), or with `total` and `addend`: of total = inp + addend."""
     C = inp.shape[-1]
 
     def rows(start: int, stop: int) -> None:
         block = slice(start, stop)
-        centred = out[block]
-        np.add.reduce(inp[block], axis=1, out=mean[block])
+        source, centred = inp[block], out[block]
+        if total is not None and addend is not None:
+            source = np.add(source, addend[block], out=total[block])
+        np.add.reduce(source, axis=1, out=mean[block])
         mean[block] /= C
-        np.subtract(inp[block], mean[block, None], out=centred)
+        np.subtract(source, mean[block, None], out=centred)
         variance = np.einsum("nc,nc->n", centred, centred) / C
         np.divide(1.0, np.sqrt(variance + EPSILON), out=rstd[block])
         centred *= rstd[block, None]

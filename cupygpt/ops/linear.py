@@ -32,9 +32,9 @@ def linear_forward(
         matmul(out, inp, weight, transpose_b=True, bias=bias, tf32=tf32)
         return
     if on_host(out):
-        _host_product(out, inp, weight.T)
-    else:
-        _emulated_matmul(out, inp, weight.T)
+        _host_product(out, inp, weight.T, bias)
+        return
+    _emulated_matmul(out, inp, weight.T)
     if bias is not None:
         bias_add(out, bias)
 
@@ -60,8 +60,9 @@ def linear_backward(
     OC, C = weight.shape
     dinp, dout, inp = dinp.reshape(-1, C), dout.reshape(-1, OC), inp.reshape(-1, C)
     if on_host(dinp):
-        _host_backward(dinp, dweight, dout, inp, weight)
-    elif isinstance(dinp, np.ndarray):
+        _host_backward(dinp, dweight, dbias, dout, inp, weight)
+        return
+    if isinstance(dinp, np.ndarray):
         _emulated_matmul(dinp, dout, weight)
         _emulated_matmul(dweight, dout.T, inp, accumulate=True)
     else:
@@ -71,21 +72,30 @@ def linear_backward(
         bias_backward(dbias, dout, partials)
 
 
-def _host_product(out: Array, a: Array, b: Array) -> None:
-    """out = a @ b, the longer side of out shared among the cores."""
-    rows, columns = out.shape
+def _host_product(out: Array, a: Array, b: Array, bias: Array | None = None) -> None:
+    """out = a @ b + bias, the longer side of out shared among the cores."""
+    num_rows, num_columns = out.shape
     inner = a.shape[1]
-    if rows >= columns:
-        least = LEAST_SHARE // (columns * inner)
-        for_blocks(lambda i, j: np.matmul(a[i:j], b, out=out[i:j]), rows, share(rows, least))
+
+    def rows(start: int, stop: int) -> None:
+        np.matmul(a[start:stop], b, out=out[start:stop])
+        if bias is not None:
+            out[start:stop] += bias
+
+    def columns(start: int, stop: int) -> None:
+        np.matmul(a, b[:, start:stop], out=out[:, start:stop])
+        if bias is not None:
+            out[:, start:stop] += bias[start:stop]
+
+    if num_rows >= num_columns:
+        for_blocks(rows, num_rows, share(num_rows, LEAST_SHARE // (num_columns * inner)))
     else:
-        least = LEAST_SHARE // (rows * inner)
-        for_blocks(
-            lambda i, j: np.matmul(a, b[:, i:j], out=out[:, i:j]), columns, share(columns, least)
-        )
+        for_blocks(columns, num_columns, share(num_columns, LEAST_SHARE // (num_rows * inner)))
 
 
-def _host_backward(dinp: Array, dweight: Array, dout: Array, inp: Array, weight: Array) -> None:
+def _host_backward(
+    dinp: Array, dweight: Array, dbias: Array | None, dout: Array, inp: Array, weight: Array
+) -> None:
     _host_product(dinp, dout, weight)
     OC, C = weight.shape
     # NumPy offers no product that adds to its output; tiles keep the sum inside the cache.
@@ -94,6 +104,8 @@ def _host_backward(dinp: Array, dweight: Array, dout: Array, inp: Array, weight:
 
     def rows(start: int, stop: int) -> None:
         dweight[start:stop] += dout[:, start:stop].T @ inp
+        if dbias is not None:
+            dbias[start:stop] += np.add.reduce(dout[:, start:stop], axis=0)
 
     for_blocks(rows, OC, tile_rows)
 
