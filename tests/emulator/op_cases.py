@@ -9,6 +9,7 @@ import numpy as np
 from devices import make_device
 from emulator.cases import case
 from ops import (
+    test_attention,
     test_bias,
     test_classifier,
     test_encoder,
@@ -28,6 +29,11 @@ def check(file: str, test: Callable[..., None], *args: Any, **named: Any) -> Non
         device.check_inputs()
 
 
+# More than two streamed tiles, so that each of the two stages is filled a second time.
+check("attention.cu", test_attention.test_attention, 1, 130, 1, 8)
+check("attention.cu", test_attention.test_decoding_in_pieces_equals_attention, 1, 8)
+check("attention_mma_forward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
+check("attention_mma_backward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
 check("bias.cu", test_bias.test_backward, (300, 40))
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=True)
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=False)
