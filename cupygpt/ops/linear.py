@@ -52,7 +52,7 @@ def linear_backward(
 ) -> None:
     """Gradients of linear_forward.
 
-    Written: dinp (..., C) floatX. Accumulated: dweight (OC, C), dbias (OC,) or None. Read: dout
+    Written: dinp (..., C) floatX. Accumulated: dweight (OC, C) float32, dbias (OC,) float32 or None. Read: dout
     (..., OC), inp (..., C), weight (OC, C). Scratch: partials, flat float32, at least 256 OC
     elements where there is a bias. `tf32` as in linear_forward. After llm.c train_gpt2.c,
     matmul_backward.
