@@ -221,6 +221,7 @@ class Run:
                 device.download(trainer.params.flat),
                 device.download(trainer.m.flat),
                 device.download(trainer.v.flat),
+                None if trainer.master is None else device.download(trainer.master),
             )
         except RunError as error:
             raise RunError(f"{error} {self._last_checkpoint()}") from error

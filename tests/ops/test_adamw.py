@@ -37,7 +37,11 @@ def check(
     for start, stop, decay in segments:
         decays[start:stop] = decay
     update = partial(oracle.adamw, norm=norm, rate=rate, step=step, **settings)
-    want, plain = twice(update, *(dev.values(x) for x in (params if master is None else master, m, v, grads)), decays)
+    want, plain = twice(
+        update,
+        *(dev.values(x) for x in (params if master is None else master, m, v, grads)),
+        decays,
+    )
     adamw(
         params, m, v, grads, dev.input([norm], "float32"), dev.input(controls, "float32"),
         segments, **settings, master=master,
