@@ -1,7 +1,6 @@
 """Choosing among cuBLASLt's algorithms: what is measured, and where the choice is kept."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,9 @@ from cupygpt.gemm_choice import cache_file, choose, measuring
 
 
 @pytest.fixture(autouse=True)
-def nothing_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def nothing_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(gemm_choice, "_choices", {})
     monkeypatch.setenv("CUPYGPT_CACHE_DIR", str(tmp_path / "cache"))
-    yield
 
 
 @pytest.fixture
