@@ -114,6 +114,11 @@ def num_packs(array: Array) -> int:
     return size // lanes
 
 
+def is_hopper(array: Array) -> bool:
+    """Whether the array's device has wgmma: compute capability 9.0, no other."""
+    return getattr(getattr(array, "device", None), "compute_capability", "") == "90"
+
+
 def rows_launch(num_rows: int, packs_per_row: int) -> dict[str, Any]:
     """grid and block for a kernel whose threads (x, y) take pack x, x + blockDim.x, … of row y."""
     rounds = ceil_div(packs_per_row, ROW_THREADS)

@@ -10,10 +10,10 @@ from functools import partial
 
 from cupygpt.config import GPTConfig
 from cupygpt.ops.attention import attention_backward, attention_forward
-from cupygpt.ops.classifier import classifier
 from cupygpt.ops.dropout import dropout
 from cupygpt.ops.encoder import encoder_backward, encoder_forward
 from cupygpt.ops.gelu import gelu_forward
+from cupygpt.ops.head import head
 from cupygpt.ops.layernorm import (
     layernorm_backward,
     layernorm_forward,
@@ -168,8 +168,10 @@ class GPT:
         for start in range(0, len(lnf), len(logits)):
             rows = slice(start, min(start + len(logits), len(lnf)))
             chunk = logits[: rows.stop - rows.start]
-            linear_forward(chunk, lnf[rows], p.wte, None, tf32=self.tf32)
-            classifier(losses[rows], chunk, targets[rows], V, dloss)
+            head(
+                losses[rows], chunk, lnf[rows], p.wte, targets[rows], V, dloss,
+                self.scratch.head_statistics, tf32=self.tf32,
+            )  # fmt: skip
             if dloss is not None:
                 assert self.grads is not None
                 dlnf = self.scratch.dbtc.reshape(-1, C)

@@ -42,6 +42,7 @@ DEFINES: dict[str, list[tuple[str, ...]]] = {
             "-DDQ_BLOCKS=2",
         ),
     ],
+    "head_wgmma.cu": [("-DHS=128", "-DGROUPS=3", "-DSTAGES=4")],
     "layernorm.cu": [("-DROW_WARPS=1", "-DROW_PACKS=3"), ("-DROW_WARPS=4", "-DROW_PACKS=2")],
 }
 
@@ -50,7 +51,7 @@ FLOATX = ("float", "__nv_bfloat16")
 
 def is_for_hopper(file: str) -> bool:
     """Whether a .cu file is written for sm_90a and bf16 only."""
-    return "_wgmma_" in file
+    return "wgmma" in file
 
 
 def option_sets(file: str) -> list[tuple[str, ...]]:

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cupygpt.kernels import Defines, Kernel, ceil_div
+from cupygpt.kernels import Defines, Kernel, ceil_div, is_hopper
 from cupygpt.ops.host import for_blocks, num_cores, on_host
 from cupygpt.tensors import Array
 
@@ -253,15 +253,10 @@ def _launches(array: Array, HS: int, heads: int, T: int, *, tf32: bool) -> _Laun
     is_bfloat16 = array.itemsize == 2
     if HS % TENSOR_CORE_MULTIPLE or not (is_bfloat16 or tf32):
         return _cuda_core_launches(HS)
-    if is_bfloat16 and HS in HOPPER_HEAD_SIZES and _is_hopper(array):
+    if is_bfloat16 and HS in HOPPER_HEAD_SIZES and is_hopper(array):
         return _hopper_launches(HS)
     busy = heads * ceil_div(T, 128) >= BUSY_BLOCKS
     return _tensor_core_launches(HS, is_bfloat16=is_bfloat16, busy=busy)
-
-
-def _is_hopper(array: Array) -> bool:
-    """Whether the array's device has wgmma: compute capability 9.0, no other."""
-    return getattr(getattr(array, "device", None), "compute_capability", "") == "90"
 
 
 def _cuda_core_defines(HS: int) -> dict[str, int]:

@@ -14,6 +14,7 @@ from ops import (
     test_classifier,
     test_encoder,
     test_global_norm,
+    test_head,
     test_layernorm,
     test_sampling,
 )
@@ -42,6 +43,7 @@ check("bias.cu", test_bias.test_backward, (300, 40))
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=True)
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=False)
 check("encoder.cu", test_encoder.test_backward_of_heavy_tokens, [10, 200, 64, 64, 62])
+check("head_wgmma.cu", test_head.test_fused_head, (70, 128, 700), floatX="bfloat16")
 check("global_norm.cu", test_global_norm.test_small_size_under_the_checker)
 check("layernorm.cu", test_layernorm.test_forward, (1, 5, 1600))
 check("layernorm.cu", test_layernorm.test_residual_forward, (1, 5, 1600))

@@ -59,7 +59,7 @@ def hopper_kernels(dev: Device) -> Iterator[None]:
     """Take the kernels with wgmma; skips the test on a GPU that has none."""
     if dev.name == "cuda" and require_gpu().compute_capability != (9, 0):
         pytest.skip("wgmma needs compute capability 9.0")
-    with patch.object(attention, "_is_hopper", lambda array: True):
+    with patch.object(attention, "is_hopper", lambda array: True):
         yield
 
 
