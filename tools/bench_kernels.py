@@ -1,11 +1,12 @@
 """Time each operation of a model alone, with a cold L2 cache, beside the card's measured limits.
 
     python tools/bench_kernels.py                        # 7.3M parameters, B 32, T 256
-    python tools/bench_kernels.py --config d12 -b 16 -t 1024
+    python tools/bench_kernels.py --config d12 -b 16 -t 1024 --precision bf16
 
 Bytes are the least an operation must move (each input read once, each output written once);
 operations are those of its products. The limits are a large device-to-device copy and a large
-matrix product, measured in the same run.
+matrix product, measured in the same run. With --precision bf16 parameters and activations are
+bfloat16, gradients of parameters float32, as in a run.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cupygpt.bfloat16 import to_bfloat16
 from cupygpt.cli import run_cli
 from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
 from cupygpt.device import choose_device
@@ -29,7 +31,11 @@ from cupygpt.ops.dropout import dropout
 from cupygpt.ops.encoder import encoder_backward, encoder_forward, token_order
 from cupygpt.ops.gelu import gelu_backward, gelu_forward
 from cupygpt.ops.global_norm import global_norm
-from cupygpt.ops.layernorm import layernorm_backward, residual_layernorm_forward
+from cupygpt.ops.layernorm import (
+    layernorm_backward,
+    layernorm_forward,
+    residual_layernorm_forward,
+)
 from cupygpt.ops.linear import linear_backward, linear_forward
 from cupygpt.tensors import Array, decay_segments, parameter_specs
 
@@ -38,6 +44,43 @@ FLUSH_BYTES = 256 << 20
 
 COPY_BYTES = 1 << 30
 PRODUCT_SIZE = 8192
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all operations share: device, shapes and precision."""
+
+    device: Any
+    config: GPTConfig
+    B: int
+    T: int
+    precision: str
+
+    @property
+    def tf32(self) -> bool:
+        """Whether float32 products may round their operands."""
+        return self.precision == "tf32"
+
+    def numbers(self, shape: tuple[int, ...], seed: int, scale: float = 1.0) -> Array:
+        """Normal numbers as parameters and activations are stored: zeros would be faster."""
+        array = self._empty(shape, np.uint16 if self.precision == "bf16" else np.float32)
+        block = _random_block(seed, scale)
+        block = to_bfloat16(block) if self.precision == "bf16" else block
+        self.device.upload(array, np.resize(block, shape))
+        return array
+
+    def numbers32(self, shape: tuple[int, ...], seed: int, scale: float = 1.0) -> Array:
+        """Normal float32 numbers: statistics, gradients of parameters, moments."""
+        array = self._empty(shape, np.float32)
+        self.device.upload(array, np.resize(_random_block(seed, scale), shape))
+        return array
+
+    def _empty(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        return self.device.zeros(int(np.prod(shape)), dtype).reshape(shape)
+
+
+def _random_block(seed: int, scale: float) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal(1 << 16, np.float32) * np.float32(scale)
 
 
 @dataclass(frozen=True)
@@ -58,7 +101,7 @@ def main() -> int:
     parser.add_argument("--config", default="small", help="small, or a descriptor such as d12")
     parser.add_argument("-b", "--batch-size", type=int, default=32)
     parser.add_argument("-t", "--seq-len", type=int, default=256)
-    parser.add_argument("--precision", choices=["fp32", "tf32"], default="tf32")
+    parser.add_argument("--precision", choices=["fp32", "tf32", "bf16"], default="tf32")
     parser.add_argument("--repeats", type=int, default=20, help="the median is reported")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
@@ -74,15 +117,15 @@ def bench(args: argparse.Namespace) -> None:
     config = (
         small_config(GPT2_VOCAB) if args.config == "small" else config_from_descriptor(args.config)
     )
-    tf32 = args.precision == "tf32"
+    setting = Setting(device, config, args.batch_size, args.seq_len, args.precision)
     timer = Timer(device, args.repeats)
-    print(f"{device.describe()}\n{config.describe()}; B {args.batch_size}, T {args.seq_len}")
-    copy, product = limits(device, timer, tf32=tf32)
+    print(f"{device.describe()}\n{config.describe()}; B {setting.B}, T {setting.T}")
+    copy, product = limits(setting, timer)
     print(
         f"limits: copy {copy / 1e12:.2f} TB/s, {args.precision} products {product / 1e12:.0f} TFLOP/s"
     )
     print(f"{'operation':28}{'µs':>9}{'GB/s':>8}{'of copy':>9}{'TFLOP/s':>9}{'of products':>13}")
-    for operation in operations(device, config, args.batch_size, args.seq_len, tf32=tf32):
+    for operation in operations(setting):
         seconds = timer.seconds(operation.call)
         rate, speed = operation.num_bytes / seconds, operation.flops / seconds
         flops = f"{speed / 1e12:9.1f}{100 * speed / product:12.0f}%" if operation.flops else ""
@@ -111,62 +154,66 @@ class Timer:
         return 1e-3 * float(statistics.median(times))
 
 
-def limits(device: Any, timer: Timer, *, tf32: bool) -> tuple[float, float]:
+def limits(setting: Setting, timer: Timer) -> tuple[float, float]:
     """Bytes per second of a copy (read and written), operations per second of a product."""
+    device = setting.device
     source, target = (device.zeros(COPY_BYTES // 4, np.float32) for _ in range(2))
 
     def copy() -> None:
         target.data.copy_from_device_async(source.data, COPY_BYTES, device.stream)
 
     copy_rate = 2 * COPY_BYTES / timer.seconds(copy)
-    a, b, out = (random_array(device, (PRODUCT_SIZE, PRODUCT_SIZE), seed) for seed in range(3))
-    seconds = timer.seconds(lambda: linear_forward(out, a, b, None, tf32=tf32))
+    a, b, out = (setting.numbers((PRODUCT_SIZE, PRODUCT_SIZE), seed) for seed in range(3))
+    seconds = timer.seconds(lambda: linear_forward(out, a, b, None, tf32=setting.tf32))
     return copy_rate, 2 * PRODUCT_SIZE**3 / seconds
 
 
-def operations(
-    device: Any, config: GPTConfig, B: int, T: int, *, tf32: bool
-) -> Iterator[Operation]:
+def operations(setting: Setting) -> Iterator[Operation]:
     """Every operation of a training step at these shapes, in the order of the step."""
-    yield from _embedding(device, config, B, T)
-    yield from _norms(device, config, B, T)
-    yield from _products(device, config, B * T, tf32=tf32)
-    yield from _attention(device, config, B, T, tf32=tf32)
-    yield from _elementwise(device, config, B, T)
-    yield from _head(device, config, B * T)
-    yield from _update(device, config)
+    yield from _embedding(setting)
+    yield from _norms(setting)
+    yield from _products(setting)
+    yield from _attention(setting)
+    yield from _elementwise(setting)
+    yield from _head(setting)
+    yield from _update(setting)
 
 
-def random_array(device: Any, shape: tuple[int, ...], seed: int, scale: float = 1.0) -> Array:
-    """Normal float32 numbers on the device: zeros would be faster than real data."""
-    array = device.zeros(int(np.prod(shape)), np.float32).reshape(shape)
-    block = np.random.default_rng(seed).standard_normal(1 << 16, np.float32) * np.float32(scale)
-    device.upload(array, np.resize(block, shape))
-    return array
-
-
-def _embedding(device: Any, config: GPTConfig, B: int, T: int) -> Iterator[Operation]:
-    C = config.C
-    wte, wpe = random_array(device, (config.Vp, C), 0), random_array(device, (config.maxT, C), 1)
-    out = random_array(device, (B, T, C), 2)
-    tokens = device.zeros(B * T, np.int32).reshape(B, T)
-    order = device.zeros(B * T, np.int32)
+def _embedding(s: Setting) -> Iterator[Operation]:
+    config, B, T, C = s.config, s.B, s.T, s.config.C
+    wte, wpe = s.numbers((config.Vp, C), 0), s.numbers((config.maxT, C), 1)
+    dwte, dwpe = s.numbers32((config.Vp, C), 0), s.numbers32((config.maxT, C), 1)
+    out = s.numbers((B, T, C), 2)
+    tokens = s.device.zeros(B * T, np.int32).reshape(B, T)
+    order = s.device.zeros(B * T, np.int32)
     ids = np.random.default_rng(0).integers(0, config.V, (B, T), dtype=np.int32)
-    device.upload(tokens, ids)
-    device.upload(order, token_order(ids))
-    size = out.nbytes
-    yield Operation("encoder_forward", lambda: encoder_forward(out, tokens, wte, wpe), 2 * size)
+    s.device.upload(tokens, ids)
+    s.device.upload(order, token_order(ids))
+    num_used = len(np.unique(ids))
     yield Operation(
-        "encoder_backward", lambda: encoder_backward(wte, wpe, out, tokens, order), 3 * size
+        "encoder_forward",
+        lambda: encoder_forward(out, tokens, wte, wpe),
+        out.nbytes + (num_used + T) * C * out.itemsize,
+    )
+    yield Operation(
+        "encoder_backward",
+        lambda: encoder_backward(dwte, dwpe, out, tokens, order),
+        out.nbytes + 2 * (num_used + T) * C * dwte.itemsize,
     )
 
 
-def _norms(device: Any, config: GPTConfig, B: int, T: int) -> Iterator[Operation]:
-    C = config.C
-    a, b, c, d = (random_array(device, (B, T, C), seed) for seed in range(4))
-    mean, rstd = (random_array(device, (B, T), seed) for seed in (4, 5))
-    weight, bias, dweight, dbias = (random_array(device, (C,), seed) for seed in range(4))
-    partials = device.zeros(1024 * C, np.float32)
+def _norms(s: Setting) -> Iterator[Operation]:
+    B, T, C = s.B, s.T, s.config.C
+    a, b, c, d = (s.numbers((B, T, C), seed) for seed in range(4))
+    mean, rstd = (s.numbers32((B, T), seed) for seed in (4, 5))
+    weight, bias = (s.numbers((C,), seed) for seed in range(2))
+    dweight, dbias = (s.numbers32((C,), seed) for seed in range(2))
+    partials = s.device.zeros(1024 * C, np.float32)
+    yield Operation(
+        "layernorm_forward",
+        lambda: layernorm_forward(a, mean, rstd, b, weight, bias),
+        2 * a.nbytes,
+    )
     yield Operation(
         "residual_layernorm_forward",
         lambda: residual_layernorm_forward(a, b, mean, rstd, c, d, weight, bias),
@@ -179,114 +226,114 @@ def _norms(device: Any, config: GPTConfig, B: int, T: int) -> Iterator[Operation
     )
 
 
-def _products(device: Any, config: GPTConfig, N: int, *, tf32: bool) -> Iterator[Operation]:
-    C = config.C
-    partials = device.zeros(1024 * C, np.float32)
+def _products(s: Setting) -> Iterator[Operation]:
+    N, C = s.B * s.T, s.config.C
+    partials = s.device.zeros(1024 * C, np.float32)
     for name, OC, K in (
         ("qkv", 3 * C, C),
         ("attproj", C, C),
         ("fc", 4 * C, C),
         ("fcproj", C, 4 * C),
     ):
-        x, y = random_array(device, (N, K), 0), random_array(device, (N, OC), 1)
-        w, dw = random_array(device, (OC, K), 2), random_array(device, (OC, K), 3)
-        b, dx = random_array(device, (OC,), 4), random_array(device, (N, K), 5)
+        x, y, dx = s.numbers((N, K), 0), s.numbers((N, OC), 1), s.numbers((N, K), 5)
+        w, b = s.numbers((OC, K), 2), s.numbers((OC,), 4)
+        dw, db = s.numbers32((OC, K), 3), s.numbers32((OC,), 4)
         flops = 2 * N * OC * K
         yield Operation(
             f"linear_forward {name}",
-            lambda x=x, y=y, w=w, b=b: linear_forward(y, x, w, b, tf32=tf32),  # type: ignore[misc]
+            lambda x=x, y=y, w=w, b=b: linear_forward(y, x, w, b, tf32=s.tf32),  # type: ignore[misc]
             x.nbytes + y.nbytes + w.nbytes,
             flops,
         )
         yield Operation(
             f"linear_backward {name}",
-            lambda x=x, y=y, w=w, dw=dw, b=b, dx=dx: linear_backward(  # type: ignore[misc]
-                dx, dw, b, y, x, w, partials, tf32=tf32
+            lambda x=x, y=y, w=w, dw=dw, db=db, dx=dx: linear_backward(  # type: ignore[misc]
+                dx, dw, db, y, x, w, partials, tf32=s.tf32
             ),
-            2 * x.nbytes + 2 * y.nbytes + 3 * w.nbytes,
+            2 * x.nbytes + 2 * y.nbytes + w.nbytes + 2 * dw.nbytes,
             2 * flops,
         )
-        if name == "fc":
+        if name == "qkv":
             yield Operation(
-                "bias_backward fc",
-                lambda b=b, y=y: bias_backward(b, y, partials),  # type: ignore[misc]
+                "bias_backward qkv",
+                lambda db=db, y=y: bias_backward(db, y, partials),  # type: ignore[misc]
                 y.nbytes,
             )
 
 
-def _attention(
-    device: Any, config: GPTConfig, B: int, T: int, *, tf32: bool
-) -> Iterator[Operation]:
-    C, NH = config.C, config.NH
-    out, dout = random_array(device, (B, T, C), 0), random_array(device, (B, T, C), 1)
-    qkv, dqkv = (random_array(device, (B, T, 3 * C), seed, 0.5) for seed in (2, 3))
-    lse = random_array(device, (B, NH, T), 4)
+def _attention(s: Setting) -> Iterator[Operation]:
+    B, T, C, NH = s.B, s.T, s.config.C, s.config.NH
+    out, dout = s.numbers((B, T, C), 0), s.numbers((B, T, C), 1)
+    qkv, dqkv = (s.numbers((B, T, 3 * C), seed, 0.5) for seed in (2, 3))
+    lse = s.numbers32((B, NH, T), 4)
     causal_product = B * C * T * (T + 1)  # 2 · T²/2 · HS per head
     yield Operation(
         "attention_forward",
-        lambda: attention_forward(out, lse, qkv, NH, tf32=tf32),
+        lambda: attention_forward(out, lse, qkv, NH, tf32=s.tf32),
         out.nbytes + qkv.nbytes,
         2 * causal_product,
     )
     yield Operation(
         "attention_backward",
-        lambda: attention_backward(dqkv, dout, qkv, out, lse, NH, tf32=tf32),
+        lambda: attention_backward(dqkv, dout, qkv, out, lse, NH, tf32=s.tf32),
         2 * out.nbytes + 2 * qkv.nbytes,
         5 * causal_product,
     )
 
 
-def _elementwise(device: Any, config: GPTConfig, B: int, T: int) -> Iterator[Operation]:
-    a, b = (random_array(device, (B, T, 4 * config.C), seed) for seed in range(2))
-    state = device.zeros(4, np.uint32)
+def _elementwise(s: Setting) -> Iterator[Operation]:
+    a, b = (s.numbers((s.B, s.T, 4 * s.config.C), seed) for seed in range(2))
+    state = s.device.zeros(4, np.uint32)
     yield Operation("gelu_forward", lambda: gelu_forward(a, b), 2 * a.nbytes)
     yield Operation("gelu_backward", lambda: gelu_backward(a, b, b), 3 * a.nbytes)
     yield Operation("dropout", lambda: dropout(a, b, state, 0, 0.1), 2 * a.nbytes)
 
 
-def _head(device: Any, config: GPTConfig, N: int) -> Iterator[Operation]:
-    C, Vp = config.C, config.Vp
-    N = min(N, 8192)
-    x, dx = random_array(device, (N, C), 0), random_array(device, (N, C), 1)
-    w, dw = random_array(device, (Vp, C), 2), random_array(device, (Vp, C), 3)
-    logits = random_array(device, (N, Vp), 4)
-    losses, targets = device.zeros(N, np.float32), device.zeros(N, np.int32)
-    partials = device.zeros(1024 * C, np.float32)
+def _head(s: Setting) -> Iterator[Operation]:
+    C, Vp = s.config.C, s.config.Vp
+    N = min(s.B * s.T, 8192)
+    x, dx = s.numbers((N, C), 0), s.numbers((N, C), 1)
+    w, dw = s.numbers((Vp, C), 2), s.numbers32((Vp, C), 3)
+    logits = s.numbers((N, Vp), 4)
+    losses, targets = s.device.zeros(N, np.float32), s.device.zeros(N, np.int32)
+    partials = s.device.zeros(1024 * C, np.float32)
     flops = 2 * N * Vp * C
     yield Operation(
         f"head forward, {N} rows",
-        lambda: linear_forward(logits, x, w, None, tf32=True),
+        lambda: linear_forward(logits, x, w, None, tf32=s.tf32),
         logits.nbytes + w.nbytes + x.nbytes,
         flops,
     )
     yield Operation(
         "classifier",
-        lambda: classifier(losses, logits, targets, config.V, 1.0),
+        lambda: classifier(losses, logits, targets, s.config.V, 1.0),
         2 * logits.nbytes,
     )
     yield Operation(
         "head backward",
-        lambda: linear_backward(dx, dw, None, logits, x, w, partials, tf32=True),
-        2 * logits.nbytes + 3 * w.nbytes,
+        lambda: linear_backward(dx, dw, None, logits, x, w, partials, tf32=s.tf32),
+        2 * logits.nbytes + w.nbytes + 2 * dw.nbytes,
         2 * flops,
     )
 
 
-def _update(device: Any, config: GPTConfig) -> Iterator[Operation]:
-    P = config.num_parameters
-    p, g, m, v = (random_array(device, (P,), seed, 0.01) for seed in range(4))
+def _update(s: Setting) -> Iterator[Operation]:
+    P = s.config.num_parameters
+    p, g = s.numbers((P,), 0, 0.01), s.numbers32((P,), 1, 0.01)
+    m, v = s.device.zeros(P, np.float32), s.device.zeros(P, np.float32)
     v.fill(1)
-    norm, controls = random_array(device, (1,), 0), random_array(device, (3,), 1)
-    partials = device.zeros(1024, np.float32)
-    segments = decay_segments(parameter_specs(config))
+    master = s.numbers32((P,), 0, 0.01) if s.precision == "bf16" else None
+    norm, controls = s.numbers32((1,), 0), s.numbers32((3,), 1)
+    partials = s.device.zeros(1024, np.float32)
+    segments = decay_segments(parameter_specs(s.config))
     yield Operation("global_norm", lambda: global_norm(norm, g, partials), g.nbytes)
     yield Operation(
         "adamw",
         lambda: adamw(
             p, m, v, g, norm, controls, segments,
-            beta1=0.9, beta2=0.95, weight_decay=0.1, grad_clip=1.0,
+            beta1=0.9, beta2=0.95, weight_decay=0.1, grad_clip=1.0, master=master,
         ),
-        7 * p.nbytes,
+        7 * g.nbytes + (p.nbytes if master is not None else 0),
     )  # fmt: skip
 
 
