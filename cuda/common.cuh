@@ -86,6 +86,26 @@ __device__ __forceinline__ Floats<N> load(const __nv_bfloat16* address) {
 }
 __device__ __forceinline__ Pack load_pack(const floatX* address) { return load<LANES>(address); }
 
+// A pack as it lies in memory: in bfloat16, half the registers of its floats. For data that waits.
+struct RawPack {
+    uint4 words;
+};
+__device__ __forceinline__ RawPack load_raw(const floatX* address) {
+    return {*reinterpret_cast<const uint4*>(address)};
+}
+__device__ __forceinline__ Pack unpack(const RawPack& raw) {
+    const unsigned words[4] = {raw.words.x, raw.words.y, raw.words.z, raw.words.w};
+    Pack pack;
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if constexpr (LANES == 4)
+            pack[i] = __uint_as_float(words[i]);
+        else
+            unpack_bfloat16(pack[2 * i], pack[2 * i + 1], words[i]);
+    }
+    return pack;
+}
+
 // Store N elements, rounded to nearest; alignment as for load.
 template <int N>
 __device__ __forceinline__ void store(float* address, const Floats<N>& pack) {

@@ -1,5 +1,5 @@
 // GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415); contract in ops/gelu.py.
-#include "common.cuh"
+#include "column_sum.cuh"
 
 // 2u = SCALE * (x + CUBIC * x^3); 0.5 (1 + tanh u) is the logistic function of 2u.
 constexpr float SCALE = 1.5957691216057308f;  // 2 sqrt(2 / pi)
@@ -20,16 +20,43 @@ extern "C" __global__ void gelu_forward(floatX* out, const floatX* inp, long lon
     store(out + pack * LANES, x);
 }
 
-// dinp *= gelu'(inp), in place. With s = logistic(2u): gelu' = s (1 + x (1 - s) (2u)').
-extern "C" __global__ void gelu_backward(floatX* dinp, const floatX* inp, long long num_packs) {
-    long long pack = global_thread();
-    if (pack >= num_packs) return;
-    Pack x = load_pack(inp + pack * LANES), gradient = load_pack(dinp + pack * LANES);
+// The gradient at x, given that of gelu(x). With s = logistic(2u): gelu' = s (1 + x (1 - s) (2u)').
+__device__ __forceinline__ Pack gradient_at(const Pack& x, Pack gradient) {
 #pragma unroll
     for (int k = 0; k < LANES; k++) {
         float s = logistic_of_2u(x[k]);
         float slope = SCALE + 3.0f * SCALE * CUBIC * x[k] * x[k];
         gradient[k] *= s * (1.0f + x[k] * (1.0f - s) * slope);
     }
-    store(dinp + pack * LANES, gradient);
+    return gradient;
+}
+
+// dinp *= gelu'(inp), in place. One thread per pack.
+extern "C" __global__ void gelu_backward(floatX* dinp, const floatX* inp, long long num_packs) {
+    long long pack = global_thread();
+    if (pack >= num_packs) return;
+    Pack x = load_pack(inp + pack * LANES), gradient = load_pack(dinp + pack * LANES);
+    store(dinp + pack * LANES, gradient_at(x, gradient));
+}
+
+struct Backward {
+    struct Loaded {
+        RawPack x, gradient;
+    };
+    floatX* dinp;
+    const floatX* inp;
+    __device__ __forceinline__ Loaded load(long long offset) const {
+        return {load_raw(inp + offset), load_raw(dinp + offset)};
+    }
+    __device__ __forceinline__ Pack finish(const Loaded& loaded, long long offset) const {
+        Pack gradient = gradient_at(unpack(loaded.x), unpack(loaded.gradient));
+        store(dinp + offset, gradient);
+        return gradient;
+    }
+};
+
+// The same for dinp and inp (N, OC), and the sums of dinp over rows: partials (chunks, OC).
+extern "C" __global__ void gelu_backward_partials(floatX* dinp, float* partials, const floatX* inp,
+                                                  int N, int OC, int chunk_rows) {
+    sum_chunk(partials, Backward{dinp, inp}, N, OC, chunk_rows);
 }

@@ -16,6 +16,7 @@ view is read as if it were contiguous, an empty grid runs one block); `Kernel` d
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -100,6 +101,37 @@ def ceil_div(numerator: int, denominator: int) -> int:
 def num_lanes(array: Array) -> int:
     """Elements that one 128-bit access moves: 4 of float32, 8 of bfloat16."""
     return PACK_BYTES // int(array.itemsize)
+
+
+@dataclass(frozen=True)
+class Multiprocessors:
+    """Those of a GPU: how many, and the shared memory that the blocks of one have together."""
+
+    count: int
+    shared_bytes: int
+    shared_bytes_of_block: int
+
+
+EMULATED = Multiprocessors(2, 64 << 10, 48 << 10)
+"""What `multiprocessors` reports where there is no GPU: few blocks, each with several rounds."""
+
+
+def multiprocessors(array: Array) -> Multiprocessors:
+    """Those of the GPU that an array lies on."""
+    index = getattr(getattr(array, "device", None), "id", None)
+    return EMULATED if index is None else _multiprocessors_of_gpu(index)
+
+
+@cache
+def _multiprocessors_of_gpu(index: int) -> Multiprocessors:
+    import cupy
+
+    attributes = cupy.cuda.Device(index).attributes
+    return Multiprocessors(
+        attributes["MultiProcessorCount"],
+        attributes["MaxSharedMemoryPerMultiprocessor"],
+        attributes["MaxSharedMemoryPerBlockOptin"],
+    )
 
 
 def num_packs(array: Array) -> int:

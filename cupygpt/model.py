@@ -128,10 +128,13 @@ class GPT:
         dresidual, dbtc, partials = s.dresidual, s.dbtc, s.partials
         dfch, dqkv, datty = self._shared_gradients()
         self._head(targets, dloss)
+        # The biases of attproj and fcproj get the sum of the rows of dresidual, which the LayerNorm
+        # behind has at hand; with dropout in between, each product sums what it reads.
+        in_product = self.dropout is not None and micro_step is not None
         dresidual.fill(0)
         layernorm_backward(
             dresidual, g.lnfw, g.lnfb, dbtc, a.residual3[L - 1], p.lnfw,
-            a.lnf_mean, a.lnf_rstd, partials,
+            a.lnf_mean, a.lnf_rstd, partials, None if in_product else g.fcprojb[L - 1],
         )  # fmt: skip
         for l in reversed(range(L)):  # noqa: E741
             residual = a.residual3[l - 1] if l else a.encoded
@@ -139,23 +142,26 @@ class GPT:
 
             dout = self._drop(dbtc, dresidual, micro_step, place=2 * l + 2)
             gelu_linear_gradients(
-                dfch, g.fcprojw[l], g.fcprojb[l], dout, a.fch[l], fch_gelu, p.fcprojw[l], partials
-            )
-            linear_gradients(dbtc, g.fcw[l], g.fcb[l], dfch, ln2, p.fcw[l], partials)
+                dfch, g.fcprojw[l], g.fcprojb[l] if in_product else None, g.fcb[l], dout, a.fch[l],
+                fch_gelu, p.fcprojw[l], partials,
+            )  # fmt: skip
+            linear_gradients(dbtc, g.fcw[l], None, dfch, ln2, p.fcw[l], partials)
             layernorm_backward(
                 dresidual, g.ln2w[l], g.ln2b[l], dbtc, a.residual2[l], p.ln2w[l],
-                a.ln2_mean[l], a.ln2_rstd[l], partials,
+                a.ln2_mean[l], a.ln2_rstd[l], partials, None if in_product else g.attprojb[l],
             )  # fmt: skip
 
             dout = self._drop(dbtc, dresidual, micro_step, place=2 * l + 1)
             linear_gradients(
-                datty, g.attprojw[l], g.attprojb[l], dout, a.atty[l], p.attprojw[l], partials
-            )
+                datty, g.attprojw[l], g.attprojb[l] if in_product else None, dout, a.atty[l], p.attprojw[l],
+                partials,
+            )  # fmt: skip
             attention_backward(dqkv, datty, a.qkv[l], a.atty[l], a.lse[l], NH, tf32=self.tf32)
             linear_gradients(dbtc, g.qkvw[l], g.qkvb[l], dqkv, ln1, p.qkvw[l], partials)
             layernorm_backward(
                 dresidual, g.ln1w[l], g.ln1b[l], dbtc, residual, p.ln1w[l],
                 a.ln1_mean[l], a.ln1_rstd[l], partials,
+                None if in_product or l == 0 else g.fcprojb[l - 1],
             )  # fmt: skip
         dencoded = self._drop(dbtc, dresidual, micro_step, place=0)
         encoder_backward(g.wte, g.wpe, dencoded, tokens, order)

@@ -44,6 +44,10 @@ DEFINES: dict[str, list[tuple[str, ...]]] = {
     ],
     "head_wgmma.cu": [("-DHS=128", "-DGROUPS=3", "-DSTAGES=4")],
     "layernorm.cu": [("-DROW_WARPS=1", "-DROW_PACKS=3"), ("-DROW_WARPS=4", "-DROW_PACKS=2")],
+    "layernorm_backward.cu": [
+        ("-DTEAM=96", "-DTEAMS=4", "-DPACKS=1", "-DSTAGES=3", "-DMIN_BLOCKS=2"),
+        ("-DTEAM=512", "-DTEAMS=1", "-DPACKS=2", "-DSTAGES=1", "-DMIN_BLOCKS=1"),
+    ],
 }
 
 FLOATX = ("float", "__nv_bfloat16")

@@ -1,16 +1,26 @@
 """Addition of a bias to every row, and its gradient."""
 
+from typing import Any
+
+import numpy as np
+
 from cupygpt.kernels import Kernel, ceil_div, num_lanes, rows_launch
-from cupygpt.ops.host import on_host
+from cupygpt.ops.host import for_blocks, on_host, share
 from cupygpt.tensors import Array
 
 MAX_CHUNKS = 256
 """Chunks of rows whose sums fit the scratch of 256 OC elements."""
-MIN_CHUNK_ROWS = 128
-COLUMN_PACKS = 8
-"""Packs of columns per block; PACKS in bias.cu."""
+SUM_BLOCKS = 1024
+"""Blocks that share a matrix: several for each multiprocessor of the largest GPUs."""
+SUM_THREADS = 512
+SUM_PACKS = 64
+"""Most packs of columns per block of these: 1 KB of each row."""
+ROWS_AHEAD = 4
+"""Rows that a thread loads together, as in column_sum.cuh."""
+LEAST_SHARE = 1 << 17
+"""Elements worth a thread of their own on the CPU."""
 FINISH_COLUMNS = 32
-THREADS = 256
+FINISH_THREADS = 1024
 
 _add = Kernel("bias.cu", "bias_add", "out:floatX* bias:floatX* N:i32 OC:i32")
 _backward_partials = Kernel(
@@ -44,17 +54,47 @@ def bias_backward(dbias: Array, dout: Array, partials: Array) -> None:
     """
     OC = int(dbias.size)
     if on_host(dbias):
-        dbias += dout.reshape(-1, OC).sum(axis=0)
+        _numpy_backward(dbias, dout.reshape(-1, OC))
         return
-    N = int(dout.size) // OC
-    chunk_rows = max(MIN_CHUNK_ROWS, ceil_div(N, MAX_CHUNKS))
-    num_chunks = ceil_div(N, chunk_rows)
-    columns = COLUMN_PACKS * num_lanes(dout)
-    _backward_partials(
-        partials, dout, N, OC, chunk_rows,
-        grid=(ceil_div(OC, columns), num_chunks), block=THREADS,
-    )  # fmt: skip
-    _backward_finish(
-        dbias, partials, num_chunks, OC,
-        grid=ceil_div(OC, FINISH_COLUMNS), block=THREADS, like=dout,
-    )  # fmt: skip
+    launch = SumLaunch(dout, OC)
+    _backward_partials(partials, dout, launch.N, OC, launch.chunk_rows, **launch.partials)
+    launch.finish(dbias, partials, like=dout)
+
+
+class SumLaunch:
+    """How the sums over the rows of a matrix of OC columns are spread over blocks.
+
+    A kernel built on sum_chunk in column_sum.cuh runs with `partials` as its launch; then `finish`
+    adds what it left in the scratch of 256 OC elements to the result.
+    """
+
+    def __init__(self, matrix: Array, OC: int) -> None:
+        self.N = int(matrix.size) // OC
+        lanes = num_lanes(matrix)
+        packs = OC // lanes
+        tiles = ceil_div(packs, SUM_PACKS)
+        x = ceil_div(packs, tiles)
+        y = max(1, SUM_THREADS // x)
+        chunks = min(MAX_CHUNKS, max(1, SUM_BLOCKS // tiles), ceil_div(self.N, y * ROWS_AHEAD))
+        self.chunk_rows = ceil_div(self.N, chunks)
+        self.num_chunks = ceil_div(self.N, self.chunk_rows)
+        self.partials: dict[str, Any] = {
+            "grid": (tiles, self.num_chunks),
+            "block": (x, y),
+            "shared_mem": 4 * lanes * x * y,
+        }
+
+    def finish(self, dbias: Array, partials: Array, *, like: Array) -> None:
+        """dbias += the sum of the chunks' sums."""
+        OC = int(dbias.size)
+        _backward_finish(
+            dbias, partials, self.num_chunks, OC,
+            grid=ceil_div(OC, FINISH_COLUMNS), block=FINISH_THREADS, like=like,
+        )  # fmt: skip
+
+
+def _numpy_backward(dbias: np.ndarray, dout: np.ndarray) -> None:
+    def columns(start: int, stop: int) -> None:
+        dbias[start:stop] += np.add.reduce(dout[:, start:stop], axis=0)
+
+    for_blocks(columns, len(dbias), share(len(dbias), LEAST_SHARE // len(dout)))

@@ -9,6 +9,7 @@ import math
 import numpy as np
 
 from cupygpt.kernels import Kernel, ceil_div, num_packs
+from cupygpt.ops.bias import SumLaunch, bias_backward
 from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
@@ -21,6 +22,11 @@ THREADS = 256
 
 _forward = Kernel("gelu.cu", "gelu_forward", "out:floatX* inp:floatX* num_packs:i64")
 _backward = Kernel("gelu.cu", "gelu_backward", "dinp:floatX* inp:floatX* num_packs:i64")
+_backward_partials = Kernel(
+    "gelu.cu",
+    "gelu_backward_partials",
+    "dinp:floatX* partials:f32* inp:floatX* N:i32 OC:i32 chunk_rows:i32",
+)
 
 
 def gelu_forward(out: Array, inp: Array) -> None:
@@ -46,6 +52,24 @@ def gelu_backward(dinp: Array, inp: Array, out: Array) -> None:
         return
     packs = num_packs(dinp)
     _backward(dinp, inp, packs, grid=ceil_div(packs, THREADS), block=THREADS)
+
+
+def gelu_bias_backward(dinp: Array, dbias: Array, inp: Array, out: Array, partials: Array) -> None:
+    """gelu_backward, and dbias += the sum of the rows of dinp, in a fixed order.
+
+    That is the gradient of the bias of the linear layer before: here dinp need not be read again.
+    Updated in place: dinp (..., OC) floatX. Accumulated: dbias (OC,) float32, on a GPU from dinp
+    before it is rounded. Read: inp, out as in gelu_backward. Scratch: partials, flat float32, at
+    least 256 OC elements.
+    """
+    if on_host(dinp):
+        gelu_backward(dinp, inp, out)
+        bias_backward(dbias, dinp, partials)
+        return
+    OC = int(dbias.size)
+    launch = SumLaunch(dinp, OC)
+    _backward_partials(dinp, partials, inp, launch.N, OC, launch.chunk_rows, **launch.partials)
+    launch.finish(dbias, partials, like=dinp)
 
 
 def _numpy_forward(out: np.ndarray, inp: np.ndarray) -> None:

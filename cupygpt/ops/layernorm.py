@@ -4,13 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from cupygpt.kernels import Defines, Kernel, ceil_div, num_lanes
+from cupygpt.kernels import PACK_BYTES, Defines, Kernel, ceil_div, multiprocessors, num_lanes
+from cupygpt.ops.bias import bias_backward
 from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
 EPSILON = 1e-5
-MAX_PARTS = 512
-"""Blocks whose sums fit the scratch of 1024 C elements."""
+MAX_PARTS = 341
+"""Blocks whose three sums fit the scratch of 1024 C elements."""
 BLOCK_ELEMENTS = 1 << 16
 """Elements of one block on the CPU: a few temporaries of this size stay in the second-level cache."""
 
@@ -19,11 +20,20 @@ BLOCK_WARPS = 8
 TEAM_WARP_CHANNELS = 512
 """Channels per warp where a row takes more than one: 16 floats of it in each thread."""
 SINGLE_WARP_CHANNELS = 768
-"""Up to here one warp keeps the row; 24 floats of it in each thread leave backward 128 registers."""
+"""Up to here one warp keeps the row, 24 floats of it in each thread."""
 MAX_TEAM_WARPS = 32
-MIN_ROWS_PER_TEAM = 4
+
+BACKWARD_THREADS = 384
+"""Most threads of a block of backward that is shared by several rows."""
+BACKWARD_TEAM = 512
+"""Most threads of a row there."""
+RESIDENT_THREADS = 768
+"""Threads of a multiprocessor there: they leave each other 80 registers."""
+MAX_STAGES = 3
+STAGE_BYTES = 56 << 10
+"""Shared memory of a block for the rows that come next: every supported GPU has 64 KB."""
 FINISH_COLUMNS = 32
-FINISH_THREADS = 256
+FINISH_THREADS = 1024
 
 _forward = Kernel(
     "layernorm.cu",
@@ -37,15 +47,15 @@ _residual_forward = Kernel(
     "bias:floatX* N:i32 C:i32",
 )
 _backward = Kernel(
-    "layernorm.cu",
+    "layernorm_backward.cu",
     "layernorm_backward",
     "dinp:floatX* partials:f32* dout:floatX* inp:floatX* weight:floatX* mean:f32* rstd:f32* "
     "N:i32 C:i32",
 )
 _backward_finish = Kernel(
-    "layernorm.cu",
+    "layernorm_backward.cu",
     "layernorm_backward_finish",
-    "dweight:f32* dbias:f32* partials:f32* num_parts:i32 C:i32",
+    "dweight:f32* dbias:f32* dsum:f32*? partials:f32* num_parts:i32 C:i32",
 )
 
 
@@ -106,29 +116,36 @@ def layernorm_backward(
     mean: Array,
     rstd: Array,
     partials: Array,
+    dsum: Array | None = None,
 ) -> None:
     """Gradients of LayerNorm.
 
     Accumulated: dinp (B, T, C) floatX (the residual branch has already added its share); dweight,
-    dbias (C,) float32. Read: dout, inp (B, T, C); weight (C,); mean, rstd (B, T). Scratch:
-    partials, flat float32, at least 1024 C elements.
+    dbias (C,) float32; dsum (C,) float32, unless it is None: the sum of the rows of the new dinp,
+    on a GPU before they are rounded. That is the gradient of the bias of the linear layer whose
+    output was added to the residual: here dinp need not be read again. Read: dout, inp (B, T, C);
+    weight (C,); mean, rstd (B, T). Scratch: partials, flat float32, at least 1024 C elements.
     """
     if on_host(dinp):
         _numpy_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, partials)
+        if dsum is not None:
+            bias_backward(dsum, dinp, partials)
         return
     N, C = int(mean.size), int(inp.shape[-1])
-    defines = row_defines(C, num_lanes(dinp))
-    launch = _launch(N, defines)
-    blocks = min(MAX_PARTS, ceil_div(launch["grid"], MIN_ROWS_PER_TEAM))
-    shared = 8 * C if defines["ROW_WARPS"] == 1 else 0
+    defines = backward_defines(C, num_lanes(dinp))
+    team, teams, packs = defines["TEAM"], defines["TEAMS"], defines["PACKS"]
+    stage_bytes = 3 * PACK_BYTES * packs * team * teams * defines["STAGES"]
+    sum_bytes = 12 * C * teams if teams > 1 else 0
+    resident = defines["MIN_BLOCKS"] * multiprocessors(dinp).count
+    blocks = min(MAX_PARTS, resident, ceil_div(N, teams))
     _backward(
         dinp, partials, dout, inp, weight, mean, rstd, N, C,
-        **launch | {"grid": blocks, "shared_mem": shared},
+        grid=blocks, block=team * teams, shared_mem=max(stage_bytes, sum_bytes), defines=defines,
     )  # fmt: skip
     _backward_finish(
-        dweight, dbias, partials, blocks, C,
-        grid=(ceil_div(C, FINISH_COLUMNS), 2), block=FINISH_THREADS, defines=defines,
-        like=dinp,
+        dweight, dbias, dsum, partials, blocks, C,
+        grid=(ceil_div(C, FINISH_COLUMNS), 2 if dsum is None else 3), block=FINISH_THREADS,
+        defines=defines, like=dinp,
     )  # fmt: skip
 
 
@@ -137,6 +154,26 @@ def row_defines(C: int, lanes: int) -> Defines:
     warps = 1 if C <= SINGLE_WARP_CHANNELS else ceil_div(C, TEAM_WARP_CHANNELS)
     warps = min(warps, MAX_TEAM_WARPS)
     return {"ROW_WARPS": warps, "ROW_PACKS": ceil_div(C, warps * WARP * lanes)}
+
+
+def backward_defines(C: int, lanes: int) -> Defines:
+    """How backward spreads a row of C channels: threads per row, rows per block, rows ahead."""
+    packs = ceil_div(C, lanes)
+    if packs <= WARP // 2:
+        team = 1 << (packs - 1).bit_length()
+        packs_per_thread = 1
+    else:
+        packs_per_thread = ceil_div(packs, BACKWARD_TEAM)
+        team = ceil_div(packs, packs_per_thread * WARP) * WARP
+    teams = max(1, BACKWARD_THREADS // team)
+    stages = STAGE_BYTES // (3 * PACK_BYTES * packs_per_thread * team * teams)
+    return {
+        "TEAM": team,
+        "TEAMS": teams,
+        "PACKS": packs_per_thread,
+        "STAGES": min(MAX_STAGES, stages),
+        "MIN_BLOCKS": RESIDENT_THREADS // (team * teams),
+    }
 
 
 def _launch(N: int, defines: Defines) -> dict[str, Any]:

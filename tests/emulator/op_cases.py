@@ -13,6 +13,7 @@ from ops import (
     test_bias,
     test_classifier,
     test_encoder,
+    test_gelu,
     test_global_norm,
     test_head,
     test_layernorm,
@@ -44,11 +45,12 @@ check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=Tru
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=False)
 check("encoder.cu", test_encoder.test_backward_of_heavy_tokens, [10, 200, 64, 64, 62])
 check("head_wgmma.cu", test_head.test_fused_head, (70, 128, 700), floatX="bfloat16")
+check("gelu.cu", test_gelu.test_backward_with_bias, (300, 40))
 check("global_norm.cu", test_global_norm.test_small_size_under_the_checker)
 check("layernorm.cu", test_layernorm.test_forward, (1, 5, 1600))
 check("layernorm.cu", test_layernorm.test_residual_forward, (1, 5, 1600))
-check("layernorm.cu", test_layernorm.test_backward, (3, 67, 128))
-check("layernorm.cu", test_layernorm.test_backward, (1, 33, 1600))
+check("layernorm_backward.cu", test_layernorm.test_backward, (3, 67, 128), with_sum=True)
+check("layernorm_backward.cu", test_layernorm.test_backward, (1, 33, 1600), with_sum=True)
 check("loss_mean.cu", test_classifier.test_loss_mean, 3000)
 check("sampling.cu", test_sampling.test_ends_of_the_interval, (1.3, 9, 0.8))
 check("sampling.cu", test_sampling.test_draws_follow_the_distribution, 257, 1.3, 9, 0.8)

@@ -1,11 +1,11 @@
 import numpy as np
 import oracle
 import pytest
-from devices import Device, twice
+from devices import STARTED_AT, Device, twice
 
 from cupygpt.errors import KernelError
 from cupygpt.kernels import num_packs
-from cupygpt.ops.gelu import gelu_backward, gelu_forward
+from cupygpt.ops.gelu import gelu_backward, gelu_bias_backward, gelu_forward
 
 # One pack, no multiple of a block, more than one block of threads.
 SIZES = [8, 24, 4 * 2056]
@@ -33,6 +33,23 @@ def test_backward(dev: Device, rng: np.random.Generator, size: int) -> None:
     gelu_forward(out, inp)
     gelu_backward(dinp, inp, out)
     dev.agree("dinp", dinp, want, plain, n=1)
+
+
+# (N, OC): one row; rows in several rounds and chunks; columns of several blocks.
+@pytest.mark.parametrize("shape", [(1, 8), (300, 40), (37, 1056)])
+def test_backward_with_bias(dev: Device, rng: np.random.Generator, shape: tuple[int, int]) -> None:
+    N, OC = shape
+    inp = dev.input(inputs(rng, N * OC).reshape(shape))
+    dinp, dbias = dev.array(rng.standard_normal(shape)), dev.accumulated(OC, "float32")
+    want, plain = twice(oracle.gelu_backward, dev.values(dinp), dev.values(inp))
+    out = dev.output(shape)
+    gelu_forward(out, inp)
+    gelu_bias_backward(dinp, dbias, inp, out, dev.output(256 * OC, "float32"))
+    dev.agree("dinp", dinp, want, plain, n=4)  # NumPy saves an exp
+    dev.agree(
+        "dbias", dbias, STARTED_AT + want.sum(axis=0),
+        np.float32(STARTED_AT) + plain.sum(axis=0), N, "float32",
+    )  # fmt: skip
 
 
 def test_odd_sizes_are_refused_by_kernels() -> None:

@@ -4,6 +4,7 @@ import pytest
 from devices import STARTED_AT, Device, twice
 
 from cupygpt.ops.layernorm import (
+    backward_defines,
     layernorm_backward,
     layernorm_forward,
     residual_layernorm_forward,
@@ -13,6 +14,8 @@ from cupygpt.ops.layernorm import (
 # (B, T, C): one row; fewer channels than lanes; many parts; GPT-2's width; several warps per row,
 # the last one partly idle; the rows of a team and of a block left over.
 SHAPES = [(1, 1, 8), (2, 3, 24), (3, 67, 128), (2, 9, 768), (1, 5, 1600), (1, 33, 776)]
+# And rows that backward keeps in 2 packs per thread, then rows beyond its shared memory.
+BACKWARD_SHAPES = [*SHAPES, (1, 3, 4816), (1, 2, 16384)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -65,8 +68,11 @@ def test_residual_forward(
     dev.agree("rstd", rstd, want[2], plain[2], C, "float32")
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-def test_backward(dev: Device, rng: np.random.Generator, shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("with_sum", [False, True])
+@pytest.mark.parametrize("shape", BACKWARD_SHAPES)
+def test_backward(
+    dev: Device, rng: np.random.Generator, shape: tuple[int, int, int], with_sum: bool
+) -> None:
     B, T, C = shape
     inp, dout = dev.input(2.0 + rng.standard_normal(shape)), dev.input(rng.standard_normal(shape))
     weight = dev.input(rng.standard_normal(C))
@@ -75,14 +81,18 @@ def test_backward(dev: Device, rng: np.random.Generator, shape: tuple[int, int, 
     rstd = dev.input((values.var(axis=-1) + 1e-5) ** -0.5, "float32")
     dinp = dev.accumulated(shape)
     dweight, dbias = dev.accumulated(C, "float32"), dev.accumulated(C, "float32")
+    dsum = dev.accumulated(C, "float32") if with_sum else None
     partials = dev.output(1024 * C, "float32")
-    layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, partials)
+    layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, partials, dsum)
     want, plain = twice(oracle.layernorm_backward, dev.values(dout), values, dev.values(weight))
     want = [STARTED_AT + x for x in want]
     plain = [np.float32(STARTED_AT) + x for x in plain]
     dev.agree("dinp", dinp, want[0], plain[0], C)
     dev.agree("dweight", dweight, want[1], plain[1], B * T, "float32")
     dev.agree("dbias", dbias, want[2], plain[2], B * T, "float32")
+    if dsum is not None:
+        total, plain_total = (x[0].reshape(-1, C).sum(axis=0) for x in (want, plain))
+        dev.agree("dsum", dsum, STARTED_AT + total, STARTED_AT + plain_total, B * T, "float32")
 
 
 def test_backward_repeats_bit_for_bit(dev: Device, rng: np.random.Generator) -> None:
@@ -107,3 +117,15 @@ def test_row_defines_cover_the_row(C: int, lanes: int) -> None:
     assert (
         (defines["ROW_PACKS"] - 1) * threads * lanes < C <= defines["ROW_PACKS"] * threads * lanes
     )
+
+
+@pytest.mark.parametrize("lanes", [4, 8])
+@pytest.mark.parametrize("C", [8, 24, 128, 768, 776, 1600, 12288, 40000])
+def test_backward_defines_cover_the_row(C: int, lanes: int) -> None:
+    defines = backward_defines(C, lanes)
+    team, threads = defines["TEAM"], defines["TEAM"] * defines["TEAMS"]
+    assert threads % 32 == 0
+    assert threads <= 512
+    assert team % 32 == 0 or 32 % team == 0
+    assert (defines["PACKS"] - 1) * team * lanes < C <= defines["PACKS"] * team * lanes
+    assert 48 * defines["PACKS"] * threads * defines["STAGES"] <= 64 << 10
