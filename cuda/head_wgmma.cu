@@ -6,20 +6,23 @@
 // For few channels that is cheaper than the way through memory and back: at 128 channels a product
 // takes as long as writing half of its result. The sums for dinp and dwte are left to the library.
 //
-// -DHS channels: 64 or 128 (wgmma.cuh), -DGROUPS warpgroups of a block, 64 rows each, -DSTAGES
-// tiles of the vocabulary in shared memory.
+// -DHS channels: 64 or 128 (wgmma.cuh), -DGROUPS warpgroups of a block, 64 rows each, -DSTAGES pairs
+// of tiles of the vocabulary in shared memory.
 #include "wgmma.cuh"
 
 constexpr int THREADS = WARPGROUP * GROUPS;
 constexpr int BLOCK_ROWS = GROUP_ROWS * GROUPS;
 constexpr int COLUMNS = 64;            // of one product: words of the vocabulary
 constexpr int TILE = COLUMNS * HS;     // elements; two tiles are streamed at a time
-constexpr int AHEAD = STAGES - 1;      // pairs of tiles under way beside the one in use
+constexpr int AHEAD = STAGES - 2;      // pairs of tiles under way beside this one and the one before
+constexpr int ROUND_TURNS = 2;
+constexpr int ROUND_COLUMNS = 2 * COLUMNS * ROUND_TURNS;
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LN2 = 0.6931471805599453f;
 constexpr float LOWEST = -1e30f;       // below every logit; exp2 makes it 0
 constexpr int NO_TARGET = -1;
 
+static_assert(ROUND_COLUMNS == WARP * LANES, "a warp stores one row of a round at a time");
 static_assert(AHEAD >= 1, "a pair of tiles is copied while another is used");
 
 using Scores = float[COLUMNS / 8][4];  // logits of 64 rows and 64 columns, a thread's share
@@ -27,14 +30,17 @@ using Scores = float[COLUMNS / 8][4];  // logits of 64 rows and 64 columns, a th
 // The rows and the share of the vocabulary that a block looks after. Blocks that are neighbours
 // have the same share, and find it in the L2 cache.
 struct Share {
-    int first_row, part, first_pair, last_pair;
+    int first_row, part, first_column, num_turns;  // a turn is a pair of tiles
     __device__ __forceinline__ Share(int N, int Vp) {
         const int num_row_blocks = (N + BLOCK_ROWS - 1) / BLOCK_ROWS;
-        const int num_parts = gridDim.x / num_row_blocks, num_pairs = Vp / (2 * COLUMNS);
+        const int num_parts = gridDim.x / num_row_blocks;
+        const int num_rounds = (Vp + ROUND_COLUMNS - 1) / ROUND_COLUMNS;
         first_row = int(blockIdx.x) % num_row_blocks * BLOCK_ROWS;
         part = blockIdx.x / num_row_blocks;
-        first_pair = int((long long)part * num_pairs / num_parts);
-        last_pair = int((long long)(part + 1) * num_pairs / num_parts);
+        const int first_round = int((long long)part * num_rounds / num_parts);
+        const int last_round = int((long long)(part + 1) * num_rounds / num_parts);
+        first_column = first_round * ROUND_COLUMNS;
+        num_turns = (last_round - first_round) * ROUND_TURNS;
     }
 };
 
@@ -53,12 +59,11 @@ template <class Finish>
 __device__ __forceinline__ void for_all_logits(const Share& share, const floatX* inp,
                                                const floatX* wte, int N, int Vp, Finish finish) {
     extern __shared__ __align__(1024) floatX smem[];
-    const int num_turns = share.last_pair - share.first_pair;
     auto tile = [&](int turn, int side) { return smem + (turn % STAGES * 2 + side) * TILE; };
     // Commits a group even for no tile, so that counting groups counts turns.
     auto start_copy = [&](int turn) {
-        if (turn < num_turns) {
-            const int first = (share.first_pair + turn) * 2 * COLUMNS;
+        if (turn < share.num_turns) {
+            const int first = share.first_column + turn * 2 * COLUMNS;
             copy_tile<COLUMNS, THREADS>(tile(turn, 0), wte, HS, first, Vp);
             copy_tile<COLUMNS, THREADS>(tile(turn, 1), wte, HS, first + COLUMNS, Vp);
         }
@@ -71,20 +76,28 @@ __device__ __forceinline__ void for_all_logits(const Share& share, const floatX*
                       share.first_row + int(threadIdx.x) / WARPGROUP * GROUP_ROWS, N);
 
     Scores left, right;
-    for (int turn = 0; turn < num_turns; turn++) {
-        // Behind this barrier the turn's tiles are complete, and nobody reads those of the turn
-        // before any more.
-        wait_for_tiles<AHEAD - 1>();
-        start_copy(turn + AHEAD);
-        const int first = (share.first_pair + turn) * 2 * COLUMNS;
-        start_scores(left, own, tile(turn, 0));
-        wgmma_commit();
-        start_scores(right, own, tile(turn, 1));
-        wgmma_commit();
-        wgmma_wait<1>(left);
-        finish(left, first);
+    for (int round = 0; round < share.num_turns; round += ROUND_TURNS) {
+#pragma unroll
+        for (int i = 0; i < ROUND_TURNS; i++) {
+            const int turn = round + i, first = share.first_column + turn * 2 * COLUMNS;
+            // Behind this barrier the turn's tiles are complete, and nobody reads those of two
+            // turns ago any more.
+            wait_for_tiles<AHEAD - 1>();
+            start_copy(turn + AHEAD);
+            start_scores(left, own, tile(turn, 0));
+            wgmma_commit();
+            if (i > 0) {
+                wgmma_wait<1>(right);
+                finish(right, first - COLUMNS);
+            }
+            start_scores(right, own, tile(turn, 1));
+            wgmma_commit();
+            wgmma_wait<1>(left);
+            finish(left, first);
+        }
+        // ptxas runs no product beside other work across the end of a loop.
         wgmma_wait<0>(right);
-        finish(right, first + COLUMNS);
+        finish(right, share.first_column + (round + ROUND_TURNS) * 2 * COLUMNS - COLUMNS);
     }
 }
 
@@ -92,7 +105,7 @@ __device__ __forceinline__ void for_all_logits(const Share& share, const floatX*
 // logit, and the sum of exp(logit - largest), over the columns below V. target_logits (N) of rows
 // with a target. Read: inp (N, HS), wte (Vp, HS), targets (N). Vp is a multiple of 128, and no part
 // is empty. Grid: num_parts * ceil(N / BLOCK_ROWS). Dynamic shared memory: 2 * STAGES tiles.
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
     head_statistics(float* __restrict__ largest, float* __restrict__ denominator,
                     float* __restrict__ target_logits, const floatX* __restrict__ inp,
                     const floatX* __restrict__ wte, const int* __restrict__ targets, int N, int V,
@@ -105,8 +118,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
     for (int half = 0; half < 2; half++)
         target[half] = row + 8 * half < N ? targets[row + 8 * half] : NO_TARGET;
 
-    for_all_logits(share, inp, wte, N, Vp, [&](Scores& scores, int first) {
-        first += thread_column();
+    for_all_logits(share, inp, wte, N, Vp, [&](Scores& scores, int tile_first) {
+        const int first = tile_first + thread_column();
         if (first + COLUMNS > V) {  // hide the padding
 #pragma unroll
             for (int n = 0; n < COLUMNS / 8; n++)
@@ -177,27 +190,19 @@ extern "C" __global__ void head_losses(float* losses, float* lse, const float* l
     lse[row] = total;
 }
 
-// Swaps what the four threads of a quad hold: word i of thread t becomes word t of thread i.
-__device__ __forceinline__ void transpose_quad(unsigned (&word)[4]) {
-    const bool odd = threadIdx.x & 1, upper = threadIdx.x & 2;
-#pragma unroll
-    for (int i = 0; i < 4; i += 2) {
-        unsigned got = __shfl_xor_sync(FULL_WARP, odd ? word[i] : word[i + 1], 1);
-        (odd ? word[i] : word[i + 1]) = got;
-    }
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
-        unsigned got = __shfl_xor_sync(FULL_WARP, upper ? word[i] : word[i + 2], 2);
-        (upper ? word[i] : word[i + 2]) = got;
-    }
-}
-
 // dlogits (N, Vp) = dloss times the gradient of the loss; 0 from column V on. lse (N) as head_losses
-// leaves it; the rest as for head_statistics.
-extern "C" __global__ void __launch_bounds__(THREADS, 1)
+// leaves it; the rest as for head_statistics. More dynamic shared memory: 16 * (ROUND_COLUMNS + 8)
+// elements for each warp, where it gathers whole rounds of its 16 rows. Written to memory 128 bytes
+// at a time, they would reach it in an order that costs it twice the time.
+extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
     head_gradient(floatX* __restrict__ dlogits, const float* __restrict__ lse,
                   const floatX* __restrict__ inp, const floatX* __restrict__ wte,
                   const int* __restrict__ targets, int N, int V, int Vp, float dloss) {
+    extern __shared__ __align__(1024) floatX smem[];
+    constexpr int PITCH = ROUND_COLUMNS + 8;  // eight rows' words of one column: different banks
+    const int lane = threadIdx.x % WARP;
+    floatX* gathered = smem + 2 * STAGES * TILE + threadIdx.x / WARP * (16 * PITCH);
+
     const Share share(N, Vp);
     const int row = thread_row(share);
     const float log2_dloss = log2f(dloss);
@@ -212,40 +217,42 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1)
 
     for_all_logits(share, inp, wte, N, Vp, [&](Scores& scores, int tile_first) {
         const int first = tile_first + thread_column();
+        const int round_column = (tile_first - share.first_column) % ROUND_COLUMNS;
 #pragma unroll
-        for (int n = 0; n < COLUMNS / 8; n++)
-#pragma unroll
-            for (int r = 0; r < 4; r++)
-                scores[n][r] = exp2_approx(scores[n][r] * LOG2E - shift[r / 2]);
-        if (first + COLUMNS > V) {
+        for (int half = 0; half < 2; half++) {
+            float(&gradient)[COLUMNS / 8][4] = scores;
 #pragma unroll
             for (int n = 0; n < COLUMNS / 8; n++)
 #pragma unroll
-                for (int r = 0; r < 4; r++)
-                    if (first + 8 * n + r % 2 >= V) scores[n][r] = 0.0f;
-        }
-#pragma unroll
-        for (int half = 0; half < 2; half++) {
+                for (int r = 2 * half; r < 2 * half + 2; r++) {
+                    gradient[n][r] = exp2_approx(scores[n][r] * LOG2E - shift[half]);
+                    if (tile_first + COLUMNS > V && first + 8 * n + r % 2 >= V)
+                        gradient[n][r] = 0.0f;
+                }
             if ((unsigned)(target[half] - first) < (unsigned)COLUMNS) {
 #pragma unroll
                 for (int n = 0; n < COLUMNS / 8; n++)
 #pragma unroll
                     for (int r = 0; r < 2; r++)
-                        if (first + 8 * n + r == target[half]) scores[n][2 * half + r] -= dloss;
+                        if (first + 8 * n + r == target[half]) gradient[n][2 * half + r] -= dloss;
             }
-            // A thread holds two columns of every eight; after the swap, eight of every 32.
-            floatX* to = dlogits + (row + 8LL * half) * Vp + tile_first + threadIdx.x % 4 * 8;
+            floatX* to = gathered + (lane / 4 + 8 * half) * PITCH + round_column + thread_column();
 #pragma unroll
-            for (int n = 0; n < COLUMNS / 8; n += 4) {
-                unsigned word[4];
-#pragma unroll
-                for (int i = 0; i < 4; i++)
-                    word[i] = pack_bfloat16(scores[n + i][2 * half], scores[n + i][2 * half + 1]);
-                transpose_quad(word);
-                if (row + 8 * half < N)
-                    *reinterpret_cast<uint4*>(to + 8 * n) =
-                        make_uint4(word[0], word[1], word[2], word[3]);
-            }
+            for (int n = 0; n < COLUMNS / 8; n++)
+                *reinterpret_cast<unsigned*>(to + 8 * n) =
+                    pack_bfloat16(gradient[n][2 * half], gradient[n][2 * half + 1]);
         }
+        if (round_column + COLUMNS < ROUND_COLUMNS) return;
+        __syncwarp();
+        const int column = tile_first + COLUMNS - ROUND_COLUMNS + lane * LANES;
+        const int warp_row = row - lane / 4;
+        const floatX* from = gathered + lane * LANES;
+        floatX* to = dlogits + (long long)warp_row * Vp + column;
+#pragma unroll
+        for (int i = 0; i < 16; i++)
+            if (warp_row + i < N && column < Vp)
+                *reinterpret_cast<uint4*>(to + (long long)i * Vp) =
+                    *reinterpret_cast<const uint4*>(from + i * PITCH);
+        __syncwarp();
     });
 }

@@ -42,7 +42,11 @@ DEFINES: dict[str, list[tuple[str, ...]]] = {
             "-DDQ_BLOCKS=2",
         ),
     ],
-    "head_wgmma.cu": [("-DHS=128", "-DGROUPS=3", "-DSTAGES=4")],
+    "head_wgmma.cu": [
+        ("-DHS=128", "-DGROUPS=3", "-DSTAGES=3"),
+        ("-DHS=64", "-DGROUPS=3", "-DSTAGES=3"),
+        ("-DHS=128", "-DGROUPS=4", "-DSTAGES=3"),
+    ],
     "layernorm.cu": [("-DROW_WARPS=1", "-DROW_PACKS=3"), ("-DROW_WARPS=4", "-DROW_PACKS=2")],
     "layernorm_backward.cu": [
         ("-DTEAM=96", "-DTEAMS=4", "-DPACKS=1", "-DSTAGES=3", "-DMIN_BLOCKS=2"),

@@ -5,6 +5,8 @@ for the losses, and once more for their gradient (cuda/head_wgmma.cu). Everywher
 written by a product and turned into their gradient in place.
 """
 
+from typing import Any
+
 from cupygpt.kernels import Kernel, ceil_div, is_hopper
 from cupygpt.ops.classifier import classifier
 from cupygpt.ops.linear import linear_forward
@@ -13,10 +15,16 @@ from cupygpt.tensors import HEAD_PARTS, Array
 FUSED_CHANNELS = (64, 128)
 """Where computing the logits again costs less than writing and reading them."""
 
-GROUPS, STAGES = 3, 4
-"""Warpgroups of a block (64 rows each) and pairs of tiles (64 words each) in its shared memory."""
+STATISTICS_GROUPS, GRADIENT_GROUPS = 4, 3
+"""Warpgroups of a block, 64 rows each: as many as registers allow."""
 
-ROWS_PER_BLOCK = 64 * GROUPS
+STAGES = 3
+"""Pairs of tiles in shared memory, each of PAIR_COLUMNS words of the vocabulary."""
+
+PAIR_COLUMNS = 128
+ROUND_COLUMNS = 256
+"""Columns that a block goes through before it writes them; the vocabulary is shared by these."""
+
 LOSS_THREADS = 256
 HOPPER_SMS = 132
 
@@ -68,23 +76,31 @@ def head(
         classifier(losses, dlogits, targets, V, dloss)
         return
     (N, C), Vp = inp.shape, len(wte)
-    row_blocks = ceil_div(N, ROWS_PER_BLOCK)
-    parts = max(1, min(HEAD_PARTS, HOPPER_SMS // row_blocks, Vp // 128))
+    parts, launch = _launch(N, C, Vp, STATISTICS_GROUPS)
     lse, target_logits = statistics[:N], statistics[N : 2 * N]
     largest, denominator = statistics[2 * N :], statistics[(2 + parts) * N :]
-    launch = {
-        "grid": row_blocks * parts,
-        "block": 128 * GROUPS,
-        "shared_mem": 2 * STAGES * 64 * C * 2,
-        "defines": {"HS": C, "GROUPS": GROUPS, "STAGES": STAGES},
-    }
     _statistics(largest, denominator, target_logits, inp, wte, targets, N, V, Vp, **launch)
     _losses(
         losses, lse, largest, denominator, target_logits, targets, N, parts, like=inp,
         grid=ceil_div(N, LOSS_THREADS), block=LOSS_THREADS, defines=launch["defines"],
     )  # fmt: skip
-    if dloss is not None:
-        _gradient(dlogits, lse, inp, wte, targets, N, V, Vp, dloss, **launch)
+    if dloss is None:
+        return
+    _, launch = _launch(N, C, Vp, GRADIENT_GROUPS)
+    launch["shared_mem"] += 2 * 64 * GRADIENT_GROUPS * (ROUND_COLUMNS + 8)
+    _gradient(dlogits, lse, inp, wte, targets, N, V, Vp, dloss, **launch)
+
+
+def _launch(N: int, C: int, Vp: int, groups: int) -> tuple[int, dict[str, Any]]:
+    """Into how many parts the vocabulary is cut so that every SM has a block, and the launch."""
+    row_blocks = ceil_div(N, 64 * groups)
+    parts = max(1, min(HEAD_PARTS, HOPPER_SMS // row_blocks, ceil_div(Vp, ROUND_COLUMNS)))
+    return parts, {
+        "grid": row_blocks * parts,
+        "block": 128 * groups,
+        "shared_mem": 2 * STAGES * PAIR_COLUMNS * C,
+        "defines": {"HS": C, "GROUPS": groups, "STAGES": STAGES},
+    }
 
 
 def _is_fused(inp: Array) -> bool:
