@@ -10,7 +10,7 @@ from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
 EPSILON = 1e-8
-BLOCK_ELEMENTS = 1 << 17
+BLOCK_ELEMENTS = 1 << 16
 THREADS = 256
 MAX_TOGGLES = 16
 """Changes between decay and no decay that one launch takes; GPT-2's table has 10."""
@@ -90,7 +90,9 @@ def _numpy_adamw(
     rate, correction1, correction2 = (float(x) for x in controls)
     clip = grad_clip / float(norm[0]) if 0.0 < grad_clip < norm[0] else 1.0
 
-    def update(start: int, stop: int, decay: float) -> None:
+    decayed = [slice(start, stop) for start, stop, decays in segments if decays and weight_decay]
+
+    def update(start: int, stop: int) -> None:
         p, g = params[start:stop], grads[start:stop]
         first, second = m[start:stop], v[start:stop]
         step = g * (clip * (1.0 - beta1))
@@ -106,14 +108,10 @@ def _numpy_adamw(
         step += EPSILON
         np.divide(first, step, out=step)
         step *= rate / correction1
-        if decay:
-            p *= 1.0 - rate * decay
+        for segment in decayed:
+            p[max(segment.start - start, 0) : max(segment.stop - start, 0)] *= (
+                1.0 - rate * weight_decay
+            )
         p -= step
 
-    for start, stop, decays in segments:
-        decay = weight_decay if decays else 0.0
-        for_blocks(
-            lambda i, j, start=start, decay=decay: update(start + i, start + j, decay),  # type: ignore[misc]
-            stop - start,
-            BLOCK_ELEMENTS,
-        )
+    for_blocks(update, len(params), BLOCK_ELEMENTS)

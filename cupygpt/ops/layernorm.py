@@ -6,6 +6,7 @@ import numpy as np
 
 from cupygpt.kernels import Defines, Kernel, ceil_div, num_lanes
 from cupygpt.ops.host import for_blocks, on_host
+from cupygpt.ops.parts import accumulate
 from cupygpt.tensors import Array
 
 EPSILON = 1e-5
@@ -192,8 +193,7 @@ def _numpy_backward(
     # One partial sum per block, added up in block order: the same bits whatever thread was first.
     block_rows = max(block_rows, -(-len(inp) // MAX_PARTS))
     num_blocks = -(-len(inp) // block_rows)
-    parts = partials[: 2 * num_blocks * C].reshape(2, num_blocks, C)
-    dweight_parts, dbias_parts = parts[0], parts[1]
+    dweight_parts, dbias_parts = np.empty((2, num_blocks, C), dinp.dtype)
 
     def rows(start: int, stop: int) -> None:
         block = slice(start, stop)
@@ -212,5 +212,4 @@ def _numpy_backward(
         dinp[block] += dnormed
 
     for_blocks(rows, len(inp), block_rows)
-    dweight += dweight_parts.sum(axis=0)
-    dbias += dbias_parts.sum(axis=0)
+    accumulate((dweight, dweight_parts.sum(axis=0)), (dbias, dbias_parts.sum(axis=0)))
