@@ -1,5 +1,6 @@
 """AdamW with the clipping factor applied on the fly (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,7 +11,7 @@ from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
 EPSILON = 1e-8
-BLOCK_ELEMENTS = 1 << 16
+BLOCK_ELEMENTS = 1 << 17
 THREADS = 256
 MAX_TOGGLES = 16
 """Changes between decay and no decay that one launch takes; GPT-2's table has 10."""
@@ -90,7 +91,9 @@ def _numpy_adamw(
     rate, correction1, correction2 = (float(x) for x in controls)
     clip = grad_clip / float(norm[0]) if 0.0 < grad_clip < norm[0] else 1.0
 
-    decayed = [slice(start, stop) for start, stop, decays in segments if decays and weight_decay]
+    root = math.sqrt(correction2)  # m̂ / (sqrt(v̂) + ε) = root / correction1 m / (sqrt(v) + ε root)
+    decayed = [(start, stop) for start, stop, decays in segments if decays and weight_decay]
+    kept = 1.0 - rate * weight_decay
 
     def update(start: int, stop: int) -> None:
         p, g = params[start:stop], grads[start:stop]
@@ -104,14 +107,11 @@ def _numpy_adamw(
         second *= beta2
         second += step
         np.sqrt(second, out=step)
-        step *= correction2**-0.5
-        step += EPSILON
+        step += EPSILON * root
         np.divide(first, step, out=step)
-        step *= rate / correction1
-        for segment in decayed:
-            p[max(segment.start - start, 0) : max(segment.stop - start, 0)] *= (
-                1.0 - rate * weight_decay
-            )
+        step *= rate * root / correction1
+        for first_decayed, stop_decayed in decayed:
+            p[max(first_decayed - start, 0) : max(stop_decayed - start, 0)] *= kept
         p -= step
 
     for_blocks(update, len(params), BLOCK_ELEMENTS)
