@@ -4,12 +4,39 @@
 constexpr float EPSILON = 1e-8f;
 constexpr int MAX_TOGGLES = 16;
 
-// params, grads floatX, m, v float, num_packs * LANES of each. norm (1): norm of all gradients;
-// controls (3): learning rate, 1 - beta1^t, 1 - beta2^t. Weight decay applies from toggle0 to
-// toggle1, from toggle2 to toggle3, and so on; unused toggles lie behind the last element.
-// One thread per pack.
-extern "C" __global__ void adamw(floatX* params, float* m, float* v, const floatX* grads,
-                                 const float* norm, const float* controls, long long num_packs,
+// Where a pack of parameters is stored without a float copy, bfloat16 is rounded up or down at
+// random, in expectation to the value itself: an update smaller than half the distance to the next
+// bfloat16 would otherwise always be lost. rng: seed low, seed high, optimizer step.
+constexpr unsigned ROUNDING_SITE = 0xffffffffu;  // dropout's sites lie below
+
+__device__ __forceinline__ void store_at_random(float* address, const Pack& pack, const unsigned*,
+                                                long long) {
+    store(address, pack);
+}
+__device__ __forceinline__ void store_at_random(__nv_bfloat16* address, const Pack& pack,
+                                                const unsigned* rng, long long index) {
+    unsigned long long number = (unsigned long long)index / LANES;
+    uint4 random = philox(make_uint4((unsigned)number, (unsigned)(number >> 32), rng[2],
+                                     ROUNDING_SITE), rng[0], rng[1]);
+    const unsigned words[4] = {random.x, random.y, random.z, random.w};
+    unsigned halves[LANES];
+#pragma unroll
+    for (int k = 0; k < LANES; k++) {
+        unsigned noise = words[k / 2] >> (k % 2 * 16) & 0xffffu;
+        halves[k] = (__float_as_uint(pack[k]) + noise) >> 16;
+    }
+    *reinterpret_cast<uint4*>(address) =
+        make_uint4(halves[0] | halves[1] << 16, halves[2] | halves[3] << 16,
+                   halves[4] | halves[5] << 16, halves[6] | halves[7] << 16);
+}
+
+// params floatX; master (null without), m, v, grads float; num_packs * LANES of each. norm (1):
+// norm of all gradients; controls (3): learning rate, 1 - beta1^t, 1 - beta2^t. Weight decay
+// applies from toggle0 to toggle1, from toggle2 to toggle3, and so on; unused toggles lie behind
+// the last element. One thread per pack.
+extern "C" __global__ void adamw(floatX* params, float* master, float* m, float* v,
+                                 const float* grads, const float* norm, const float* controls,
+                                 const unsigned* rng, long long num_packs,
                                  float beta1, float one_minus_beta1, float beta2,
                                  float one_minus_beta2, float weight_decay, float grad_clip,
                                  long long toggle0, long long toggle1, long long toggle2,
@@ -32,7 +59,8 @@ extern "C" __global__ void adamw(floatX* params, float* m, float* v, const float
     float keep = passed % 2 == 1 ? 1.0f - rate * weight_decay : 1.0f;
     float step = rate / controls[1];
     float rescale = 1.0f / sqrtf(controls[2]);
-    Pack p = load_pack(params + index), g = load_pack(grads + index);
+    Pack p = master ? load<LANES>(master + index) : load_pack(params + index);
+    Pack g = load<LANES>(grads + index);
     Pack first = load<LANES>(m + index), second = load<LANES>(v + index);
 #pragma unroll
     for (int k = 0; k < LANES; k++) {
@@ -42,7 +70,12 @@ extern "C" __global__ void adamw(floatX* params, float* m, float* v, const float
         float denominator = sqrtf(second[k]) * rescale + EPSILON;
         p[k] = keep * p[k] - step * first[k] / denominator;
     }
-    store(params + index, p);
+    if (master) {
+        store(master + index, p);
+        store(params + index, p);
+    } else {
+        store_at_random(params + index, p, rng, index);
+    }
     store(m + index, first);
     store(v + index, second);
 }

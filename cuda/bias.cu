@@ -48,6 +48,6 @@ bias_backward_partials(float* partials, const floatX* dout, int N, int OC, int c
 
 // dbias += sum of the chunks' partial sums. One block of 256 threads per 32 columns.
 extern "C" __global__ void __launch_bounds__(256)
-bias_backward_finish(floatX* dbias, const float* partials, int num_chunks, int OC) {
+bias_backward_finish(float* dbias, const float* partials, int num_chunks, int OC) {
     add_column_sums(dbias, partials, num_chunks, OC);
 }

@@ -10,7 +10,7 @@ constexpr int SUM_ROWS = 8;
 
 // out[column] += sum over parts of partials[part, column], for the 32 columns of this block;
 // partials (num_parts, C). Block of 256 threads.
-__device__ __forceinline__ void add_column_sums(floatX* out, const float* partials, int num_parts,
+__device__ __forceinline__ void add_column_sums(float* out, const float* partials, int num_parts,
                                                 int C) {
     __shared__ float sums[SUM_ROWS][SUM_COLUMNS];
     int x = threadIdx.x % SUM_COLUMNS, y = threadIdx.x / SUM_COLUMNS;
@@ -25,6 +25,6 @@ __device__ __forceinline__ void add_column_sums(floatX* out, const float* partia
     __syncthreads();
     if (y == 0 && column < C) {
         for (int row = 1; row < SUM_ROWS; row++) sum += sums[row][x];
-        out[column] = from_float<floatX>(to_float(out[column]) + sum);
+        out[column] += sum;
     }
 }

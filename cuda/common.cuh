@@ -1,7 +1,7 @@
 // What the kernels share: 128-bit accesses, reductions of a warp, Philox.
 //
-// floatX, the storage type of parameters, activations and gradients, comes from the command line:
-// float or __nv_bfloat16. All arithmetic is in float.
+// floatX, the storage type of parameters, activations and their gradients, comes from the command
+// line: float or __nv_bfloat16. All arithmetic is in float, and so are the gradients of parameters.
 #pragma once
 #include <cuda_bf16.h>
 

@@ -18,7 +18,7 @@ extern "C" __global__ void encoder_forward(floatX* out, const int* tokens, const
 }
 
 // dwpe[t, :] += sum over b of dout[b, t, :]; dout (B, T, C). One thread per pack of a position.
-extern "C" __global__ void wpe_backward(floatX* dwpe, const floatX* dout, int B, int T, int C) {
+extern "C" __global__ void wpe_backward(float* dwpe, const floatX* dout, int B, int T, int C) {
     long long offset = global_thread() * LANES, stride = (long long)T * C;
     if (offset >= stride) return;
     Pack sum = filled<LANES>(0.0f);
@@ -28,7 +28,7 @@ extern "C" __global__ void wpe_backward(floatX* dwpe, const floatX* dout, int B,
 #pragma unroll
         for (int k = 0; k < LANES; k++) sum[k] += x[k];
     }
-    Pack total = load_pack(dwpe + offset);
+    Pack total = load<LANES>(dwpe + offset);
 #pragma unroll
     for (int k = 0; k < LANES; k++) total[k] += sum[k];
     store(dwpe + offset, total);
@@ -72,7 +72,7 @@ __device__ __forceinline__ bool add_run(Pack& sum, const floatX* columns, const 
 // packs of columns from 8 y. A group of 8 lanes adds up one short run alone; a longer run reaches
 // over the end of the block's positions, so that a block has at most one: all groups share it.
 extern "C" __global__ void __launch_bounds__(512)
-wte_backward(floatX* dwte, const floatX* dout, const int* tokens, const int* order, int N, int C) {
+wte_backward(float* dwte, const floatX* dout, const int* tokens, const int* order, int N, int C) {
     __shared__ float sums[GROUPS][PACKS * LANES];
     __shared__ int long_run;  // its first position, or -1
     int lane = threadIdx.x % PACKS, group = threadIdx.x / PACKS;
@@ -91,8 +91,8 @@ wte_backward(floatX* dwte, const floatX* dout, const int* tokens, const int* ord
         if (!ended && limit < N && tokens[order[limit]] == token) {
             if (lane == 0) long_run = (int)position;
         } else if (column < C) {
-            floatX* address = dwte + (long long)token * C + column;
-            Pack total = load_pack(address);
+            float* address = dwte + (long long)token * C + column;
+            Pack total = load<LANES>(address);
 #pragma unroll
             for (int k = 0; k < LANES; k++) total[k] += sum[k];
             store(address, total);
@@ -112,7 +112,6 @@ wte_backward(floatX* dwte, const floatX* dout, const int* tokens, const int* ord
     if (mine < PACKS * LANES && first_column + mine < C) {
         float total = 0.0f;
         for (int row = 0; row < GROUPS; row++) total += sums[row][mine];
-        floatX* address = dwte + (long long)token * C + first_column + mine;
-        *address = from_float<floatX>(to_float(*address) + total);
+        dwte[(long long)token * C + first_column + mine] += total;
     }
 }

@@ -3,13 +3,13 @@
 #include "block_reduce.cuh"
 
 // partials[block] = sum of squares of the packs block * blockDim + thread, + total threads, ...
-extern "C" __global__ void squares(float* partials, const floatX* grads, long long num_packs) {
+extern "C" __global__ void squares(float* partials, const float* grads, long long num_packs) {
     float sum = 0.0f;
 #pragma unroll 4
     for (long long pack = global_thread(); pack < num_packs; pack += global_threads()) {
-        Pack g = load_pack(grads + pack * LANES);
+        Floats<4> g = load<4>(grads + pack * 4);
 #pragma unroll
-        for (int k = 0; k < LANES; k++) sum += g[k] * g[k];
+        for (int k = 0; k < 4; k++) sum += g[k] * g[k];
     }
     sum = block_sum(sum);
     if (threadIdx.x == 0) partials[blockIdx.x] = sum;

@@ -193,7 +193,7 @@ layernorm_backward(floatX* dinp, float* partials, const floatX* dout, const floa
 // dweight += and dbias += the sums of the blocks' shares; partials (2, num_parts, C). Blocks of 256
 // threads: (x, 0) has 32 columns of dweight, (x, 1) the same of dbias.
 extern "C" __global__ void __launch_bounds__(256)
-layernorm_backward_finish(floatX* dweight, floatX* dbias, const float* partials, int num_parts,
+layernorm_backward_finish(float* dweight, float* dbias, const float* partials, int num_parts,
                           int C) {
     const float* parts = partials + (long long)blockIdx.y * num_parts * C;
     add_column_sums(blockIdx.y == 0 ? dweight : dbias, parts, num_parts, C);

@@ -16,7 +16,13 @@ from cupygpt.console import format_bytes
 from cupygpt.data.corpora import python_docs_tokens, unigram_bigram_nats
 from cupygpt.data.loader import TrainLoader, ValidationBatches
 from cupygpt.data.shards import TokenShard, check_ids, fingerprint, open_shards, write_shard
-from cupygpt.device import Device, check_precision, choose_device, default_precision
+from cupygpt.device import (
+    Device,
+    check_precision,
+    choose_device,
+    default_precision,
+    supports_precision,
+)
 from cupygpt.errors import ConfigError, DataError, TokenizerError
 from cupygpt.gemm import WORKSPACE_BYTES
 from cupygpt.memory import RunShape, check_fits, memory_plan
@@ -154,8 +160,13 @@ def attach_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> None:
         )
 
 
-def make_plan(config: TrainConfig, model: GPTConfig, data: Data) -> Plan:
-    """Check everything against everything, and choose what was left open."""
+def make_plan(
+    config: TrainConfig, model: GPTConfig, data: Data, begun_in: str | None = None
+) -> Plan:
+    """Check everything against everything, and choose what was left open.
+
+    `begun_in` is the precision of the run that is resumed: it goes on in it where it can.
+    """
     check_ids(data.train, model.V)
     check_ids(data.val, model.V)
     choice = choose_device(config.device)
@@ -168,15 +179,17 @@ def make_plan(config: TrainConfig, model: GPTConfig, data: Data) -> Plan:
             f"positions. Use -t {model.maxT} or less, or another model."
         )
     on_gpu = choice.device.name == "cuda"
+    precision, precision_reason = _precision(config, choice.device, begun_in)
     shape = RunShape(
         model,
         B,
         T,
         recompute=config.recompute,
+        precision="bfloat16" if precision == "bf16" else "float32",
+        master=precision == "bf16" and bool(config.master_weights),
         head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
         workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
     )
-    precision, precision_reason = _precision(config, choice.device)
     accumulation = _accumulation(config, B, T)
     loader = TrainLoader(data.train, B, T, model.V, seed=config.seed, shuffle=not config.no_shuffle)
     rows = loader.rows_per_epoch(0)
@@ -315,8 +328,6 @@ def _check_device_flags(config: TrainConfig, device: Device) -> None:
         raise ConfigError("--no-graph needs a CUDA device; the CPU has no graphs to leave out.")
     if config.zero_stage:
         raise ConfigError(f"-z {config.zero_stage}: training on several GPUs is not built yet.")
-    if not config.master_weights:
-        raise ConfigError("-w 0 goes with bf16 weights, and training in bf16 is not built yet.")
 
 
 def _peak_flops(device: Device, precision: str) -> float | None:
@@ -330,14 +341,24 @@ def _peak_flops(device: Device, precision: str) -> float | None:
     return peak_flops(device.gpu_name(), precision)
 
 
-def _precision(config: TrainConfig, device: Device) -> tuple[str, str]:
+def _precision(config: TrainConfig, device: Device, begun_in: str | None) -> tuple[str, str]:
     """The precision of the run, and why."""
-    if config.precision == "auto":
-        return default_precision(device)
-    check_precision(device, config.precision)
-    if config.precision == "bf16":
-        raise ConfigError("--precision bf16 is not built yet; use tf32 or fp32.")
-    return config.precision, "asked for with --precision"
+    if config.precision != "auto":
+        check_precision(device, config.precision)
+        precision, reason = config.precision, "asked for with --precision"
+    elif begun_in is not None and supports_precision(device, begun_in):
+        precision, reason = begun_in, "as the run began"
+    else:
+        precision, reason = default_precision(device)
+        if begun_in is not None:
+            reason += f"; the run began in {begun_in}, which this device cannot do"
+    if precision == "bf16":
+        reason += ", float32 master weights" if config.master_weights else ", no master weights"
+    elif not config.master_weights:
+        raise ConfigError(
+            f"-w 0 leaves out the float32 copy of bfloat16 weights, but this run is in {precision}."
+        )
+    return precision, reason
 
 
 def _describe_shards(shards: Sequence[TokenShard]) -> str:

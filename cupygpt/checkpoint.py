@@ -34,20 +34,20 @@ def save_checkpoint(
     parameters: np.ndarray,
     m: np.ndarray,
     v: np.ndarray,
-    *,
-    precision: str = "fp32",
+    master: np.ndarray | None = None,
 ) -> None:
-    """Write the set of `progress.step`. Raises RunError where the disk refuses.
+    """Write the set of `progress.step`; bfloat16 parameters (uint16) make a version 5 model file.
 
-    Whatever happens on the way, sets written before stay as they are.
+    Raises RunError where the disk refuses. Whatever happens on the way, sets written before stay as they are.
     """
     model, state, done = _paths(folder, progress.step)
     # A set of this step may exist (a resumed run saves its first step again): it ends here, so
     # that DONE never vouches for a mixture.
     done.unlink(missing_ok=True)
+    precision = "bf16" if parameters.dtype == np.uint16 else "fp32"
     checksums = {
         model.name: save_model(model, config, parameters, precision),
-        state.name: save_state(state, progress, m, v),
+        state.name: save_state(state, progress, m, v, master),
     }
     with atomic_write(done) as file:
         file.write(json.dumps({"crc32": checksums}, indent=1).encode())

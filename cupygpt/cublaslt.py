@@ -49,6 +49,8 @@ class CublasLt:
     def __init__(self, path: str) -> None:
         self._library = ctypes.CDLL(path)
         handle = pointer
+        self.version = self._entry("GetVersion", result=c_size_t)
+        """Number of the library's release, such as 130100."""
         self._status_name = self._entry("GetStatusName", c_int, result=c_char_p)
         self._create = self._entry("Create", POINTER(handle))
         self._desc_create = self._entry("MatmulDescCreate", POINTER(handle), c_int, c_int)

@@ -21,11 +21,11 @@ MEMORY_MARGIN = 0.95
 
 @dataclass(frozen=True)
 class RunShape:
-    """What the size of every buffer follows from; `precision` is the NumPy name of floatX.
+    """What the size of every buffer follows from; `precision` is float32, float64 or bfloat16.
 
-    `head_limit` is the most rows of logits that exist at once with GPT-2's vocabulary; with a
-    smaller one, as many more as take the same memory. `workspace_bytes` is what the library of
-    matrix products takes for itself.
+    `master` keeps a float32 copy of bfloat16 weights. `head_limit` is the most rows of logits that
+    exist at once with GPT-2's vocabulary; with a smaller one, as many more as take the same memory.
+    `workspace_bytes` is what the library of matrix products takes for itself.
     """
 
     config: GPTConfig
@@ -34,6 +34,7 @@ class RunShape:
     recompute: int = 0
     training: bool = True
     precision: str = "float32"
+    master: bool = False
     head_limit: int = MAX_HEAD_ROWS
     workspace_bytes: int = 0
 
@@ -47,7 +48,7 @@ class RunShape:
     @property
     def dtypes(self) -> dict[str, np.dtype]:
         """NumPy dtype of each dtype name in the tensor tables; float64 runs are float64 throughout."""
-        float_x = np.dtype(self.precision)
+        float_x = np.dtype("uint16" if self.precision == "bfloat16" else self.precision)
         statistics = float_x if self.precision == "float64" else np.dtype(np.float32)
         return {"floatX": float_x, "float32": statistics, "int32": np.dtype(np.int32)}
 
@@ -61,11 +62,11 @@ def memory_plan(shape: RunShape) -> dict[str, int]:
 
     acts = activation_specs(config, B, T, recompute=shape.recompute, training=shape.training)
     scratch = scratch_specs(config, B, T, training=shape.training, head_rows=shape.head_rows)
-    parameters = config.num_parameters * size_of("floatX")
-    plan = {"parameters": parameters}
+    P = config.num_parameters
+    plan = {"parameters": P * size_of("floatX")}
     if shape.training:
-        plan["gradients"] = parameters
-        plan["optimizer"] = 2 * config.num_parameters * size_of("float32")
+        plan["gradients"] = P * size_of("float32")
+        plan["optimizer"] = (3 if shape.master else 2) * P * size_of("float32")
     plan["activations"] = arena_bytes(acts, size_of)
     plan["scratch"] = arena_bytes(scratch, size_of) + shape.workspace_bytes
     plan["sampling"] = arena_bytes(decoder_specs(config), size_of)

@@ -13,16 +13,21 @@ from itertools import pairwise
 
 from cupygpt.config import GPTConfig
 from cupygpt.ops.attention import attention_backward, attention_forward
-from cupygpt.ops.classifier import classifier
 from cupygpt.ops.dropout import dropout
 from cupygpt.ops.encoder import encoder_backward, encoder_forward
-from cupygpt.ops.gelu import gelu_backward, gelu_forward
+from cupygpt.ops.gelu import gelu_forward
+from cupygpt.ops.head import head
 from cupygpt.ops.layernorm import (
     layernorm_backward,
     layernorm_forward,
     residual_layernorm_forward,
 )
-from cupygpt.ops.linear import linear_backward, linear_forward
+from cupygpt.ops.linear import (
+    gelu_linear_backward,
+    linear_backward,
+    linear_forward,
+    linear_gelu_forward,
+)
 from cupygpt.ops.parts import num_parts, run_parts
 from cupygpt.tensors import (
     Array,
@@ -84,6 +89,7 @@ class GPT:
     def _forward(self, tokens: Array, micro_step: int | None) -> None:
         """forward, for one part of the batch."""
         linear = partial(linear_forward, tf32=self.tf32)
+        linear_gelu = partial(linear_gelu_forward, tf32=self.tf32)
         attention = partial(attention_forward, tf32=self.tf32)
         p, a, btc = self.params, self.acts, self.scratch.btc
         L = self.config.L
@@ -104,8 +110,7 @@ class GPT:
                 residual2, ln2, mean, rstd, residual, btc, p.ln2w[l], p.ln2b[l]
             )
             fch, fch_gelu = _layer(a.fch, l), _layer(a.fch_gelu, l)
-            linear(fch, ln2, p.fcw[l], p.fcb[l])
-            gelu_forward(fch_gelu, fch)
+            linear_gelu(fch_gelu, fch, ln2, p.fcw[l], p.fcb[l])
             linear(btc, fch_gelu, p.fcprojw[l], p.fcprojb[l])
             self._drop(btc, btc, micro_step, place=2 * l + 2)
             residual = _layer(a.residual3, l)
@@ -144,6 +149,7 @@ class GPT:
         """The layers' share of backward, for one part: gradients up to scratch.dresidual."""
         assert self.grads is not None
         linear_gradients = partial(linear_backward, tf32=self.tf32)
+        gelu_linear_gradients = partial(gelu_linear_backward, tf32=self.tf32)
         p, g, a, s = self.params, self.grads, self.acts, self.scratch
         L, NH = self.config.L, self.config.NH
         dresidual, dbtc, partials = s.dresidual, s.dbtc, s.partials
@@ -158,10 +164,9 @@ class GPT:
             ln1, ln2, fch_gelu = self._recomputed(l, residual)
 
             dout = self._drop(dbtc, dresidual, micro_step, place=2 * l + 2)
-            linear_gradients(
-                dfch, g.fcprojw[l], g.fcprojb[l], dout, fch_gelu, p.fcprojw[l], partials
+            gelu_linear_gradients(
+                dfch, g.fcprojw[l], g.fcprojb[l], dout, a.fch[l], fch_gelu, p.fcprojw[l], partials
             )
-            gelu_backward(dfch, a.fch[l], fch_gelu)
             linear_gradients(dbtc, g.fcw[l], g.fcb[l], dfch, ln2, p.fcw[l], partials)
             layernorm_backward(
                 dresidual, g.ln2w[l], g.ln2b[l], dbtc, a.residual2[l], p.ln2w[l],
@@ -187,8 +192,10 @@ class GPT:
         for start in range(0, len(lnf), len(logits)):
             rows = slice(start, min(start + len(logits), len(lnf)))
             chunk = logits[: rows.stop - rows.start]
-            linear_forward(chunk, lnf[rows], p.wte, None, tf32=self.tf32)
-            classifier(losses[rows], chunk, targets[rows], V, dloss)
+            head(
+                losses[rows], chunk, lnf[rows], p.wte, targets[rows], V, dloss,
+                self.scratch.head_statistics, tf32=self.tf32,
+            )  # fmt: skip
             if dloss is not None:
                 assert self.grads is not None
                 dlnf = self.scratch.dbtc.reshape(-1, C)

@@ -32,11 +32,14 @@ class ModelFile:
 
 
 def save_model(path: Path, config: GPTConfig, parameters: np.ndarray, precision: str) -> int:
-    """Write float32 `parameters` (P,) atomically as version 3 ("fp32") or 5 ("bf16").
+    """Write `parameters` (P,) atomically as version 3 ("fp32") or 5 ("bf16").
 
+    They are float32, which version 5 rounds, or for that version bfloat16 already (uint16).
     Returns the CRC-32 of the file. Raises RunError where the disk refuses.
     """
-    body = to_bfloat16(parameters) if precision == "bf16" else parameters
+    is_bfloat16 = parameters.dtype == np.uint16
+    assert precision == "bf16" or not is_bfloat16, "version 3 holds float32"
+    body = to_bfloat16(parameters) if precision == "bf16" and not is_bfloat16 else parameters
     header = np.zeros(HEADER_INTS, np.int32)
     header[:8] = (
         MODEL_MAGIC, VERSIONS[precision], config.maxT, config.V, config.L, config.NH, config.C,

@@ -9,7 +9,7 @@ from cupygpt.options import TrainConfig, flags_of
 # that never stopped. Everything else (batch size, cadences, device ...) may change.
 _FIXED = (
     "seq_len", "learning_rate", "schedule", "warmup", "final_fraction", "weight_decay", "overfit",
-    "precision", "seed", "beta1", "beta2", "grad_clip", "dropout", "no_shuffle", "tokenizer",
+    "precision", "master_weights", "seed", "beta1", "beta2", "grad_clip", "dropout", "no_shuffle", "tokenizer",
 )  # fmt: skip
 _LENGTH = ("steps", "epochs")
 

@@ -65,7 +65,7 @@ class Run:
         self._generator = Generator(
             plan.device, plan.shape.config, self.trainer.params, tf32=plan.precision == "tf32"
         )
-        warm_up(plan.device, self.trainer, self._generator, console)
+        warm_up(plan.device, self.trainer, self._generator, console, folder)
         self._validation = build.validation_batches(plan, data)
         self._bytes_per_token = build.bytes_per_token(data)
         position = Position(progress.epoch or 0, progress.rows or 0)
@@ -221,6 +221,7 @@ class Run:
                 device.download(trainer.params.flat),
                 device.download(trainer.m.flat),
                 device.download(trainer.v.flat),
+                None if trainer.master is None else device.download(trainer.master),
             )
         except RunError as error:
             raise RunError(f"{error} {self._last_checkpoint()}") from error

@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cupygpt.bfloat16 import to_bfloat16
 from cupygpt.device import Device, PendingRead, Replay
 from cupygpt.memory import RunShape
 from cupygpt.model import GPT, Dropout
 from cupygpt.ops.adamw import adamw
+from cupygpt.ops.cast import cast
 from cupygpt.ops.classifier import loss_mean
 from cupygpt.ops.global_norm import global_norm
 from cupygpt.tensors import (
@@ -68,7 +70,8 @@ class PendingStep:
 class Trainer:
     """All buffers of a run on one device, and what is done with them.
 
-    `params`, `m` and `v` are what a checkpoint holds. `accumulation` micro-batches of (B, T) make
+    `params`, `m`, `v` and, for bfloat16 weights, `master` (float32; else None) are what a checkpoint
+    holds. `accumulation` micro-batches of (B, T) make
     one step. With `graph` the second step is captured and replayed from then on; the first runs
     op by op, because it loads kernels and chooses algorithms on its way.
     """
@@ -90,7 +93,8 @@ class Trainer:
         config, specs = shape.config, parameter_specs(shape.config)
         dtypes, P = shape.dtypes, config.num_parameters
         self.params = cut_packed(device.zeros(P, dtypes["floatX"]), specs)
-        self.grads = cut_packed(device.zeros(P, dtypes["floatX"]), specs)
+        self.master = device.zeros(P, dtypes["float32"]) if shape.master else None
+        self.grads = cut_packed(device.zeros(P, dtypes["float32"]), specs)
         self.m = cut_packed(device.zeros(P, dtypes["float32"]), specs)
         self.v = cut_packed(device.zeros(P, dtypes["float32"]), specs)
         self._segments = decay_segments(specs)
@@ -111,6 +115,16 @@ class Trainer:
         self._wants_graph, self._is_warm = graph, False
         self._graph: Replay | None = None
 
+    def load_parameters(self, weights: np.ndarray) -> None:
+        """Take float32 `weights` (P,), in file order; bfloat16 parameters are rounded from them."""
+        if self.master is not None:
+            self.device.upload(self.master, weights)
+            cast(self.params.flat, self.master)
+        elif self.shape.precision == "bfloat16":
+            self.device.upload(self.params.flat, to_bfloat16(weights))
+        else:
+            self.device.upload(self.params.flat, weights)
+
     def step(self, packed: np.ndarray, step: int, rate: float) -> PendingStep:
         """Queue optimizer step `step` (0-based) at learning rate `rate`.
 
@@ -129,7 +143,9 @@ class Trainer:
         return PendingStep(self.device.read_later(self._results))
 
     def rehearse(self) -> None:
-        """Make the calls of a step and of an evaluation once, to see what they launch."""
+        """Make the calls of a run once, to see what they launch."""
+        if self.master is not None:
+            cast(self.params.flat, self.master)
         self._compute()
         self.model.forward(self._batches[0, 0])
         self.model.loss(self._batches[1, 0])
@@ -182,6 +198,8 @@ class Trainer:
             beta2=settings.beta2,
             weight_decay=settings.weight_decay,
             grad_clip=settings.grad_clip,
+            master=self.master,
+            rng_state=self._rng_state,
         )
 
     def _cut_input(self, num_ids: int) -> None:

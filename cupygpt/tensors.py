@@ -24,6 +24,12 @@ GPU_HEAD_ROWS = 8192
 """The same on a GPU, where fewer and larger products count: 8192 x 50304 float32 are 1.65 GB."""
 
 
+HEAD_PARTS = 8
+"""Most shares of the vocabulary that softmax is computed in (ops/head.py)."""
+HEAD_ROW_FLOATS = 2 + 2 * HEAD_PARTS
+"""Statistics of one row of the head: two results, and two numbers for each share."""
+
+
 @dataclass(frozen=True)
 class TensorSpec:
     """Name, shape and dtype of one buffer; `floatX` stands for the precision of the run."""
@@ -125,6 +131,7 @@ def scratch_specs(
     specs = [
         TensorSpec("btc", (B, T, config.C)),
         TensorSpec("logits", (head_rows, config.Vp)),
+        TensorSpec("head_statistics", (HEAD_ROW_FLOATS * head_rows,), "float32"),
     ]
     if training:
         specs += [

@@ -74,12 +74,13 @@ def start_run(config: TrainConfig, console: "Console") -> "Run":
         "config": config.as_dict(),
         "model": asdict(model),
         "data": data.record(),
+        "precision": plan.precision,
         "environment": environment(plan.device.describe()),
     }
     write_record(folder, record)
     run = Run(plan, data, folder, console, Progress(step=0, seed=config.seed))
     weights = loaded.parameters if loaded else initial_parameters(model, config.seed)
-    plan.device.upload(run.trainer.params.flat, weights)
+    run.trainer.load_parameters(weights)
     return run
 
 
@@ -101,14 +102,15 @@ def resume_run(config: TrainConfig, given: dict[str, Any], console: "Console") -
     build.attach_tokenizer(config, model, data)
     check_same("model", record["model"], asdict(model))
     check_same("data", record["data"], data.record())
-    plan = build.make_plan(config, model, data)
+    plan = build.make_plan(config, model, data, begun_in=record.get("precision"))
     origin = f"checkpoint of step {state.progress.step}"
     console.header(build.header_rows(plan, data, origin, folder))
     if state.progress.epoch is None:
         console.warn("this state was written by llm.c: the data order starts anew")
     run = Run(plan, data, folder, console, state.progress)
     trainer = run.trainer
-    plan.device.upload(trainer.params.flat, checkpoint.model.parameters)
+    # The master weights, where there are some, are what the others were rounded from.
+    trainer.load_parameters(checkpoint.model.parameters if state.master is None else state.master)
     plan.device.upload(trainer.m.flat, state.m)
     plan.device.upload(trainer.v.flat, state.v)
     return run

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from cupygpt.bfloat16 import from_bfloat16, to_bfloat16
 from cupygpt.checkpoint import (
     best_step,
     checkpoint_steps,
@@ -47,6 +48,21 @@ def test_the_file_names_and_sizes_are_llmc(tmp_path: Path) -> None:
     assert (tmp_path / names[2]).stat().st_size == 1024 + 8 * P
     header = np.fromfile(tmp_path / names[2], "<i4", 256)
     assert header[[0, 1, 2, 3, 4, 5, 10]].tolist() == [20240527, 1, 1, 0, 0, 0, 12]
+
+
+def test_bfloat16_weights_and_their_master_come_back(tmp_path: Path) -> None:
+    master = initial_parameters(CONFIG, 3)
+    m, v = np.full(P, 2, np.float32), np.full(P, 0.5, np.float32)
+    save_checkpoint(tmp_path, CONFIG, Progress(12), to_bfloat16(master), m, v, master)
+    assert (tmp_path / "model_00000012.bin").stat().st_size == 1024 + 2 * P
+    assert (tmp_path / "state_00000012_00000.bin").stat().st_size == 1024 + 12 * P
+    assert np.fromfile(tmp_path / "model_00000012.bin", "<i4", 2)[1] == 5
+    loaded = load_checkpoint(tmp_path, 12)
+    assert loaded.model.precision == "bf16"
+    assert loaded.state.master is not None
+    np.testing.assert_array_equal(loaded.state.master, master)
+    np.testing.assert_array_equal(loaded.model.parameters, from_bfloat16(to_bfloat16(master)))
+    np.testing.assert_array_equal(loaded.state.m, m)
 
 
 def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:

@@ -174,9 +174,9 @@ def gpu(major: int, minor: int) -> Any:
 
 def test_default_precision_follows_the_hardware() -> None:
     assert default_precision(CPU())[0] == "fp32"
-    assert default_precision(gpu(7, 5)) == ("fp32", "compute capability 7.5 has no TF32")
+    assert default_precision(gpu(7, 5)) == ("fp32", "compute capability 7.5 has no bfloat16")
     for capability in ((8, 0), (8, 9), (9, 0), (12, 0)):
-        assert default_precision(gpu(*capability))[0] == "tf32"
+        assert default_precision(gpu(*capability))[0] == "bf16"
 
 
 def test_precision_the_device_lacks_is_refused() -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from emulator.emulate import EmulatedArray, emulated, loader, missing_toolchain
 
+from cupygpt.bfloat16 import to_bfloat16
 from cupygpt.config import GPTConfig
 from cupygpt.device import CPU, PendingRead
 from cupygpt.feed import pack
@@ -38,10 +39,17 @@ def emulated_gpu() -> EmulatedGPU:
 
 
 def make(device: CPU, **options: Any) -> Trainer:
-    shape = RunShape(CONFIG, B, T, recompute=options.pop("recompute", 0))
+    shape = RunShape(
+        CONFIG,
+        B,
+        T,
+        recompute=options.pop("recompute", 0),
+        precision=options.pop("precision", "float32"),
+        master=options.pop("master", False),
+    )
     settings = OptimizerSettings(weight_decay=0.1)
     trainer = Trainer(device, shape, settings, accumulation=ACCUMULATION, **options)
-    device.upload(trainer.params.flat, initial_parameters(CONFIG, 42))
+    trainer.load_parameters(initial_parameters(CONFIG, 42))
     return trainer
 
 
@@ -63,6 +71,25 @@ def test_losses_norms_and_weights_agree(
         ends.append((np.array(figures), np.asarray(trainer.params.flat)))
     np.testing.assert_allclose(ends[1][0], ends[0][0], rtol=2e-6)
     np.testing.assert_allclose(ends[1][1], ends[0][1], atol=2e-4)
+
+
+@pytest.mark.parametrize("master", [True, False])
+def test_bfloat16_trains_like_float32(emulated_gpu: EmulatedGPU, master: bool) -> None:
+    ends = []
+    for device, options in (
+        (CPU(), {}),
+        (emulated_gpu, {"precision": "bfloat16", "master": master}),
+    ):
+        trainer = make(device, dropout_p=0.1, **options)
+        results = [trainer.step(x, i, 1e-2).result() for i, x in enumerate(batches())]
+        figures = np.array([[r.loss, r.norm] for r in results])
+        ends.append((figures, trainer))
+    np.testing.assert_allclose(ends[1][0][:, 0], ends[0][0][:, 0], atol=0.02)
+    np.testing.assert_allclose(ends[1][0][:, 1], ends[0][0][:, 1], rtol=0.05)
+    bits = np.asarray(ends[1][1].params.flat)
+    assert bits.dtype == np.uint16
+    if master:
+        np.testing.assert_array_equal(bits, to_bfloat16(np.asarray(ends[1][1].master)))
 
 
 def test_text_agrees(emulated_gpu: EmulatedGPU) -> None:

@@ -12,7 +12,8 @@ from gpu import require_gpu
 from cupygpt import cublaslt, gemm
 from cupygpt.bfloat16 import from_bfloat16, to_bfloat16
 from cupygpt.errors import DeviceError, KernelError
-from cupygpt.gemm import matmul, problem_of
+from cupygpt.gemm import matmul
+from cupygpt.gemm_problem import problem_of
 
 # (M, N, K): one element, K = 1, odd everything, N = 7, exact tiles, many tiles, a long sum.
 SHAPES = [

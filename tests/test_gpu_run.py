@@ -45,9 +45,18 @@ def gpu() -> Any:
 
 
 def make(device: Any, config: GPTConfig, B: int, T: int, **options: Any) -> Trainer:
-    shape = RunShape(config, B, T, head_limit=options.pop("head_limit", 256))
+    precision = options.pop("precision", "fp32")
+    shape = RunShape(
+        config,
+        B,
+        T,
+        head_limit=options.pop("head_limit", 256),
+        precision="bfloat16" if precision.startswith("bf16") else "float32",
+        master=precision == "bf16",
+    )
+    options["tf32"] = precision == "tf32"
     trainer = Trainer(device, shape, OptimizerSettings(weight_decay=0.1), **options)
-    device.upload(trainer.params.flat, initial_parameters(config, 42))
+    trainer.load_parameters(initial_parameters(config, 42))
     return trainer
 
 
@@ -71,25 +80,27 @@ def train(trainer: Trainer, batches: list[np.ndarray], rate: float = 1e-3) -> li
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize(("tf32", "limit"), [(False, 1e-4), (True, 2e-3)])
-def test_losses_equal_the_cpu(gpu: Any, name: str, tf32: bool, limit: float) -> None:
+@pytest.mark.parametrize(("precision", "limit"), [("fp32", 1e-4), ("tf32", 2e-3), ("bf16", 2e-2)])
+def test_losses_equal_the_cpu(gpu: Any, name: str, precision: str, limit: float) -> None:
     config, B, T = SHAPES[name]
     options = {"dropout_p": 0.1, "accumulation": 2, "seed": 5}
     batches = inputs(config, B, T, 20, accumulation=2)
     rate = 1e-3 if config.C < 1000 else 1e-4  # at a rate that makes the loss jump, rounding grows
     wanted = train(make(CPU(), config, B, T, **options), batches, rate)
-    got = train(make(gpu, config, B, T, tf32=tf32, graph=True, **options), batches, rate)
+    got = train(make(gpu, config, B, T, precision=precision, graph=True, **options), batches, rate)
     losses = np.array([[a.loss, b.loss] for a, b in zip(got, wanted, strict=True)])
     assert np.abs(losses[:, 0] - losses[:, 1]).max() < limit
 
 
-@pytest.mark.parametrize("tf32", [False, True])
-def test_runs_repeat_bit_for_bit_with_and_without_the_graph(gpu: Any, tf32: bool) -> None:
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "bf16 without master weights"])
+def test_runs_repeat_bit_for_bit_with_and_without_the_graph(gpu: Any, precision: str) -> None:
     config, B, T = SHAPES["HS32"]
     batches = inputs(config, B, T, 8, accumulation=3)
     ends = []
     for graph in (True, True, False):
-        trainer = make(gpu, config, B, T, tf32=tf32, graph=graph, dropout_p=0.2, accumulation=3)
+        trainer = make(
+            gpu, config, B, T, precision=precision, graph=graph, dropout_p=0.2, accumulation=3
+        )
         results = train(trainer, batches)
         ends.append((results, gpu.download(trainer.params.flat)))
     for results, params in ends[1:]:
@@ -121,23 +132,35 @@ def test_tensors_of_more_than_2_to_the_31_elements(gpu: Any) -> None:
         assert b.norm == pytest.approx(a.norm, rel=1e-4)
 
 
-def test_memory_in_use_equals_the_plan(gpu: Any) -> None:
+@pytest.mark.parametrize("precision", ["tf32", "bf16"])
+def test_memory_in_use_equals_the_plan(gpu: Any, precision: str) -> None:
     from cupygpt.gemm import WORKSPACE_BYTES
     from cupygpt.generate import Generator
 
     config, B, T = small_config(GPT2_VOCAB), 16, 256
     make(gpu, config, 1, 8)  # the library's own workspace is there before
     before = gpu.used_bytes()
-    trainer = make(gpu, config, B, T, head_limit=8192, tf32=True, graph=True)
+    trainer = make(gpu, config, B, T, head_limit=8192, precision=precision, graph=True)
     generator = Generator(gpu, config, trainer.params)
     train(trainer, inputs(config, B, T, 4))
-    planned = sum(memory_plan(RunShape(config, B, T, head_limit=8192)).values())
+    planned = sum(memory_plan(trainer.shape).values())
     assert gpu.used_bytes() - before == pytest.approx(planned, rel=0.05)
     assert generator is not None
     assert WORKSPACE_BYTES == 32 << 20
 
 
-@pytest.mark.parametrize("more", [[], ["--dropout", "0.2", "-d", "96"], ["--no-graph"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["--dropout", "0.2", "-d", "96"],
+        ["--no-graph"],
+        ["-w", "0"],
+        ["--precision", "tf32", "--dropout", "0.2"],
+        ["--precision", "fp32"],
+    ],
+    ids=" ".join,
+)
 def test_straight_equals_stopped_and_resumed(tmp_path: Path, more: list[str]) -> None:
     require_gpu()
     flags = [*write_files(tmp_path, device="cuda"), *more]
@@ -146,8 +169,11 @@ def test_straight_equals_stopped_and_resumed(tmp_path: Path, more: list[str]) ->
     assert main([*flags, "-n", "33", "-o", str(resumed)]) == 0
     assert main(["--resume", str(resumed), "-n", "45"]) == 0
     assert main_log(resumed) == main_log(straight)
-    ends = [load_checkpoint(folder, 45).model.parameters for folder in (straight, resumed)]
-    np.testing.assert_array_equal(ends[0], ends[1])
+    ends = [load_checkpoint(folder, 45) for folder in (straight, resumed)]
+    np.testing.assert_array_equal(ends[0].model.parameters, ends[1].model.parameters)
+    is_bfloat16 = "--precision" not in more
+    assert ends[0].model.precision == ("bf16" if is_bfloat16 else "fp32")
+    assert (ends[0].state.master is not None) == (is_bfloat16 and "-w" not in more)
 
 
 def test_a_batch_too_large_is_refused_with_the_largest_that_fits(

@@ -23,8 +23,10 @@ from cupygpt.device import CPU, Device, check_precision, choose_device, default_
 from cupygpt.errors import ConfigError
 from cupygpt.feed import pack
 from cupygpt.gemm import WORKSPACE_BYTES
+from cupygpt.gemm_choice import measuring
 from cupygpt.generate import Generator, Sampling
 from cupygpt.init import initial_parameters
+from cupygpt.kernels import collect
 from cupygpt.memory import RunShape, memory_plan
 from cupygpt.step import OptimizerSettings, Trainer
 from cupygpt.tensors import GPU_HEAD_ROWS, MAX_HEAD_ROWS
@@ -50,6 +52,10 @@ CASES = {
 }
 
 
+PEERS = {"torch": None, "torch-compile": "default", "torch-graphs": "reduce-overhead"}
+"""torch.compile's mode of each peer; None runs op by op, reduce-overhead makes CUDA graphs."""
+
+
 class Contestant(Protocol):
     """Something that trains the model of a case."""
 
@@ -58,6 +64,9 @@ class Contestant(Protocol):
 
     def window_ms(self, steps: int) -> float:
         """Milliseconds per step over so many steps, from an idle device to an idle device."""
+
+    def memory(self) -> str:
+        """What it holds, in words."""
 
 
 def main() -> int:
@@ -71,12 +80,13 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=20, help="timed steps in each window")
     parser.add_argument("--windows", type=int, default=3, help="the median window is reported")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", choices=["auto", "fp32", "tf32"], default="auto")
+    parser.add_argument("--precision", choices=["auto", "fp32", "tf32", "bf16"], default="auto")
     parser.add_argument("--no-graph", action="store_true", help="launch each kernel by itself")
     parser.add_argument(
-        "--peer", choices=["torch", "torch-compile"], action="append", default=[],
+        "--peer", choices=list(PEERS), action="append", default=[],
         help="time the same model there too; may be repeated",
     )  # fmt: skip
+    parser.add_argument("-r", "--recompute", type=int, default=0, choices=(0, 1, 2))
     parser.add_argument("--sample", type=int, default=0, help="also time decoding so many tokens")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
@@ -102,16 +112,19 @@ def bench(args: argparse.Namespace) -> None:
         case.config,
         case.B,
         case.T,
+        recompute=args.recompute,
+        precision="bfloat16" if precision == "bf16" else "float32",
+        master=precision == "bf16",
         head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
         workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
     )
     ours = Ours(device, shape, tf32=precision == "tf32", graph=on_gpu and not args.no_graph)
+    ours.warm_up()
     contestants: dict[str, Contestant] = {"cupygpt": ours}
     for peer in args.peer:
         contestants[peer] = torch_peer(case, peer, device, precision)
-    for contestant in contestants.values():
         for _ in range(WARMUP_STEPS):
-            contestant.window_ms(1)
+            contestants[peer].window_ms(1)
     windows: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(args.windows):
         for name, contestant in contestants.items():
@@ -121,6 +134,8 @@ def bench(args: argparse.Namespace) -> None:
         print(json.dumps({"config": args.config, "B": case.B, "T": case.T, "ms": medians}))
         return
     report(ours, precision, windows)
+    for name in args.peer:
+        print(f"memory of {name}: {contestants[name].memory()}")
     if args.sample:
         report_decoding(device, ours.trainer, case, args.sample)
 
@@ -132,9 +147,13 @@ class Ours:
         self.device, self.shape = device, shape
         self._used_before = device.used_bytes() or 0
         self.trainer = Trainer(device, shape, OptimizerSettings(), tf32=tf32, graph=graph)
-        device.upload(self.trainer.params.flat, initial_parameters(shape.config, seed=42))
+        if not isinstance(device, CPU):
+            with measuring(None):
+                collect(self.trainer.rehearse)
+        self.trainer.load_parameters(initial_parameters(shape.config, seed=42))
         self._batches = random_batches(shape.config, shape.B, shape.T)
         self._count = 0
+        self._held = 0
         self.host_s = 0.0
 
     def step(self) -> None:
@@ -159,8 +178,13 @@ class Ours:
     def memory(self) -> str:
         """Planned and held bytes."""
         planned = sum(memory_plan(self.shape).values())
-        held = (self.device.used_bytes() or 0) - self._used_before
-        return f"{format_bytes(planned)} planned for buffers, {format_bytes(held)} taken"
+        return f"{format_bytes(planned)} planned for buffers, {format_bytes(self._held)} taken"
+
+    def warm_up(self) -> None:
+        """The first steps, and the memory held after them, before a peer takes any."""
+        for _ in range(WARMUP_STEPS):
+            self.window_ms(1)
+        self._held = (self.device.used_bytes() or 0) - self._used_before
 
 
 def random_batches(config: GPTConfig, B: int, T: int) -> Iterator[np.ndarray]:
@@ -218,9 +242,7 @@ def torch_peer(case: Case, name: str, device: Device, precision: str) -> Contest
         raise ConfigError(f"--peer {name}: PyTorch is not installed here ({error}).") from error
     batches = random_batches(case.config, case.B, case.T)
     where = "cuda" if device.name == "cuda" else "cpu"
-    return Peer(
-        case.config, batches, where, tf32=precision == "tf32", compiled=name == "torch-compile"
-    )
+    return Peer(case.config, batches, where, precision=precision, compiled=PEERS[name])
 
 
 if __name__ == "__main__":

@@ -92,15 +92,16 @@ class Peer:
         batches: Iterator[np.ndarray],
         device: str,
         *,
-        tf32: bool = False,
-        compiled: bool = False,
+        precision: str = "fp32",
+        compiled: str | None = None,
     ) -> None:
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+        torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+        self._autocast = precision == "bf16"
         self._device, self._batches = device, batches
         self._model = PeerGPT(config).to(device)
         self._optimizer = self._model.optimizer(1e-4, (0.9, 0.95), 0.0)
         self._loss: Callable[[Tensor, Tensor], Tensor] = (
-            torch.compile(self._model) if compiled else self._model
+            torch.compile(self._model, mode=compiled) if compiled else self._model
         )
 
     def step(self) -> None:
@@ -109,7 +110,9 @@ class Peer:
         x = torch.from_numpy(tokens).to(self._device, non_blocking=True).long()
         y = torch.from_numpy(targets).to(self._device, non_blocking=True).long()
         self._optimizer.zero_grad(set_to_none=True)
-        self._loss(x, y).backward()
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._autocast):
+            loss = self._loss(x, y)
+        loss.backward()
         nn.utils.clip_grad_norm_(self._model.parameters(), 1.0)
         self._optimizer.step()
 
@@ -121,6 +124,12 @@ class Peer:
             self.step()
         self._synchronize()
         return 1e3 * (time.perf_counter() - started) / steps
+
+    def memory(self) -> str:
+        """The most that PyTorch held at once."""
+        if self._device != "cuda":
+            return "not known"
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at the most"
 
     def _synchronize(self) -> None:
         if self._device == "cuda":

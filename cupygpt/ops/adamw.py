@@ -20,8 +20,8 @@ NEVER = 2**63 - 1
 _adamw = Kernel(
     "adamw.cu",
     "adamw",
-    "params:floatX* m:f32* v:f32* grads:floatX* norm:f32* controls:f32* num_packs:i64 beta1:f32 "
-    "one_minus_beta1:f32 beta2:f32 one_minus_beta2:f32 weight_decay:f32 grad_clip:f32 "
+    "params:floatX* master:f32*? m:f32* v:f32* grads:f32* norm:f32* controls:f32* rng:u32*? "
+    "num_packs:i64 beta1:f32 one_minus_beta1:f32 beta2:f32 one_minus_beta2:f32 weight_decay:f32 grad_clip:f32 "
     + " ".join(f"toggle{i}:i64" for i in range(MAX_TOGGLES)),
 )
 
@@ -39,23 +39,32 @@ def adamw(
     beta2: float,
     weight_decay: float,
     grad_clip: float,
+    master: Array | None = None,
+    rng_state: Array | None = None,
 ) -> None:
     """One update of all parameters: p -= lr (m̂ / (sqrt(v̂) + 1e-8) + wd p).
 
-    Updated in place: params floatX (P,), m and v (P,) float32. Read: grads (P,) floatX; norm (1,)
+    Updated in place: params floatX (P,), m and v (P,) float32. Read: grads (P,) float32; norm (1,)
     float32, the global norm of the gradients; controls (3,) float32: learning rate, 1 - β1^t,
     1 - β2^t. Gradients are scaled by grad_clip / norm where norm is larger; grad_clip 0 means no
-    clipping. `segments` are (start, stop, decay) runs that cover the parameters. After llm.c
+    clipping. `segments` are (start, stop, decay) runs that cover the parameters.
+
+    bfloat16 params go with `master` (P,) float32, which is updated in their place and of which they
+    are the rounded copy. Without it they are rounded stochastically, by numbers drawn from
+    `rng_state` (4,) uint32 (see ops/dropout.py); KernelError if that is missing too. After llm.c
     adamw.cuh.
     """
     if on_host(params):
+        assert master is None, "float32 parameters are their own master"
         _numpy_adamw(
             params, m, v, grads, norm, controls, segments, beta1, beta2, weight_decay, grad_clip
         )
         return
+    if params.itemsize == 2 and master is None and rng_state is None:
+        raise KernelError("adamw: bfloat16 parameters need master weights or rng_state.")
     packs = num_packs(params)
     _adamw(
-        params, m, v, grads, norm, controls, packs,
+        params, master, m, v, grads, norm, controls, rng_state, packs,
         beta1, 1.0 - beta1, beta2, 1.0 - beta2, weight_decay, grad_clip,
         *_decay_toggles(segments), grid=ceil_div(packs, THREADS), block=THREADS,
     )  # fmt: skip

@@ -3,9 +3,10 @@
 Forward keeps one float per query, the log of its softmax denominator; backward recomputes the
 probabilities from it (Dao et al. 2022, arXiv:2205.14135).
 
-On a GPU there are two sets of kernels. Tensor cores take bfloat16 arrays, and float32 arrays where
-`tf32` allows it, for head sizes that are multiples of 16; they need compute capability 8.0. CUDA
-cores take everything else, in true float32.
+On a GPU there are three sets of kernels. Tensor cores take bfloat16 arrays, and float32 arrays
+where `tf32` allows it, for head sizes that are multiples of 16; they need compute capability 8.0. On
+Hopper (9.0) bfloat16 with head sizes 64 and 128 has kernels of its own. CUDA cores take everything
+else, in true float32.
 """
 
 import math
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cupygpt.kernels import Defines, Kernel, ceil_div
+from cupygpt.kernels import Defines, Kernel, ceil_div, is_hopper
 from cupygpt.ops.host import for_blocks, on_host, share
 from cupygpt.tensors import Array
 
@@ -27,10 +28,13 @@ BLOCK_ELEMENTS = 1 << 18
 """Scores that a thread holds at once on the CPU: 1 MB of float32."""
 
 THREADS = 128
-"""Threads of a block in all attention kernels."""
+"""Threads of a block in all attention kernels but those for Hopper, whose blocks have one or two
+times as many: a warpgroup."""
 
 TENSOR_CORE_MULTIPLE = 16
 """Head sizes that the tensor-core kernels take are multiples of this."""
+
+HOPPER_HEAD_SIZES = (64, 128)
 
 BUSY_BLOCKS = 512
 """With this many blocks of 128 rows a large GPU (132 SMs) stays busy, and warps own 32 rows instead
@@ -56,6 +60,16 @@ _mma_forward = Kernel(
 )
 _mma_dkdv = Kernel("attention_mma_backward.cu", "attention_mma_dkdv", _GRADIENTS)
 _mma_dq = Kernel("attention_mma_backward.cu", "attention_mma_dq", _GRADIENTS)
+_wgmma_forward = Kernel(
+    "attention_wgmma_forward.cu",
+    "attention_wgmma_forward",
+    f"out:floatX* lse:f32* qkv:floatX* {_ROWS}",
+    arch="sm_90a",
+)
+_wgmma_dkdv = Kernel(
+    "attention_wgmma_backward.cu", "attention_wgmma_dkdv", _GRADIENTS, arch="sm_90a"
+)
+_wgmma_dq = Kernel("attention_wgmma_backward.cu", "attention_wgmma_dq", _GRADIENTS, arch="sm_90a")
 
 
 def attention_forward(out: Array, lse: Array, qkv: Array, NH: int, *, tf32: bool = False) -> None:
@@ -215,13 +229,14 @@ class _Launch:
     shared_bytes: int
     parts: int = 1
     """Blocks that share the columns of these rows."""
+    threads: int = THREADS
 
     def __call__(self, *args: Any, heads: int) -> None:
         """Launch for `heads` = B * NH heads; the last two arguments are T and NH."""
         self.kernel(
             *args,
             grid=heads * ceil_div(args[-2], self.block_rows) * self.parts,
-            block=THREADS,
+            block=self.threads,
             shared_mem=self.shared_bytes,
             defines=self.defines,
         )
@@ -238,6 +253,8 @@ def _launches(array: Array, HS: int, heads: int, T: int, *, tf32: bool) -> _Laun
     is_bfloat16 = array.itemsize == 2
     if HS % TENSOR_CORE_MULTIPLE or not (is_bfloat16 or tf32):
         return _cuda_core_launches(HS)
+    if is_bfloat16 and HS in HOPPER_HEAD_SIZES and is_hopper(array):
+        return _hopper_launches(HS)
     busy = heads * ceil_div(T, 128) >= BUSY_BLOCKS
     return _tensor_core_launches(HS, is_bfloat16=is_bfloat16, busy=busy)
 
@@ -288,4 +305,41 @@ def _tensor_core_launches(HS: int, *, is_bfloat16: bool, busy: bool) -> _Launche
         _Launch(_mma_forward, forward, rows * forward_tiles, 2 * stage_bytes),
         _Launch(_mma_dkdv, backward, rows * dkdv_tiles, 2 * stage_bytes + statistics_bytes, parts),
         _Launch(_mma_dq, backward, rows * dq_tiles, 2 * stage_bytes),
+    )
+
+
+@cache
+def _hopper_launches(HS: int) -> _Launches:
+    """The choices that were fastest on an H200: four warpgroups on an SM, as far as registers go."""
+    forward_groups, keys, stages = 2, 64 if HS == 64 else 128, 4 if HS == 64 else 3
+    forward = {
+        "HS": HS,
+        "GROUPS": forward_groups,
+        "KEYS": keys,
+        "STAGES": stages,
+        "BLOCKS": 2 if HS == 64 else 1,
+    }
+    backward_stages = 2
+    backward = {
+        "HS": HS,
+        "STAGES": backward_stages,
+        "DKDV_GROUPS": 1,
+        "DQ_GROUPS": 1,
+        "DKDV_BLOCKS": 3 if HS == 64 else 2,
+        "DQ_BLOCKS": 4 if HS == 64 else 2,
+    }
+    rows = 64  # of a warpgroup, and of a streamed tile in backward
+    row_bytes = 2 * HS
+    backward_bytes = 2 * (1 + backward_stages) * rows * row_bytes
+    statistics_bytes = 2 * backward_stages * rows * 4
+    return _Launches(
+        _Launch(
+            _wgmma_forward,
+            forward,
+            rows * forward_groups,
+            2 * stages * keys * row_bytes,
+            threads=128 * forward_groups,
+        ),
+        _Launch(_wgmma_dkdv, backward, rows, backward_bytes + statistics_bytes),
+        _Launch(_wgmma_dq, backward, rows, backward_bytes),
     )

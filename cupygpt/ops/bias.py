@@ -19,7 +19,7 @@ _backward_partials = Kernel(
     "partials:f32* dout:floatX* N:i32 OC:i32 chunk_rows:i32",
 )
 _backward_finish = Kernel(
-    "bias.cu", "bias_backward_finish", "dbias:floatX* partials:f32* num_chunks:i32 OC:i32"
+    "bias.cu", "bias_backward_finish", "dbias:f32* partials:f32* num_chunks:i32 OC:i32"
 )
 
 
@@ -39,7 +39,7 @@ def bias_add(out: Array, bias: Array) -> None:
 def bias_backward(dbias: Array, dout: Array, partials: Array) -> None:
     """dbias += sum of the rows of dout, in a fixed order.
 
-    Accumulated: dbias (OC,) floatX. Read: dout (..., OC). Scratch: partials, flat float32, at
+    Accumulated: dbias (OC,) float32. Read: dout (..., OC). Scratch: partials, flat float32, at
     least 256 OC elements. After llm.c matmul.cuh, matmul_backward_bias.
     """
     OC = int(dbias.size)
@@ -55,5 +55,6 @@ def bias_backward(dbias: Array, dout: Array, partials: Array) -> None:
         grid=(ceil_div(OC, columns), num_chunks), block=THREADS,
     )  # fmt: skip
     _backward_finish(
-        dbias, partials, num_chunks, OC, grid=ceil_div(OC, FINISH_COLUMNS), block=THREADS
-    )
+        dbias, partials, num_chunks, OC,
+        grid=ceil_div(OC, FINISH_COLUMNS), block=THREADS, like=dout,
+    )  # fmt: skip

@@ -18,11 +18,11 @@ _forward = Kernel(
     "encoder_forward",
     "out:floatX* tokens:i32* wte:floatX* wpe:floatX* N:i32 T:i32 C:i32",
 )
-_wpe_backward = Kernel("encoder.cu", "wpe_backward", "dwpe:floatX* dout:floatX* B:i32 T:i32 C:i32")
+_wpe_backward = Kernel("encoder.cu", "wpe_backward", "dwpe:f32* dout:floatX* B:i32 T:i32 C:i32")
 _wte_backward = Kernel(
     "encoder.cu",
     "wte_backward",
-    "dwte:floatX* dout:floatX* tokens:i32* order:i32* N:i32 C:i32",
+    "dwte:f32* dout:floatX* tokens:i32* order:i32* N:i32 C:i32",
 )
 
 
@@ -51,7 +51,7 @@ def token_order(tokens: np.ndarray) -> np.ndarray:
 def encoder_backward(dwte: Array, dwpe: Array, dout: Array, tokens: Array, order: Array) -> None:
     """dwte[tokens[b, t]] += dout[b, t] and dwpe[t] += dout[b, t], summed in a fixed order.
 
-    Accumulated: dwte (Vp, C), dwpe (maxT, C) floatX. Read: dout (B, T, C), tokens (B, T) int32,
+    Accumulated: dwte (Vp, C), dwpe (maxT, C) float32. Read: dout (B, T, C), tokens (B, T) int32,
     order (B * T,) int32 as `token_order` makes it: rows of one token become neighbours, so that
     they are added up in a fixed order without atomics.
     """

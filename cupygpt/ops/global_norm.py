@@ -14,14 +14,14 @@ THREADS = 256
 MIN_PACKS_PER_THREAD = 4
 """Below this a block would cost more than it does."""
 
-_squares = Kernel("global_norm.cu", "squares", "partials:f32* grads:floatX* num_packs:i64")
+_squares = Kernel("global_norm.cu", "squares", "partials:f32* grads:f32* num_packs:i64")
 _norm = Kernel("global_norm.cu", "norm_of_squares", "norm:f32* partials:f32* num_parts:i32")
 
 
 def global_norm(norm: Array, grads: Array, partials: Array) -> None:
     """norm[0] = sqrt(sum of squares of grads), in a fixed order.
 
-    Written: norm (1,) float32. Read: grads (P,) floatX. Scratch: partials, flat float32, at least
+    Written: norm (1,) float32. Read: grads (P,) float32. Scratch: partials, flat float32, at least
     MAX_PARTS elements. After llm.c global_norm.cuh.
     """
     if on_host(norm):
@@ -30,7 +30,7 @@ def global_norm(norm: Array, grads: Array, partials: Array) -> None:
     packs = num_packs(grads)
     num_parts = min(MAX_PARTS, ceil_div(packs, THREADS * MIN_PACKS_PER_THREAD))
     _squares(partials, grads, packs, grid=num_parts, block=THREADS)
-    _norm(norm, partials, num_parts, grid=1, block=MAX_PARTS, like=grads)
+    _norm(norm, partials, num_parts, grid=1, block=MAX_PARTS)
 
 
 def _numpy_norm(norm: np.ndarray, grads: np.ndarray, partials: np.ndarray) -> None:

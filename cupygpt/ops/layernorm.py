@@ -46,7 +46,7 @@ _backward = Kernel(
 _backward_finish = Kernel(
     "layernorm.cu",
     "layernorm_backward_finish",
-    "dweight:floatX* dbias:floatX* partials:f32* num_parts:i32 C:i32",
+    "dweight:f32* dbias:f32* partials:f32* num_parts:i32 C:i32",
 )
 
 
@@ -111,7 +111,7 @@ def layernorm_backward(
     """Gradients of LayerNorm.
 
     Accumulated: dinp (B, T, C) floatX (the residual branch has already added its share); dweight,
-    dbias (C,) floatX. Read: dout, inp (B, T, C); weight (C,); mean, rstd (B, T). Scratch:
+    dbias (C,) float32. Read: dout, inp (B, T, C); weight (C,); mean, rstd (B, T). Scratch:
     partials, flat float32, at least 1024 C elements.
     """
     if on_host(dinp):
@@ -129,6 +129,7 @@ def layernorm_backward(
     _backward_finish(
         dweight, dbias, partials, blocks, C,
         grid=(ceil_div(C, FINISH_COLUMNS), 2), block=FINISH_THREADS, defines=defines,
+        like=dinp,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from cupygpt.bfloat16 import from_bfloat16, to_bfloat16
 from cupygpt.gemm import matmul
 from cupygpt.ops.bias import bias_add, bias_backward
+from cupygpt.ops.gelu import gelu_backward, gelu_forward
 from cupygpt.ops.host import for_blocks, on_host, share
 from cupygpt.ops.parts import accumulate
 from cupygpt.tensors import Array
@@ -53,7 +54,7 @@ def linear_backward(
 ) -> None:
     """Gradients of linear_forward.
 
-    Written: dinp (..., C) floatX. Accumulated: dweight (OC, C), dbias (OC,) or None. Read: dout
+    Written: dinp (..., C) floatX. Accumulated: dweight (OC, C) float32, dbias (OC,) float32 or None. Read: dout
     (..., OC), inp (..., C), weight (OC, C). Scratch: partials, flat float32, at least 256 OC
     elements where there is a bias. `tf32` as in linear_forward. After llm.c train_gpt2.c,
     matmul_backward.
@@ -71,6 +72,64 @@ def linear_backward(
         matmul(dweight, dout, inp, transpose_a=True, accumulate=True, tf32=tf32)
     if dbias is not None:
         bias_backward(dbias, dout, partials)
+
+
+def linear_gelu_forward(
+    out: Array,
+    hidden: Array,
+    inp: Array,
+    weight: Array,
+    bias: Array,
+    *,
+    tf32: bool = False,
+) -> None:
+    """hidden = inp @ weight.T + bias, and out = gelu(hidden).
+
+    Written: out, hidden (..., OC) floatX. The rest as in linear_forward. On a GPU in bfloat16 the
+    product applies the GELU to its sums, before they are rounded; elsewhere that costs more than a
+    kernel of its own.
+    """
+    if not _fuses_gelu(out):
+        linear_forward(hidden, inp, weight, bias, tf32=tf32)
+        gelu_forward(out, hidden)
+        return
+    OC, C = weight.shape
+    matmul(
+        out.reshape(-1, OC), inp.reshape(-1, C), weight,
+        transpose_b=True, bias=bias, epilogue="gelu", aux=hidden.reshape(-1, OC),
+    )  # fmt: skip
+
+
+def gelu_linear_backward(
+    dhidden: Array,
+    dweight: Array,
+    dbias: Array | None,
+    dout: Array,
+    hidden: Array,
+    inp: Array,
+    weight: Array,
+    partials: Array,
+    *,
+    tf32: bool = False,
+) -> None:
+    """Gradients of out = inp @ weight.T + bias, where inp = gelu(hidden).
+
+    Written: dhidden (..., C) floatX, the gradient of hidden. The rest as in linear_backward.
+    """
+    OC, C = weight.shape
+    if not _fuses_gelu(dhidden):
+        linear_backward(dhidden, dweight, dbias, dout, inp, weight, partials, tf32=tf32)
+        gelu_backward(dhidden, hidden, inp)
+        return
+    dout, inp = dout.reshape(-1, OC), inp.reshape(-1, C)
+    matmul(dhidden.reshape(-1, C), dout, weight, epilogue="dgelu", aux=hidden.reshape(-1, C))
+    matmul(dweight, dout, inp, transpose_a=True, accumulate=True)
+    if dbias is not None:
+        bias_backward(dbias, dout, partials)
+
+
+def _fuses_gelu(array: Array) -> bool:
+    return not isinstance(array, np.ndarray) and array.itemsize == 2
 
 
 def _host_product(out: Array, a: Array, b: Array, bias: Array | None = None) -> None:

@@ -20,7 +20,7 @@ def test_add(dev: Device, rng: np.random.Generator, shape: tuple[int, int]) -> N
 @pytest.mark.parametrize("shape", SHAPES)
 def test_backward(dev: Device, rng: np.random.Generator, shape: tuple[int, int]) -> None:
     N, OC = shape
-    dout, dbias = dev.input(rng.standard_normal(shape)), dev.accumulated(OC)
+    dout, dbias = dev.input(rng.standard_normal(shape)), dev.accumulated(OC, "float32")
     bias_backward(dbias, dout, dev.output(256 * OC, "float32"))
     want, plain = twice(oracle.column_sums, dev.values(dout))
-    dev.agree("dbias", dbias, STARTED_AT + want, np.float32(STARTED_AT) + plain, N)
+    dev.agree("dbias", dbias, STARTED_AT + want, np.float32(STARTED_AT) + plain, N, "float32")

@@ -33,7 +33,7 @@ def check_backward(
 ) -> None:
     B, T = tokens.shape
     dout = dev.input(rng.standard_normal((B, T, C)))
-    dwte, dwpe = dev.accumulated((Vp, C)), dev.accumulated((T + 2, C))
+    dwte, dwpe = dev.accumulated((Vp, C), "float32"), dev.accumulated((T + 2, C), "float32")
     device_tokens = dev.input(tokens, "int32")
     order = dev.input(token_order(tokens), "int32")
     encoder_backward(dwte, dwpe, dout, device_tokens, order)
@@ -42,7 +42,7 @@ def check_backward(
     for name, got, w, p, n in zip(
         ("dwte", "dwpe"), (dwte, dwpe), want, plain, (heaviest, B), strict=True
     ):
-        dev.agree(name, got, STARTED_AT + w, np.float32(STARTED_AT) + p, n)
+        dev.agree(name, got, STARTED_AT + w, np.float32(STARTED_AT) + p, n, "float32")
 
 
 @pytest.mark.parametrize("shape", SHAPES[:-1])

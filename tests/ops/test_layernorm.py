@@ -73,13 +73,16 @@ def test_backward(dev: Device, rng: np.random.Generator, shape: tuple[int, int, 
     values = dev.values(inp)
     mean = dev.input(values.mean(axis=-1), "float32")
     rstd = dev.input((values.var(axis=-1) + 1e-5) ** -0.5, "float32")
-    dinp, dweight, dbias = dev.accumulated(shape), dev.accumulated(C), dev.accumulated(C)
+    dinp = dev.accumulated(shape)
+    dweight, dbias = dev.accumulated(C, "float32"), dev.accumulated(C, "float32")
     partials = dev.output(1024 * C, "float32")
     layernorm_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, partials)
     want, plain = twice(oracle.layernorm_backward, dev.values(dout), values, dev.values(weight))
-    names, counts = ("dinp", "dweight", "dbias"), (C, B * T, B * T)
-    for name, got, w, p, n in zip(names, (dinp, dweight, dbias), want, plain, counts, strict=True):
-        dev.agree(name, got, STARTED_AT + w, np.float32(STARTED_AT) + p, n)
+    want = [STARTED_AT + x for x in want]
+    plain = [np.float32(STARTED_AT) + x for x in plain]
+    dev.agree("dinp", dinp, want[0], plain[0], C)
+    dev.agree("dweight", dweight, want[1], plain[1], B * T, "float32")
+    dev.agree("dbias", dbias, want[2], plain[2], B * T, "float32")
 
 
 def test_backward_repeats_bit_for_bit(dev: Device, rng: np.random.Generator) -> None:
@@ -88,7 +91,7 @@ def test_backward_repeats_bit_for_bit(dev: Device, rng: np.random.Generator) -> 
     weight, ones = dev.input(np.ones(C)), dev.input(np.ones(shape[:2]), "float32")
     results = []
     for _ in range(2):
-        outputs = [dev.accumulated(shape), dev.accumulated(C), dev.accumulated(C)]
+        outputs = [dev.accumulated(shape), *(dev.accumulated(C, "float32") for _ in range(2))]
         partials = dev.output(1024 * C, "float32")
         layernorm_backward(*outputs, dout, inp, weight, ones, ones, partials)
         results.append(b"".join(dev.get(x).tobytes() for x in outputs))

@@ -4,11 +4,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import oracle
 import pytest
+from devices import EPSILON, STARTED_AT, Device, twice
 from gpu import require_gpu
 
 from cupygpt.bfloat16 import from_bfloat16, to_bfloat16
-from cupygpt.ops.linear import linear_backward, linear_forward
+from cupygpt.ops.linear import (
+    gelu_linear_backward,
+    linear_backward,
+    linear_forward,
+    linear_gelu_forward,
+)
 
 Put = Callable[[np.ndarray], Any]
 
@@ -98,7 +105,8 @@ def test_bfloat16_bits_on_the_emulated_device_are_numbers() -> None:
         return to_bfloat16(values).view(Emulated)
 
     inp, weight, dout = (put(rng.standard_normal(s)) for s in ((6, 8), (16, 8), (6, 16)))
-    out, dinp, dweight = put(np.zeros((6, 16))), put(np.zeros((6, 8))), put(np.full((16, 8), 3.0))
+    out, dinp = put(np.zeros((6, 16))), put(np.zeros((6, 8)))
+    dweight = on_emulator(np.full((16, 8), 3.0))
     linear_forward(out, inp, weight, None)
     linear_backward(dinp, dweight, None, dout, inp, weight, put(np.zeros(0)))
     for got, want in (
@@ -127,3 +135,48 @@ def test_tf32_reaches_every_product_of_a_gpu() -> None:
         linear_backward(got[1], got[2], None, dout, inp, weight, None, tf32=tf32)
         errors = [np.abs(host(g) - w).max() for g, w in zip(got, want, strict=True)]
         assert all((error > 1e-3) == tf32 for error in errors), (tf32, errors)
+
+
+GELU_SHAPES = [((1,), 8, 8), ((3, 37), 64, 192), ((2, 128), 128, 512)]
+
+
+@pytest.mark.parametrize(("lead", "C", "OC"), GELU_SHAPES)
+def test_product_and_gelu(
+    dev: Device, rng: np.random.Generator, lead: tuple[int, ...], C: int, OC: int
+) -> None:
+    inp = dev.input(rng.standard_normal((*lead, C)))
+    weight = dev.input(rng.standard_normal((OC, C)) / np.sqrt(C))
+    bias = dev.input(rng.standard_normal(OC))
+    out, hidden = dev.output((*lead, OC)), dev.output((*lead, OC))
+    linear_gelu_forward(out, hidden, inp, weight, bias)
+    arrays = [dev.values(x) for x in (inp, weight, bias)]
+    want, plain = twice(lambda x, w, b: x @ w.T + b, *arrays)
+    dev.agree("hidden", hidden, want, plain, C)
+    # The GELU may be taken of the sums before or after they are rounded to bfloat16.
+    noise = 2 * EPSILON[dev.floatX] + np.sqrt(C) * EPSILON["float32"]
+    error = np.abs(dev.values(out) - oracle.gelu_forward(want)).max()
+    assert error <= noise * np.abs(want).max()
+
+
+@pytest.mark.parametrize(("lead", "C", "OC"), GELU_SHAPES)
+def test_gradients_through_product_and_gelu(
+    dev: Device, rng: np.random.Generator, lead: tuple[int, ...], C: int, OC: int
+) -> None:
+    hidden = dev.input(rng.standard_normal((*lead, C)))
+    weight = dev.input(rng.standard_normal((OC, C)) / np.sqrt(OC))
+    dout = dev.input(rng.standard_normal((*lead, OC)))
+    inp = dev.input(oracle.gelu_forward(dev.values(hidden)))
+    dhidden, partials = dev.output((*lead, C)), dev.output(256 * OC, "float32")
+    dweight, dbias = dev.accumulated((OC, C), "float32"), dev.accumulated(OC, "float32")
+    gelu_linear_backward(dhidden, dweight, dbias, dout, hidden, inp, weight, partials)
+    rows, columns = dev.values(dout).reshape(-1, OC), dev.values(inp).reshape(-1, C)
+    dinp = (rows @ dev.values(weight)).reshape(*lead, C)
+    want = oracle.gelu_backward(dinp, dev.values(hidden))
+    noise = 3 * EPSILON[dev.floatX] + np.sqrt(OC) * EPSILON["float32"]
+    assert np.abs(dev.values(dhidden) - want).max() <= noise * np.abs(dinp).max()
+    start = np.float32(STARTED_AT)
+    for name, got, sums in (
+        ("dweight", dweight, rows.T @ columns),
+        ("dbias", dbias, rows.sum(0)),
+    ):
+        dev.agree(name, got, start + sums, start + sums.astype(np.float32), len(rows), "float32")
