@@ -116,7 +116,7 @@ class CPU:
 
     def describe(self) -> str:
         """One line for the console."""
-        from cupygpt.ops.host import num_cores
+        from cupygpt.ops.workers import num_cores
 
         return f"CPU, {num_cores()} cores, NumPy {np.__version__}"
 

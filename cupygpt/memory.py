@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cupygpt.config import GPTConfig
+from cupygpt.config import GPT2_VOCAB, GPTConfig
 from cupygpt.errors import DeviceError
 from cupygpt.tensors import (
     MAX_HEAD_ROWS,
@@ -23,9 +23,9 @@ MEMORY_MARGIN = 0.95
 class RunShape:
     """What the size of every buffer follows from; `precision` is float32, float64 or bfloat16.
 
-    `master` keeps a float32 copy of bfloat16 weights.
-    `head_limit` is the most rows of logits that exist at once, `workspace_bytes` what the library
-    of matrix products takes for itself.
+    `master` keeps a float32 copy of bfloat16 weights. `head_limit` is the most rows of logits that
+    exist at once with GPT-2's vocabulary; with a smaller one, as many more as take the same memory.
+    `workspace_bytes` is what the library of matrix products takes for itself.
     """
 
     config: GPTConfig
@@ -41,7 +41,8 @@ class RunShape:
     @property
     def head_rows(self) -> int:
         """Rows of logits held at once: all of a small batch, else equal chunks of the limit."""
-        chunks = -(-self.B * self.T // self.head_limit)
+        limit = max(self.head_limit, self.head_limit * GPT2_VOCAB // self.config.V)
+        chunks = -(-self.B * self.T // limit)
         return -(-self.B * self.T // chunks)
 
     @property

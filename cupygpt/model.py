@@ -2,11 +2,14 @@
 
 Written once for all devices: the ops look at where their arrays live. Pre-norm blocks, learned
 positions, the output head tied to the token embedding (Radford et al. 2019; llm.c train_gpt2.c).
-The head runs in chunks of rows, so that the (B, T, Vp) logits never exist as a whole.
+The head runs in chunks of rows, so that the (B, T, Vp) logits never exist as a whole. On the CPU
+the layers run over parts of the batch at once, one on each core (see ops/parts.py).
 """
 
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 
 from cupygpt.config import GPTConfig
 from cupygpt.ops.attention import attention_backward, attention_forward
@@ -25,19 +28,30 @@ from cupygpt.ops.linear import (
     linear_forward,
     linear_gelu_forward,
 )
-from cupygpt.tensors import Array, Tensors
+from cupygpt.ops.parts import num_parts, run_parts
+from cupygpt.tensors import (
+    Array,
+    Tensors,
+    activation_specs,
+    cut_batch_rows,
+    scratch_specs,
+)
 
 
 @dataclass
 class Dropout:
-    """Probability of dropping, and the generator's state in device memory (see ops/dropout.py)."""
+    """Probability of dropping, and the generator's state in device memory (see ops/dropout.py).
+
+    `first` is the number, within the whole batch, of the first element that a part of it holds.
+    """
 
     p: float
     state: Array
+    first: int = 0
 
     def apply(self, out: Array, inp: Array, micro_step: int, place: int) -> None:
         """out = dropout(inp); each (micro_step, place) of a step has a mask of its own."""
-        dropout(out, inp, self.state, micro_step << 16 | place, self.p)
+        dropout(out, inp, self.state, micro_step << 16 | place, self.p, self.first)
 
 
 class GPT:
@@ -66,9 +80,14 @@ class GPT:
         self.recompute = recompute
         self.dropout = dropout
         self.tf32 = tf32
+        self._parts = self._cut_batch(num_parts(acts.encoded))
 
     def forward(self, tokens: Array, *, micro_step: int | None = None) -> None:
         """Fill acts up to lnf from tokens (B, T) int32; dropout only if `micro_step` is given."""
+        run_parts([partial(part._forward, tokens[rows], micro_step) for rows, part in self._parts])
+
+    def _forward(self, tokens: Array, micro_step: int | None) -> None:
+        """forward, for one part of the batch."""
         linear = partial(linear_forward, tf32=self.tf32)
         linear_gelu = partial(linear_gelu_forward, tf32=self.tf32)
         attention = partial(attention_forward, tf32=self.tf32)
@@ -121,13 +140,20 @@ class GPT:
         `order` is `token_order(tokens)` on the device.
         """
         assert self.grads is not None
+        self._head(targets, dloss)
+        run_parts([partial(part._backward, micro_step) for _, part in self._parts])
+        dencoded = self._drop(self.scratch.dbtc, self.scratch.dresidual, micro_step, place=0)
+        encoder_backward(self.grads.wte, self.grads.wpe, dencoded, tokens, order)
+
+    def _backward(self, micro_step: int | None) -> None:
+        """The layers' share of backward, for one part: gradients up to scratch.dresidual."""
+        assert self.grads is not None
         linear_gradients = partial(linear_backward, tf32=self.tf32)
         gelu_linear_gradients = partial(gelu_linear_backward, tf32=self.tf32)
         p, g, a, s = self.params, self.grads, self.acts, self.scratch
         L, NH = self.config.L, self.config.NH
         dresidual, dbtc, partials = s.dresidual, s.dbtc, s.partials
         dfch, dqkv, datty = self._shared_gradients()
-        self._head(targets, dloss)
         # The biases of attproj and fcproj get the sum of the rows of dresidual, which the LayerNorm
         # behind has at hand; with dropout in between, each product sums what it reads.
         in_product = self.dropout is not None and micro_step is not None
@@ -163,8 +189,6 @@ class GPT:
                 a.ln1_mean[l], a.ln1_rstd[l], partials,
                 None if in_product or l == 0 else g.fcprojb[l - 1],
             )  # fmt: skip
-        dencoded = self._drop(dbtc, dresidual, micro_step, place=0)
-        encoder_backward(g.wte, g.wpe, dencoded, tokens, order)
 
     def _head(self, targets: Array, dloss: float | None) -> None:
         """Losses, and with `dloss` also the gradients of lnf (in scratch.dbtc) and wte."""
@@ -191,6 +215,28 @@ class GPT:
             return inp
         self.dropout.apply(out, inp, micro_step, place)
         return out
+
+    def _cut_batch(self, count: int) -> "list[tuple[slice, GPT]]":
+        """(batch rows, the same model over views of these rows) for each of `count` parts."""
+        B = len(self.acts.encoded)
+        if count == 1:
+            return [(slice(0, B), self)]
+        cuts = [B * i // count for i in range(count + 1)]
+        return [(slice(i, j), self._part(i, j)) for i, j in pairwise(cuts)]
+
+    def _part(self, start: int, stop: int) -> "GPT":
+        config, training, head_rows = self.config, self.grads is not None, len(self.scratch.logits)
+        _, T, C = self.acts.encoded.shape
+        part, rows = copy(self), slice(start, stop)
+        acts = activation_specs(
+            config, stop - start, T, recompute=self.recompute, training=training
+        )
+        scratch = scratch_specs(config, stop - start, T, training=training, head_rows=head_rows)
+        part.acts = cut_batch_rows(self.acts, acts, rows)
+        part.scratch = cut_batch_rows(self.scratch, scratch, rows)
+        if self.dropout is not None:
+            part.dropout = replace(self.dropout, first=start * T * C)
+        return part
 
     def _shared_gradients(self) -> tuple[Array, Array, Array]:
         """dfch (B, T, 4C), and dqkv (B, T, 3C) and datty (B, T, C) in the same memory."""

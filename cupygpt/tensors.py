@@ -187,6 +187,23 @@ def cut_aligned(flat: Array, specs: Sequence[TensorSpec], dtypes: dict[str, Any]
     return Tensors(flat, views)
 
 
+def cut_batch_rows(tensors: Tensors, specs: Sequence[TensorSpec], rows: slice) -> Tensors:
+    """Views of some batch rows, in the shapes of `specs`: the tensors' table for so many rows.
+
+    The axis that is shorter there is the batch's. Tensors without one (logits, partials) stay whole.
+    """
+    num_rows = rows.stop - rows.start
+    views = {}
+    for spec in specs:
+        view = getattr(tensors, spec.name)
+        for axis, (whole, size) in enumerate(zip(view.shape, spec.shape, strict=True)):
+            if size < whole:
+                start = rows.start * (size // num_rows)
+                view = view[(slice(None),) * axis + (slice(start, start + size),)]
+        views[spec.name] = view
+    return Tensors(tensors.flat, views)
+
+
 def decay_segments(specs: Sequence[TensorSpec]) -> list[tuple[int, int, bool]]:
     """(start, stop, decay) of the flat parameters, neighbours with the same decay merged."""
     segments: list[tuple[int, int, bool]] = []

@@ -60,6 +60,20 @@ def test_gradient_matches_central_differences(recompute: int, dropout_p: float) 
     assert slope == pytest.approx(gradient @ direction, rel=1e-6, abs=1e-8)
 
 
+@pytest.mark.parametrize("recompute", [0, 1, 2])
+@pytest.mark.parametrize("cores", [2, 3, 8])
+def test_gradients_are_those_of_the_whole_batch(
+    monkeypatch: pytest.MonkeyPatch, cores: int, recompute: int
+) -> None:
+    found = []
+    for count in (1, cores, cores):
+        monkeypatch.setattr("cupygpt.ops.parts.num_cores", lambda count=count: count)
+        trainer = make_trainer(recompute=recompute, dropout_p=0.3)
+        found.append(gradients(trainer, *tokens()))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-9, atol=1e-14)
+    np.testing.assert_array_equal(found[2], found[1])
+
+
 def test_every_parameter_has_its_own_derivative() -> None:
     trainer = make_trainer()
     x, y = tokens()

@@ -1,5 +1,6 @@
 """AdamW with the clipping factor applied on the fly (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -99,7 +100,11 @@ def _numpy_adamw(
     rate, correction1, correction2 = (float(x) for x in controls)
     clip = grad_clip / float(norm[0]) if 0.0 < grad_clip < norm[0] else 1.0
 
-    def update(start: int, stop: int, decay: float) -> None:
+    root = math.sqrt(correction2)  # m̂ / (sqrt(v̂) + ε) = root / correction1 m / (sqrt(v) + ε root)
+    decayed = [(start, stop) for start, stop, decays in segments if decays and weight_decay]
+    kept = 1.0 - rate * weight_decay
+
+    def update(start: int, stop: int) -> None:
         p, g = params[start:stop], grads[start:stop]
         first, second = m[start:stop], v[start:stop]
         step = g * (clip * (1.0 - beta1))
@@ -111,18 +116,11 @@ def _numpy_adamw(
         second *= beta2
         second += step
         np.sqrt(second, out=step)
-        step *= correction2**-0.5
-        step += EPSILON
+        step += EPSILON * root
         np.divide(first, step, out=step)
-        step *= rate / correction1
-        if decay:
-            p *= 1.0 - rate * decay
+        step *= rate * root / correction1
+        for first_decayed, stop_decayed in decayed:
+            p[max(first_decayed - start, 0) : max(stop_decayed - start, 0)] *= kept
         p -= step
 
-    for start, stop, decays in segments:
-        decay = weight_decay if decays else 0.0
-        for_blocks(
-            lambda i, j, start=start, decay=decay: update(start + i, start + j, decay),  # type: ignore[misc]
-            stop - start,
-            BLOCK_ELEMENTS,
-        )
+    for_blocks(update, len(params), BLOCK_ELEMENTS)

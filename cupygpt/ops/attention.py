@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cupygpt.kernels import Defines, Kernel, ceil_div, is_hopper
-from cupygpt.ops.host import for_blocks, num_cores, on_host
+from cupygpt.ops.host import for_blocks, on_host, share
 from cupygpt.tensors import Array
 
 QUERY_BLOCK = 64
@@ -189,7 +189,7 @@ def _query_blocks(T: int) -> Iterator[tuple[slice, slice]]:
 def _batch_rows(B: int, NH: int, T: int) -> int:
     """Batch rows that a thread takes together: even shares, as long as their scores fit a cache."""
     fitting = BLOCK_ELEMENTS // (NH * QUERY_BLOCK * T)
-    return max(1, min(fitting, -(-B // num_cores())))
+    return max(1, min(fitting, share(B, 1)))
 
 
 def _scaled(array: Array) -> Array:

@@ -6,6 +6,7 @@ import numpy as np
 
 from cupygpt.kernels import Kernel, ceil_div, num_lanes, rows_launch
 from cupygpt.ops.host import for_blocks, on_host, share
+from cupygpt.ops.parts import accumulate
 from cupygpt.tensors import Array
 
 MAX_CHUNKS = 256
@@ -95,6 +96,6 @@ class SumLaunch:
 
 def _numpy_backward(dbias: np.ndarray, dout: np.ndarray) -> None:
     def columns(start: int, stop: int) -> None:
-        dbias[start:stop] += np.add.reduce(dout[:, start:stop], axis=0)
+        accumulate((dbias[start:stop], np.add.reduce(dout[:, start:stop], axis=0)))
 
     for_blocks(columns, len(dbias), share(len(dbias), LEAST_SHARE // len(dout)))

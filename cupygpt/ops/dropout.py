@@ -26,17 +26,20 @@ _dropout = Kernel(
 )
 
 
-def dropout(out: Array, inp: Array, state: Array, site: int, p: float) -> None:
+def dropout(out: Array, inp: Array, state: Array, site: int, p: float, first: int = 0) -> None:
     """out = inp / (1 - p) where the mask keeps the element, else 0; forward and backward alike.
 
     Written: out floatX (may be inp). Read: inp, same shape; state (4,) uint32 in the device's
     memory: seed low, seed high, optimizer step, unused. `site` tells apart the places of one
-    step (micro-step and layer). `p` is the probability of dropping, in [0, 1).
+    step (micro-step and layer). `p` is the probability of dropping, in [0, 1). `first`, a multiple
+    of 4, is the number of the first element where the arrays are part of larger ones; the kernel
+    takes whole arrays only.
     """
     threshold, scale = min(round(p * 2**32), 2**32 - 1), 1.0 / (1.0 - p)
     if on_host(out):
-        _numpy_dropout(out.reshape(-1), inp.reshape(-1), state, site, threshold, scale)
+        _numpy_dropout(out.reshape(-1), inp.reshape(-1), state, site, threshold, scale, first)
         return
+    assert first == 0, first
     packs = num_packs(out)
     _dropout(
         out, inp, state, packs, site, threshold, scale,
@@ -45,12 +48,19 @@ def dropout(out: Array, inp: Array, state: Array, site: int, p: float) -> None:
 
 
 def _numpy_dropout(
-    out: np.ndarray, inp: np.ndarray, state: np.ndarray, site: int, threshold: int, scale: float
+    out: np.ndarray,
+    inp: np.ndarray,
+    state: np.ndarray,
+    site: int,
+    threshold: int,
+    scale: float,
+    first: int,
 ) -> None:
     seed_low, seed_high, step = (int(word) for word in state[:3])
 
     def counters(start: int, stop: int) -> None:
-        words = philox(np.arange(start, stop, dtype=np.uint64), step, site, seed_low, seed_high)
+        index = np.arange(first // 4 + start, first // 4 + stop, dtype=np.uint64)
+        words = philox(index, step, site, seed_low, seed_high)
         block = slice(4 * start, min(4 * stop, out.size))
         keep = words.reshape(-1)[: block.stop - block.start] >= np.uint32(threshold)
         np.multiply(inp[block], keep, out=out[block])

@@ -3,9 +3,11 @@
 import numpy as np
 
 from cupygpt.kernels import Kernel, ceil_div, num_lanes, rows_launch
-from cupygpt.ops.host import on_host
+from cupygpt.ops.host import for_blocks, on_host, share
 from cupygpt.tensors import Array
 
+LEAST_COLUMNS = 32
+"""Columns worth a thread of their own on the CPU."""
 WPE_THREADS = 128
 RUN_POSITIONS = 64
 RUN_PACKS = 8
@@ -70,7 +72,14 @@ def _numpy_backward(
     dwte: np.ndarray, dwpe: np.ndarray, dout: np.ndarray, tokens: np.ndarray, order: np.ndarray
 ) -> None:
     T, C = dout.shape[1:]
-    dwpe[:T] += dout.sum(axis=0)
+    rows = dout.reshape(-1, C)
     sorted_tokens = tokens.ravel()[order]
     firsts = np.flatnonzero(np.diff(sorted_tokens, prepend=-1))
-    dwte[sorted_tokens[firsts]] += np.add.reduceat(dout.reshape(-1, C)[order], firsts, axis=0)
+    used = sorted_tokens[firsts]
+
+    def columns(start: int, stop: int) -> None:
+        block = slice(start, stop)
+        dwpe[:T, block] += np.add.reduce(dout[..., block], axis=0)
+        dwte[used, block] += np.add.reduceat(rows[order, block], firsts, axis=0)
+
+    for_blocks(columns, C, share(C, LEAST_COLUMNS))

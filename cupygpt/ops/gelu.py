@@ -15,7 +15,7 @@ from cupygpt.tensors import Array
 
 SCALE = 2.0 * math.sqrt(2.0 / math.pi)  # 2u = SCALE * (x + CUBIC * x³)
 CUBIC = 0.044715
-BLOCK_ELEMENTS = 1 << 17
+BLOCK_ELEMENTS = 1 << 18
 """Larger than a cache for one op would want: threads meet at the GIL between any two of them."""
 TINY = 1e-30
 THREADS = 256

@@ -7,6 +7,7 @@ import numpy as np
 from cupygpt.kernels import PACK_BYTES, Defines, Kernel, ceil_div, multiprocessors, num_lanes
 from cupygpt.ops.bias import bias_backward
 from cupygpt.ops.host import for_blocks, on_host
+from cupygpt.ops.parts import accumulate
 from cupygpt.tensors import Array
 
 EPSILON = 1e-5
@@ -194,14 +195,14 @@ def _numpy_forward(
 ) -> None:
     """out = LayerNorm(inp), or with `total` and `addend`: of total = inp + addend."""
     C = inp.shape[-1]
+    averaging = np.full(C, 1.0 / C, inp.dtype)  # a product with it is the fastest sum over rows
 
     def rows(start: int, stop: int) -> None:
         block = slice(start, stop)
         source, centred = inp[block], out[block]
         if total is not None and addend is not None:
             source = np.add(source, addend[block], out=total[block])
-        np.add.reduce(source, axis=1, out=mean[block])
-        mean[block] /= C
+        np.matmul(source, averaging, out=mean[block])
         np.subtract(source, mean[block, None], out=centred)
         variance = np.einsum("nc,nc->n", centred, centred) / C
         np.divide(1.0, np.sqrt(variance + EPSILON), out=rstd[block])
@@ -230,8 +231,8 @@ def _numpy_backward(
     # One partial sum per block, added up in block order: the same bits whatever thread was first.
     block_rows = max(block_rows, -(-len(inp) // MAX_PARTS))
     num_blocks = -(-len(inp) // block_rows)
-    parts = partials[: 2 * num_blocks * C].reshape(2, num_blocks, C)
-    dweight_parts, dbias_parts = parts[0], parts[1]
+    averaging = weight / C
+    dweight_parts, dbias_parts = np.empty((2, num_blocks, C), dinp.dtype)
 
     def rows(start: int, stop: int) -> None:
         block = slice(start, stop)
@@ -241,14 +242,11 @@ def _numpy_backward(
         np.einsum("nc,nc->c", dout[block], normed, out=dweight_parts[part])
         np.sum(dout[block], axis=0, out=dbias_parts[part])
         dnormed = dout[block] * weight
-        dnormed_mean = np.add.reduce(dnormed, axis=1, keepdims=True) / C
-        projection = np.einsum("nc,nc->n", dnormed, normed)[:, None] / C
-        dnormed -= dnormed_mean
-        normed *= projection
+        normed *= np.einsum("nc,nc->n", dnormed, normed)[:, None] / C
+        normed += (dout[block] @ averaging)[:, None]
         dnormed -= normed
         dnormed *= rstd[block, None]
         dinp[block] += dnormed
 
     for_blocks(rows, len(inp), block_rows)
-    dweight += dweight_parts.sum(axis=0)
-    dbias += dbias_parts.sum(axis=0)
+    accumulate((dweight, dweight_parts.sum(axis=0)), (dbias, dbias_parts.sum(axis=0)))

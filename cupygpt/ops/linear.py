@@ -9,6 +9,7 @@ from cupygpt.gemm import matmul
 from cupygpt.ops.bias import bias_add, bias_backward
 from cupygpt.ops.gelu import gelu_bias_backward, gelu_forward
 from cupygpt.ops.host import for_blocks, on_host, share
+from cupygpt.ops.parts import accumulate
 from cupygpt.tensors import Array
 
 TILE_ELEMENTS = 1 << 18
@@ -169,9 +170,10 @@ def _host_backward(
     tile_rows = max(1, min(share(OC, least), TILE_ELEMENTS // C))
 
     def rows(start: int, stop: int) -> None:
-        dweight[start:stop] += dout[:, start:stop].T @ inp
+        sums = [(dweight[start:stop], dout[:, start:stop].T @ inp)]
         if dbias is not None:
-            dbias[start:stop] += np.add.reduce(dout[:, start:stop], axis=0)
+            sums.append((dbias[start:stop], np.add.reduce(dout[:, start:stop], axis=0)))
+        accumulate(*sums)
 
     for_blocks(rows, OC, tile_rows)
 

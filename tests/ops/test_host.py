@@ -5,13 +5,13 @@ import threading
 import numpy as np
 import pytest
 
-from cupygpt.ops import host
+from cupygpt.ops import workers
 from cupygpt.ops.host import for_blocks, share
 
 
 @pytest.fixture(params=[1, 2, 5])
 def cores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(host, "num_cores", lambda: request.param)
+    monkeypatch.setattr(workers, "num_cores", lambda: request.param)
     return int(request.param)
 
 
@@ -43,7 +43,7 @@ def test_an_error_in_any_block_is_raised(cores: int) -> None:
 
 
 def test_blocks_run_on_several_threads() -> None:
-    if host.num_cores() == 1:
+    if workers.num_cores() == 1:
         pytest.skip("one core: there is only this thread")
     meeting = threading.Barrier(2)
     for_blocks(lambda start, stop: meeting.wait(timeout=30) and None, 2, 1)
@@ -51,5 +51,5 @@ def test_blocks_run_on_several_threads() -> None:
 
 @pytest.mark.parametrize(("total", "least", "size"), [(10, 1, 5), (10, 8, 8), (0, 0, 1), (3, 0, 2)])
 def test_share(monkeypatch: pytest.MonkeyPatch, total: int, least: int, size: int) -> None:
-    monkeypatch.setattr(host, "num_cores", lambda: 2)
+    monkeypatch.setattr(workers, "num_cores", lambda: 2)
     assert share(total, least) == size
