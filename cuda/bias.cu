@@ -1,4 +1,5 @@
 // Addition of a bias to every row, and its gradient; contract in ops/bias.py.
+#include "chunk_sum.cuh"
 #include "column_sum.cuh"
 
 // out[n, :] += bias; out (N, OC), bias (OC). Threads (x, y): pack x of row y, in strides.
@@ -24,8 +25,8 @@ struct Plain {
 };
 
 // partials[chunk, :] = sum of dout[rows of the chunk, :]; dout (N, OC), partials (chunks, OC).
-extern "C" __global__ void bias_backward_partials(float* partials, const floatX* dout, int N, int OC,
-                                                  int chunk_rows) {
+extern "C" __global__ void __launch_bounds__(MAX_SUM_THREADS, 4)
+bias_backward_partials(float* partials, const floatX* dout, int N, int OC, int chunk_rows) {
     sum_chunk(partials, Plain{dout}, N, OC, chunk_rows);
 }
 

@@ -1,19 +1,37 @@
 // Token plus position embedding and its gradients; contract in ops/encoder.py.
 #include "common.cuh"
 
+constexpr int ROWS = 4;  // of one thread: their tokens, then their packs, are loaded together
+
 // out[n, :] = wte[tokens[n], :] + wpe[n % T, :]; out (N, C), tokens (N). Threads (x, y): pack x of
-// row y, in strides.
+// rows y, y + blockDim.y, ... of the block's ROWS * blockDim.y, in strides.
 extern "C" __global__ void encoder_forward(floatX* out, const int* tokens, const floatX* wte,
                                            const floatX* wpe, int N, int T, int C) {
-    int row = blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= N) return;
-    const floatX* token = wte + (long long)tokens[row] * C;
-    const floatX* position = wpe + (long long)(row % T) * C;
-    for (int column = threadIdx.x * LANES; column < C; column += blockDim.x * LANES) {
-        Pack x = load_pack(token + column), p = load_pack(position + column);
+    const int first = blockIdx.x * blockDim.y * ROWS + threadIdx.y;
+    int token[ROWS];
 #pragma unroll
-        for (int k = 0; k < LANES; k++) x[k] += p[k];
-        store(out + (long long)row * C + column, x);
+    for (int i = 0; i < ROWS; i++) {
+        int row = first + i * blockDim.y;
+        token[i] = row < N ? tokens[row] : 0;
+    }
+    for (int column = threadIdx.x * LANES; column < C; column += blockDim.x * LANES) {
+        RawPack of_token[ROWS], of_position[ROWS];
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            int row = first + i * blockDim.y;
+            if (row >= N) continue;
+            of_token[i] = load_raw(wte + (long long)token[i] * C + column);
+            of_position[i] = load_raw(wpe + (long long)(row % T) * C + column);
+        }
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            int row = first + i * blockDim.y;
+            if (row >= N) continue;
+            Pack x = unpack(of_token[i]), p = unpack(of_position[i]);
+#pragma unroll
+            for (int k = 0; k < LANES; k++) x[k] += p[k];
+            store(out + (long long)row * C + column, x);
+        }
     }
 }
 

@@ -1,5 +1,5 @@
 // GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415); contract in ops/gelu.py.
-#include "column_sum.cuh"
+#include "chunk_sum.cuh"
 
 // 2u = SCALE * (x + CUBIC * x^3); 0.5 (1 + tanh u) is the logistic function of 2u.
 constexpr float SCALE = 1.5957691216057308f;  // 2 sqrt(2 / pi)
@@ -56,7 +56,8 @@ struct Backward {
 };
 
 // The same for dinp and inp (N, OC), and the sums of dinp over rows: partials (chunks, OC).
-extern "C" __global__ void gelu_backward_partials(floatX* dinp, float* partials, const floatX* inp,
-                                                  int N, int OC, int chunk_rows) {
+extern "C" __global__ void __launch_bounds__(MAX_SUM_THREADS, 3)
+gelu_backward_partials(floatX* dinp, float* partials, const floatX* inp, int N, int OC,
+                       int chunk_rows) {
     sum_chunk(partials, Backward{dinp, inp}, N, OC, chunk_rows);
 }

@@ -64,7 +64,7 @@ struct Row {
 // weight and bias, and the sum of dinp. partials (3, num blocks, C). The rows of a block are fixed
 // by the launch, so are all sums. Dynamic shared memory: the stages, 3 packs of each PACKS and
 // thread; in the end the three sums of each of several teams.
-extern "C" __global__ void __launch_bounds__(TEAM* TEAMS, MIN_BLOCKS)
+extern "C" __global__ void __launch_bounds__(TEAM* TEAMS)
 layernorm_backward(floatX* dinp, float* partials, const floatX* dout, const floatX* inp,
                    const floatX* weight, const float* mean, const float* rstd, int N, int C) {
     extern __shared__ __align__(16) float smem[];

@@ -112,7 +112,7 @@ class Multiprocessors:
     shared_bytes_of_block: int
 
 
-EMULATED = Multiprocessors(2, 64 << 10, 48 << 10)
+EMULATED = Multiprocessors(2, 100 << 10, 99 << 10)
 """What `multiprocessors` reports where there is no GPU: few blocks, each with several rounds."""
 
 

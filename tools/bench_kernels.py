@@ -29,7 +29,7 @@ from cupygpt.ops.bias import bias_backward
 from cupygpt.ops.classifier import classifier
 from cupygpt.ops.dropout import dropout
 from cupygpt.ops.encoder import encoder_backward, encoder_forward, token_order
-from cupygpt.ops.gelu import gelu_backward, gelu_forward
+from cupygpt.ops.gelu import gelu_backward, gelu_bias_backward, gelu_forward
 from cupygpt.ops.global_norm import global_norm
 from cupygpt.ops.layernorm import (
     layernorm_backward,
@@ -207,7 +207,7 @@ def _norms(s: Setting) -> Iterator[Operation]:
     a, b, c, d = (s.numbers((B, T, C), seed) for seed in range(4))
     mean, rstd = (s.numbers32((B, T), seed) for seed in (4, 5))
     weight, bias = (s.numbers((C,), seed) for seed in range(2))
-    dweight, dbias = (s.numbers32((C,), seed) for seed in range(2))
+    dweight, dbias, dsum = (s.numbers32((C,), seed) for seed in range(3))
     partials = s.device.zeros(1024 * C, np.float32)
     yield Operation(
         "layernorm_forward",
@@ -221,7 +221,7 @@ def _norms(s: Setting) -> Iterator[Operation]:
     )
     yield Operation(
         "layernorm_backward",
-        lambda: layernorm_backward(a, dweight, dbias, b, c, weight, mean, rstd, partials),
+        lambda: layernorm_backward(a, dweight, dbias, b, c, weight, mean, rstd, partials, dsum),
         4 * a.nbytes,
     )
 
@@ -283,9 +283,16 @@ def _attention(s: Setting) -> Iterator[Operation]:
 
 def _elementwise(s: Setting) -> Iterator[Operation]:
     a, b = (s.numbers((s.B, s.T, 4 * s.config.C), seed) for seed in range(2))
+    dbias = s.numbers32((4 * s.config.C,), 2)
+    partials = s.device.zeros(1024 * s.config.C, np.float32)
     state = s.device.zeros(4, np.uint32)
     yield Operation("gelu_forward", lambda: gelu_forward(a, b), 2 * a.nbytes)
     yield Operation("gelu_backward", lambda: gelu_backward(a, b, b), 3 * a.nbytes)
+    yield Operation(
+        "gelu_bias_backward",
+        lambda: gelu_bias_backward(a, dbias, b, b, partials),
+        3 * a.nbytes,
+    )
     yield Operation("dropout", lambda: dropout(a, b, state, 0, 0.1), 2 * a.nbytes)
 
 

@@ -10,13 +10,13 @@ from cupygpt.tensors import Array
 
 MAX_CHUNKS = 256
 """Chunks of rows whose sums fit the scratch of 256 OC elements."""
-SUM_BLOCKS = 1024
+SUM_BLOCKS = 1536
 """Blocks that share a matrix: several for each multiprocessor of the largest GPUs."""
-SUM_THREADS = 512
+SUM_THREADS = 256
 SUM_PACKS = 64
 """Most packs of columns per block of these: 1 KB of each row."""
 ROWS_AHEAD = 4
-"""Rows that a thread loads together, as in column_sum.cuh."""
+"""Rows that a thread loads together, as in chunk_sum.cuh."""
 LEAST_SHARE = 1 << 17
 """Elements worth a thread of their own on the CPU."""
 FINISH_COLUMNS = 32
@@ -64,7 +64,7 @@ def bias_backward(dbias: Array, dout: Array, partials: Array) -> None:
 class SumLaunch:
     """How the sums over the rows of a matrix of OC columns are spread over blocks.
 
-    A kernel built on sum_chunk in column_sum.cuh runs with `partials` as its launch; then `finish`
+    A kernel built on sum_chunk in chunk_sum.cuh runs with `partials` as its launch; then `finish`
     adds what it left in the scratch of 256 OC elements to the result.
     """
 

@@ -2,18 +2,24 @@
 
 import numpy as np
 
-from cupygpt.kernels import Kernel, ceil_div, num_lanes
+from cupygpt.kernels import PACK_BYTES, Kernel, ceil_div, multiprocessors, num_lanes
 from cupygpt.ops.host import for_blocks, on_host
 from cupygpt.tensors import Array
 
 BLOCK_ELEMENTS = 1 << 17
-MAX_THREADS = 1024
+SUM_THREADS = 1024
+MAX_THREADS = {4: 1024, 8: 768}
+"""Of a block, by the elements of a pack; as in classifier.cu."""
 WARP = 32
+THREADS, MAX_BLOCKS = 2048, 16
+"""Threads and blocks that a multiprocessor of every GPU but a few can hold at once."""
+BLOCK_RESERVED_BYTES = 2 << 10
+"""Shared memory of a block beside its row: the system's, and for reductions."""
 
 _classifier = Kernel(
     "classifier.cu",
     "classifier",
-    "losses:f32* logits:floatX* targets:i32* V:i32 Vp:i32 dloss:f32",
+    "losses:f32* logits:floatX* targets:i32* N:i32 V:i32 Vp:i32 num_kept:i32 dloss:f32",
 )
 _classifier_loss = Kernel(
     "classifier.cu", "classifier_loss", "losses:f32* logits:floatX* targets:i32* V:i32 Vp:i32"
@@ -33,11 +39,23 @@ def classifier(losses: Array, logits: Array, targets: Array, V: int, dloss: floa
         _numpy_classifier(losses, logits, targets, V, dloss)
         return
     N, Vp = logits.shape
-    block = min(MAX_THREADS, ceil_div(Vp, num_lanes(logits) * WARP) * WARP)
+    lanes = num_lanes(logits)
+    block = min(MAX_THREADS[lanes], ceil_div(Vp, lanes * WARP) * WARP)
     if dloss is None:
         _classifier_loss(losses, logits, targets, V, Vp, grid=N, block=block)
-    else:
-        _classifier(losses, logits, targets, V, Vp, dloss, grid=N, block=block)
+        return
+    processors, packs = multiprocessors(logits), ceil_div(Vp, lanes)
+    # As many rows at once as there is room for, two at most where a row takes many threads.
+    share = processors.shared_bytes // 2 - BLOCK_RESERVED_BYTES
+    if packs * PACK_BYTES > share:
+        share = processors.shared_bytes_of_block - BLOCK_RESERVED_BYTES
+    kept = min(packs, share // PACK_BYTES)
+    block_bytes = kept * PACK_BYTES + BLOCK_RESERVED_BYTES
+    resident = min(THREADS // block, MAX_BLOCKS, processors.shared_bytes // block_bytes)
+    _classifier(
+        losses, logits, targets, N, V, Vp, kept, dloss,
+        grid=min(N, processors.count * resident), block=block, shared_mem=kept * PACK_BYTES,
+    )  # fmt: skip
 
 
 def loss_mean(mean: Array, losses: Array, scale: float) -> None:
@@ -48,7 +66,7 @@ def loss_mean(mean: Array, losses: Array, scale: float) -> None:
     if on_host(mean):
         mean[0] = losses.sum(dtype=np.float64) * scale
         return
-    _loss_mean(mean, losses, len(losses), scale, grid=1, block=MAX_THREADS)
+    _loss_mean(mean, losses, len(losses), scale, grid=1, block=SUM_THREADS)
 
 
 def _numpy_classifier(

@@ -6,6 +6,8 @@ from cupygpt.kernels import Kernel, ceil_div, num_lanes, rows_launch
 from cupygpt.ops.host import on_host
 from cupygpt.tensors import Array
 
+FORWARD_ROWS = 4
+"""Rows per thread; ROWS in encoder.cu."""
 WPE_THREADS = 128
 RUN_POSITIONS = 64
 RUN_PACKS = 8
@@ -36,7 +38,8 @@ def encoder_forward(out: Array, tokens: Array, wte: Array, wpe: Array) -> None:
         out += wpe[:T]
         return
     N = int(tokens.size)
-    _forward(out, tokens, wte, wpe, N, T, C, **rows_launch(N, C // num_lanes(out)))
+    launch = rows_launch(ceil_div(N, FORWARD_ROWS), C // num_lanes(out))
+    _forward(out, tokens, wte, wpe, N, T, C, **launch)
 
 
 def token_order(tokens: np.ndarray) -> np.ndarray:

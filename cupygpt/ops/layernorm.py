@@ -23,15 +23,13 @@ SINGLE_WARP_CHANNELS = 768
 """Up to here one warp keeps the row, 24 floats of it in each thread."""
 MAX_TEAM_WARPS = 32
 
-BACKWARD_THREADS = 384
-"""Most threads of a block of backward that is shared by several rows."""
-BACKWARD_TEAM = 512
+BACKWARD_THREADS = 768
+"""Threads of backward on a multiprocessor, mostly in one block: they leave each other 80 registers."""
+BACKWARD_TEAM = 384
 """Most threads of a row there."""
-RESIDENT_THREADS = 768
-"""Threads of a multiprocessor there: they leave each other 80 registers."""
-MAX_STAGES = 3
-STAGE_BYTES = 56 << 10
-"""Shared memory of a block for the rows that come next: every supported GPU has 64 KB."""
+MAX_STAGES = 2
+RESERVED_BYTES = 1 << 10
+"""Shared memory for sums over a row."""
 FINISH_COLUMNS = 32
 FINISH_THREADS = 1024
 
@@ -132,15 +130,17 @@ def layernorm_backward(
             bias_backward(dsum, dinp, partials)
         return
     N, C = int(mean.size), int(inp.shape[-1])
-    defines = backward_defines(C, num_lanes(dinp))
-    team, teams, packs = defines["TEAM"], defines["TEAMS"], defines["PACKS"]
-    stage_bytes = 3 * PACK_BYTES * packs * team * teams * defines["STAGES"]
+    processors = multiprocessors(dinp)
+    defines = backward_defines(C, num_lanes(dinp), processors.shared_bytes_of_block)
+    team, teams = defines["TEAM"], defines["TEAMS"]
+    stage_bytes = 3 * PACK_BYTES * defines["PACKS"] * team * teams
     sum_bytes = 12 * C * teams if teams > 1 else 0
-    resident = defines["MIN_BLOCKS"] * multiprocessors(dinp).count
+    resident = processors.count * max(1, BACKWARD_THREADS // (team * teams))
     blocks = min(MAX_PARTS, resident, ceil_div(N, teams))
     _backward(
         dinp, partials, dout, inp, weight, mean, rstd, N, C,
-        grid=blocks, block=team * teams, shared_mem=max(stage_bytes, sum_bytes), defines=defines,
+        grid=blocks, block=team * teams, shared_mem=max(defines["STAGES"] * stage_bytes, sum_bytes),
+        defines=defines,
     )  # fmt: skip
     _backward_finish(
         dweight, dbias, dsum, partials, blocks, C,
@@ -156,23 +156,30 @@ def row_defines(C: int, lanes: int) -> Defines:
     return {"ROW_WARPS": warps, "ROW_PACKS": ceil_div(C, warps * WARP * lanes)}
 
 
-def backward_defines(C: int, lanes: int) -> Defines:
-    """How backward spreads a row of C channels: threads per row, rows per block, rows ahead."""
+def backward_defines(C: int, lanes: int, shared_bytes: int) -> Defines:
+    """How backward spreads a row of C channels: threads per row, rows per block, rows ahead.
+
+    `shared_bytes` is what a block can have.
+    """
     packs = ceil_div(C, lanes)
+    packs_per_thread = ceil_div(packs, BACKWARD_TEAM)
     if packs <= WARP // 2:
         team = 1 << (packs - 1).bit_length()
-        packs_per_thread = 1
     else:
-        packs_per_thread = ceil_div(packs, BACKWARD_TEAM)
         team = ceil_div(packs, packs_per_thread * WARP) * WARP
-    teams = max(1, BACKWARD_THREADS // team)
-    stages = STAGE_BYTES // (3 * PACK_BYTES * packs_per_thread * team * teams)
+    # Short rows: the many teams of a large block would take long to add up. Many packs per thread:
+    # fewer threads have room for their sums.
+    if team <= WARP or packs_per_thread * lanes > 8:
+        threads = BACKWARD_THREADS // 2
+    else:
+        threads = BACKWARD_THREADS if packs_per_thread == 1 else 512
+    teams = max(1, threads // team)
+    stages = (shared_bytes - RESERVED_BYTES) // (3 * PACK_BYTES * packs_per_thread * team * teams)
     return {
         "TEAM": team,
         "TEAMS": teams,
         "PACKS": packs_per_thread,
         "STAGES": min(MAX_STAGES, stages),
-        "MIN_BLOCKS": RESIDENT_THREADS // (team * teams),
     }
 
 
