@@ -11,11 +11,11 @@ from cupygpt.tensors import Array
 
 MAX_CHUNKS = 256
 """Chunks of rows whose sums fit the scratch of 256 OC elements."""
-SUM_BLOCKS = 1536
+SUM_BLOCKS = 1056
 """Blocks that share a matrix: several for each multiprocessor of the largest GPUs."""
 SUM_THREADS = 256
-SUM_PACKS = 64
-"""Most packs of columns per block of these: 1 KB of each row."""
+SUM_PACKS = 32
+"""Most packs of columns per block of these: a warp reads 512 bytes of a row."""
 ROWS_AHEAD = 4
 """Rows that a thread loads together, as in chunk_sum.cuh."""
 LEAST_SHARE = 1 << 17
@@ -73,8 +73,8 @@ class SumLaunch:
         self.N = int(matrix.size) // OC
         lanes = num_lanes(matrix)
         packs = OC // lanes
-        tiles = ceil_div(packs, SUM_PACKS)
-        x = ceil_div(packs, tiles)
+        x = min(packs, SUM_PACKS)
+        tiles = ceil_div(packs, x)
         y = max(1, SUM_THREADS // x)
         chunks = min(MAX_CHUNKS, max(1, SUM_BLOCKS // tiles), ceil_div(self.N, y * ROWS_AHEAD))
         self.chunk_rows = ceil_div(self.N, chunks)
