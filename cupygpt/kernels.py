@@ -76,8 +76,8 @@ class Module(Protocol):
 
 Loader = Callable[[Path, tuple[str, ...]], Module]
 
-Job = tuple[type, str, str, tuple[tuple[str, int], ...]]
-"""What one compilation follows from: array type, .cu file, floatX and constants."""
+Job = tuple[type, str, str, tuple[tuple[str, int], ...], str]
+"""What one compilation follows from: array type, .cu file, floatX, constants and architecture."""
 
 _collected: dict[Job, None] | None = None
 """While `collect` runs: the jobs found so far, in order."""
@@ -141,11 +141,13 @@ class Kernel:
     """One entry point of a .cu file, with the types of its parameters.
 
     `parameters` are `name:type` words: f32 f64 i32 i64 u16 u32 u64 for scalars; the same, or
-    floatX, with `*` for arrays, and with `*?` for arrays that may be None (a null pointer).
+    floatX, with `*` for arrays, and with `*?` for arrays that may be None (a null pointer). `arch`
+    (sm_90a) is for files that need instructions of one architecture only; others are compiled for
+    the device at hand.
     """
 
-    def __init__(self, file: str, name: str, parameters: str) -> None:
-        self.file, self.name = file, name
+    def __init__(self, file: str, name: str, parameters: str, *, arch: str = "") -> None:
+        self.file, self.name, self.arch = file, name, arch
         self.parameters = [_Parameter.parse(word) for word in parameters.split()]
         self._launchers: dict[Any, _Launcher] = {}
         _kernels.append(self)
@@ -201,7 +203,7 @@ class Kernel:
         if place.kind is None:
             raise KernelError(f"{self.name}: a launch needs at least one array.")
         floatX = FLOATX_TYPES[place.dtype] if place.dtype is not None else "float"
-        job = (place.kind, self.file, floatX, constants)
+        job = (place.kind, self.file, floatX, constants, self.arch)
         if _collected is not None:
             _collected[job] = None
             return None
@@ -314,20 +316,24 @@ class _Launcher:
 
 
 def load_module(
-    array_type: type, file: str, floatX: str, constants: tuple[tuple[str, int], ...]
+    array_type: type,
+    file: str,
+    floatX: str,
+    constants: tuple[tuple[str, int], ...],
+    arch: str = "",
 ) -> Module:
     """The compiled form of cuda/`file` for arrays of a type; compiled once per set of options.
 
     Raises KernelError if there is no such file, no way to run kernels on such arrays, or if the
     file does not compile.
     """
-    key = (array_type, file, floatX, constants)
+    key = (array_type, file, floatX, constants, arch)
     if key not in _modules:
         cuda_dir = find_cuda_dir()
         path = cuda_dir / file
         if not path.is_file():
             raise KernelError(f"{path}: no such file.")
-        options = compile_options(cuda_dir, floatX, dict(constants))
+        options = compile_options(cuda_dir, floatX, dict(constants), arch)
         _modules[key] = _loader_for(array_type)(path, options)
     return _modules[key]
 

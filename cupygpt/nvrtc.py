@@ -9,8 +9,13 @@ from cupygpt.errors import KernelError
 BFLOAT16_HEADER = "cuda_bf16.h"
 
 
-def compile_options(cuda_dir: Path, floatX: str, defines: dict[str, int]) -> tuple[str, ...]:
+def compile_options(
+    cuda_dir: Path, floatX: str, defines: dict[str, int], arch: str = ""
+) -> tuple[str, ...]:
     """Options that every compiler of our kernels gets.
+
+    CuPy adds the device's own architecture (sm_90); with two of the same generation NVRTC takes the
+    one that can do more (sm_90a).
 
     The digest of the headers is one of them, because CuPy's disk cache sees only the .cu file.
     There is no --use_fast_math: float32 on the GPU agrees with the CPU; where an approximation is
@@ -22,6 +27,7 @@ def compile_options(cuda_dir: Path, floatX: str, defines: dict[str, int]) -> tup
         f"-DfloatX={floatX}",
         f"-DHEADERS_DIGEST=0x{_headers_digest(cuda_dir)}ull",
         *(f"-D{name}={value}" for name, value in sorted(defines.items())),
+        *((f"-arch={arch}",) if arch else ()),
     )
 
 

@@ -217,7 +217,7 @@ def test_collect_takes_notes_and_launches_nothing(fake: FakeDevice) -> None:
         launch(array(8), None, 1, 1.0, 1)
 
     jobs = collect(step)
-    assert [job[1:] for job in jobs] == [
+    assert [job[1:4] for job in jobs] == [
         ("gelu.cu", "__nv_bfloat16", (("HS", 64),)),
         ("gelu.cu", "__nv_bfloat16", (("HS", 80),)),
         ("gelu.cu", "float", ()),
