@@ -66,10 +66,12 @@ def test_hardware_agrees_with_emulator() -> None:
     assert_agree(got, want, inputs)
 
 
-def test_every_wrapper_has_a_host_version() -> None:
-    names = set(re.findall(r"__forceinline__ [\w ]+?(\w+)\(", (CUDA_DIR / "ptx.cuh").read_text()))
-    host = (Path(INCLUDE_DIR) / "ptx_emulated.h").read_text()
+@pytest.mark.parametrize("header", ["ptx", "ptx_hopper"])
+def test_every_wrapper_has_a_host_version(header: str) -> None:
+    text = (CUDA_DIR / f"{header}.cuh").read_text()
+    names = set(re.findall(r"__forceinline__ [\w ]+?(\w+)\(", text))
+    host = (Path(INCLUDE_DIR) / f"{header}_emulated.h").read_text()
     made = {f"{n}_zfill" for n in re.findall(r"EMU_CP_ASYNC\((\w+)", host)}
     missing = {n for n in names - made - {"shared_address", "copy_zfill"} if n not in host}
     assert names
-    assert not missing, f"ptx_emulated.h lacks {missing}"
+    assert not missing, f"{header}_emulated.h lacks {missing}"

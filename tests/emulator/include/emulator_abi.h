@@ -41,6 +41,9 @@ void emu_warp(const char* operation, unsigned mask, void* data, emu_combine comb
 void emu_check(const void* address, size_t bytes, int access);
 void emu_fence();
 
+// Where the shared memory of the running block begins.
+void* emu_shared_memory() __attribute__((const));
+
 void emu_async_copy(void* shared, const void* global, size_t bytes, size_t source_bytes);
 void emu_async_commit();
 void emu_async_wait(unsigned groups_left);

@@ -156,12 +156,23 @@ EMU_CP_ASYNC(cp_async4, 4)
 EMU_CP_ASYNC(cp_async8, 8)
 EMU_CP_ASYNC(cp_async16, 16)
 
+namespace emu {
+// By thread: copies were waited for and fence_for_wgmma (ptx_hopper_emulated.h) not called since.
+inline bool copies_not_fenced[1024];
+EMU_UNCHECKED inline void note_copies() {
+    const uint3 i = emu_thread_index();
+    const dim3 size = emu_block_size();
+    copies_not_fenced[i.x + size.x * (i.y + size.y * i.z)] = true;
+}
+}  // namespace emu
+
 inline __attribute__((always_inline)) void cp_async_commit() {
     emu_async_commit();
 }
 template <int GROUPS_LEFT>
 inline __attribute__((always_inline)) void cp_async_wait() {
     emu_async_wait(GROUPS_LEFT);
+    emu::note_copies();
 }
 
 // Round to nearest, ties away from zero, to 10 bits of fraction (cvt.rna.tf32.f32).

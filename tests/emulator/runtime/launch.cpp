@@ -154,6 +154,10 @@ static void run_grid(const Request& request) {
 
 using namespace emu;
 
+void* emu_shared_memory() {
+    return memory.shared;
+}
+
 extern "C" {
 
 // 0: the kernel ran. 1: `report` says what went wrong. Negative: no process could be started.
