@@ -20,14 +20,28 @@ DEFINES: dict[str, list[tuple[str, ...]]] = {
             "-DDKDV_PARTS=1",
         )
     ],
+    "attention_wgmma_forward.cu": [
+        ("-DHS=64", "-DKEYS=64", "-DSTAGES=3", "-DBLOCKS=4"),
+        ("-DHS=128", "-DKEYS=64", "-DSTAGES=3", "-DBLOCKS=2"),
+    ],
+    "attention_wgmma_backward.cu": [
+        ("-DHS=64", "-DSTAGES=2", "-DDKDV_BLOCKS=3", "-DDQ_BLOCKS=4"),
+        ("-DHS=128", "-DSTAGES=2", "-DDKDV_BLOCKS=2", "-DDQ_BLOCKS=2"),
+    ],
     "layernorm.cu": [("-DROW_WARPS=1", "-DROW_PACKS=3"), ("-DROW_WARPS=4", "-DROW_PACKS=2")],
 }
 
 FLOATX = ("float", "__nv_bfloat16")
 
 
+def is_for_hopper(file: str) -> bool:
+    """Whether a .cu file is written for sm_90a and bf16 only."""
+    return "_wgmma_" in file
+
+
 def option_sets(file: str) -> list[tuple[str, ...]]:
     """All combinations of floatX and constants for a .cu file, as compiler options."""
+    types = FLOATX[1:] if is_for_hopper(file) else FLOATX
     return [
-        (f"-DfloatX={floatX}", *defines) for floatX in FLOATX for defines in DEFINES.get(file, [()])
+        (f"-DfloatX={floatX}", *defines) for floatX in types for defines in DEFINES.get(file, [()])
     ]

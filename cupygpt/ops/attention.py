@@ -3,9 +3,10 @@
 Forward keeps one float per query, the log of its softmax denominator; backward recomputes the
 probabilities from it (Dao et al. 2022, arXiv:2205.14135).
 
-On a GPU there are two sets of kernels. Tensor cores take bfloat16 arrays, and float32 arrays where
-`tf32` allows it, for head sizes that are multiples of 16; they need compute capability 8.0. CUDA
-cores take everything else, in true float32.
+On a GPU there are three sets of kernels. Tensor cores take bfloat16 arrays, and float32 arrays
+where `tf32` allows it, for head sizes that are multiples of 16; they need compute capability 8.0. On
+Hopper (9.0) bfloat16 with head sizes 64 and 128 has kernels of its own. CUDA cores take everything
+else, in true float32.
 """
 
 import math
@@ -32,6 +33,8 @@ THREADS = 128
 TENSOR_CORE_MULTIPLE = 16
 """Head sizes that the tensor-core kernels take are multiples of this."""
 
+HOPPER_HEAD_SIZES = (64, 128)
+
 BUSY_BLOCKS = 512
 """With this many blocks of 128 rows a large GPU (132 SMs) stays busy, and warps own 32 rows instead
 of 16: they load half as much from shared memory per product, but blocks are fewer and heavier."""
@@ -56,6 +59,16 @@ _mma_forward = Kernel(
 )
 _mma_dkdv = Kernel("attention_mma_backward.cu", "attention_mma_dkdv", _GRADIENTS)
 _mma_dq = Kernel("attention_mma_backward.cu", "attention_mma_dq", _GRADIENTS)
+_wgmma_forward = Kernel(
+    "attention_wgmma_forward.cu",
+    "attention_wgmma_forward",
+    f"out:floatX* lse:f32* qkv:floatX* {_ROWS}",
+    arch="sm_90a",
+)
+_wgmma_dkdv = Kernel(
+    "attention_wgmma_backward.cu", "attention_wgmma_dkdv", _GRADIENTS, arch="sm_90a"
+)
+_wgmma_dq = Kernel("attention_wgmma_backward.cu", "attention_wgmma_dq", _GRADIENTS, arch="sm_90a")
 
 
 def attention_forward(out: Array, lse: Array, qkv: Array, NH: int, *, tf32: bool = False) -> None:
@@ -238,8 +251,15 @@ def _launches(array: Array, HS: int, heads: int, T: int, *, tf32: bool) -> _Laun
     is_bfloat16 = array.itemsize == 2
     if HS % TENSOR_CORE_MULTIPLE or not (is_bfloat16 or tf32):
         return _cuda_core_launches(HS)
+    if is_bfloat16 and HS in HOPPER_HEAD_SIZES and _is_hopper(array):
+        return _hopper_launches(HS)
     busy = heads * ceil_div(T, 128) >= BUSY_BLOCKS
     return _tensor_core_launches(HS, is_bfloat16=is_bfloat16, busy=busy)
+
+
+def _is_hopper(array: Array) -> bool:
+    """Whether the array's device has wgmma: compute capability 9.0, no other."""
+    return getattr(getattr(array, "device", None), "compute_capability", "") == "90"
 
 
 def _cuda_core_defines(HS: int) -> dict[str, int]:
@@ -288,4 +308,26 @@ def _tensor_core_launches(HS: int, *, is_bfloat16: bool, busy: bool) -> _Launche
         _Launch(_mma_forward, forward, rows * forward_tiles, 2 * stage_bytes),
         _Launch(_mma_dkdv, backward, rows * dkdv_tiles, 2 * stage_bytes + statistics_bytes, parts),
         _Launch(_mma_dq, backward, rows * dq_tiles, 2 * stage_bytes),
+    )
+
+
+@cache
+def _hopper_launches(HS: int) -> _Launches:
+    """Blocks of one warpgroup, as many on an SM as registers allow; the fastest tiles on an H200."""
+    small = HS == 64
+    rows = 64  # of a block, and of a streamed tile
+    tile_bytes = rows * HS * 2
+    forward = {"HS": HS, "KEYS": rows, "STAGES": 3, "BLOCKS": 4 if small else 2}
+    backward = {
+        "HS": HS,
+        "STAGES": 2,
+        "DKDV_BLOCKS": 3 if small else 2,
+        "DQ_BLOCKS": 4 if small else 2,
+    }
+    backward_bytes = 2 * (1 + backward["STAGES"]) * tile_bytes
+    statistics_bytes = 2 * backward["STAGES"] * rows * 4
+    return _Launches(
+        _Launch(_wgmma_forward, forward, rows, (1 + 2 * forward["STAGES"]) * tile_bytes),
+        _Launch(_wgmma_dkdv, backward, rows, backward_bytes + statistics_bytes),
+        _Launch(_wgmma_dq, backward, rows, backward_bytes),
     )

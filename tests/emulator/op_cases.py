@@ -19,12 +19,14 @@ from ops import (
 )
 
 
-def check(file: str, test: Callable[..., None], *args: Any, **named: Any) -> None:
-    """Register a test function with these arguments, in float32, as a check of a .cu file."""
+def check(
+    file: str, test: Callable[..., None], *args: Any, floatX: str = "float32", **named: Any
+) -> None:
+    """Register a test function with these arguments as a check of a .cu file."""
 
     @case(file)
     def run() -> None:
-        device = make_device("emulated", "float32")
+        device = make_device("emulated", floatX)
         test(device, np.random.default_rng(7), *args, **named)
         device.check_inputs()
 
@@ -34,6 +36,8 @@ check("attention.cu", test_attention.test_attention, 1, 130, 1, 8)
 check("attention.cu", test_attention.test_decoding_in_pieces_equals_attention, 1, 8)
 check("attention_mma_forward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
 check("attention_mma_backward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
+for file in ("attention_wgmma_forward.cu", "attention_wgmma_backward.cu"):
+    check(file, test_attention.test_attention_on_hopper, 1, 321, 1, 64, floatX="bfloat16")
 check("bias.cu", test_bias.test_backward, (300, 40))
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=True)
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=False)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import oracle
@@ -18,6 +20,7 @@ from cupygpt.ops import attention
 from cupygpt.ops.attention import attention_backward, attention_decode, attention_forward
 
 FLOAT32_DEVICES = [d for d in DEVICES if d.values[0][1] == "float32"]
+BFLOAT16_DEVICES = [d for d in DEVICES if d.values[0][1] == "bfloat16"]
 
 # B, T, NH, HS: one key; two; around the 64 rows of a block; three blocks; every kind of head size
 # (8 never uses tensor cores, 80 is no power of two, 128 splits the columns of dk and dv in TF32).
@@ -49,6 +52,15 @@ def product_rounding(dev: Device, HS: int, *, allow_tf32: bool) -> Callable[[np.
     if dev.floatX == "bfloat16":
         return bfloat16
     return tf32 if allow_tf32 else np.copy
+
+
+@contextmanager
+def hopper_kernels(dev: Device) -> Iterator[None]:
+    """Take the kernels with wgmma; skips the test on a GPU that has none."""
+    if dev.name == "cuda" and require_gpu().compute_capability != (9, 0):
+        pytest.skip("wgmma needs compute capability 9.0")
+    with patch.object(attention, "_is_hopper", lambda array: True):
+        yield
 
 
 @dataclass
@@ -147,6 +159,74 @@ def test_attention_in_tf32(dev: Device, rng: Generator, B: int, T: int, NH: int,
     qkv, dout = make_inputs(dev, rng, B, T, NH, HS)
     result = attend(dev, qkv, dout, NH, allow_tf32=True)
     check(dev, result, qkv, dout, NH, allow_tf32=True)
+
+
+# B, T, NH, HS: one key; a full tile; so many tiles that each stage is filled a second time, the last
+# one with one row; both head sizes.
+@pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
+@pytest.mark.parametrize(
+    ("B", "T", "NH", "HS"), [(1, 1, 2, 64), (2, 64, 1, 64), (1, 321, 2, 64), (1, 257, 1, 128)]
+)
+def test_attention_on_hopper(dev: Device, rng: Generator, B: int, T: int, NH: int, HS: int) -> None:
+    qkv, dout = make_inputs(dev, rng, B, T, NH, HS)
+    with hopper_kernels(dev):
+        result = attend(dev, qkv, dout, NH)
+    check(dev, result, qkv, dout, NH, allow_tf32=False)
+
+
+@pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
+def test_garbage_around_the_arrays_stays_outside_on_hopper(dev: Device, rng: Generator) -> None:
+    """Rows of the neighbouring batch rows hold NaN: the ends of tiles must not read them."""
+    T, HS = 70, 64
+    values, douts = rng.standard_normal((3, T, 3 * HS)), rng.standard_normal((3, T, HS))
+    values[[0, 2]], douts[[0, 2]] = np.nan, np.nan
+    with hopper_kernels(dev):
+        many = attend(dev, dev.input(values), dev.input(douts), 1)
+        alone = attend(dev, dev.input(values[1:2]), dev.input(douts[1:2]), 1)
+    for name in ("out", "lse", "dqkv"):
+        of_many, single = (dev.get(getattr(r, name)) for r in (many, alone))
+        assert of_many[1].tobytes() == single[0].tobytes(), name
+    assert np.isfinite(dev.values(alone.dqkv)).all()
+
+
+@pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
+def test_rows_keep_to_themselves_on_hopper(dev: Device, rng: Generator) -> None:
+    """One row's scores grow far beyond its first ones: sums are scaled anew, other rows' are not."""
+    T, HS, row = 150, 64, 140
+    values = rng.standard_normal((1, T, 3 * HS))
+    changed = values.copy()
+    # The largest score of the row is that of the first key, which it sees last.
+    changed[:, row, :HS] = 8.0 * np.sign(values[:, 0, HS : 2 * HS])
+    results = []
+    with hopper_kernels(dev):
+        for qkv in (dev.input(values), dev.input(changed)):
+            dout = dev.input(rng.standard_normal((1, T, HS)))
+            results.append(attend(dev, qkv, dout, 1))
+            check(dev, results[-1], qkv, dout, 1, allow_tf32=False)
+    others = np.arange(T) != row
+    for name in ("out", "lse"):
+        before, after = (dev.get(getattr(r, name)).reshape(T, -1)[others] for r in results)
+        assert before.tobytes() == after.tobytes(), name
+
+
+@pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
+def test_nan_is_not_hidden_on_hopper(dev: Device, rng: Generator) -> None:
+    values = rng.standard_normal((1, 20, 3 * 64))
+    values[0, 3, 2] = np.nan  # in a query
+    out, lse = dev.output((1, 20, 64)), dev.output((1, 1, 20), "float32")
+    with hopper_kernels(dev):
+        attention_forward(out, lse, dev.input(values), 1)
+    hit = np.arange(20) == 3
+    np.testing.assert_array_equal(np.isnan(dev.values(lse)[0, 0]), hit)
+    np.testing.assert_array_equal(np.isnan(dev.values(out)[0]).all(axis=-1), hit)
+
+
+@pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
+def test_hopper_repeats_bit_for_bit(dev: Device, rng: Generator) -> None:
+    qkv, dout = make_inputs(dev, rng, 1, 150, 2, 64)
+    with hopper_kernels(dev):
+        first, again = attend(dev, qkv, dout, 2), attend(dev, qkv, dout, 2)
+    assert first.bits(dev) == again.bits(dev)
 
 
 @pytest.mark.parametrize("allow_tf32", [False, True])
