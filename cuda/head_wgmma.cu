@@ -52,6 +52,24 @@ __device__ __forceinline__ int thread_row(const Share& share) {
 }
 __device__ __forceinline__ int thread_column() { return threadIdx.x % 4 * 2; }
 
+// Rows [first, first + 64) of a matrix in global memory as this warpgroup's left operand; rows from
+// `limit` on are zeros.
+__device__ __forceinline__ void load_left_operand(LeftOperand<HS / STEP>& left,
+                                                  const floatX* source, long long stride,
+                                                  int first, int limit) {
+    const int thread = threadIdx.x % WARPGROUP;
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        int row = first + thread / WARP * 16 + half * 8 + thread % WARP / 4;
+        auto* words = reinterpret_cast<const unsigned*>(source + row * stride) + thread % 4;
+#pragma unroll
+        for (int step = 0; step < HS / STEP; step++)
+#pragma unroll
+            for (int side = 0; side < 2; side++)
+                left.steps[step][half + 2 * side] = row < limit ? words[8 * step + 4 * side] : 0u;
+    }
+}
+
 // Computes the logits of the block's share and calls finish(scores, first column) for every 64 of
 // its columns. While a warpgroup finishes one product, the tensor cores compute its other one, or
 // those of other warpgroups.

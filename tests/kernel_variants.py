@@ -21,26 +21,12 @@ DEFINES: dict[str, list[tuple[str, ...]]] = {
         )
     ],
     "attention_wgmma_forward.cu": [
-        ("-DHS=64", "-DGROUPS=2", "-DKEYS=64", "-DSTAGES=4", "-DBLOCKS=2"),
-        ("-DHS=128", "-DGROUPS=2", "-DKEYS=128", "-DSTAGES=3", "-DBLOCKS=1"),
+        ("-DHS=64", "-DKEYS=64", "-DSTAGES=3", "-DBLOCKS=4"),
+        ("-DHS=128", "-DKEYS=64", "-DSTAGES=3", "-DBLOCKS=2"),
     ],
     "attention_wgmma_backward.cu": [
-        (
-            "-DHS=64",
-            "-DSTAGES=2",
-            "-DDKDV_GROUPS=1",
-            "-DDKDV_BLOCKS=3",
-            "-DDQ_GROUPS=1",
-            "-DDQ_BLOCKS=4",
-        ),
-        (
-            "-DHS=128",
-            "-DSTAGES=2",
-            "-DDKDV_GROUPS=1",
-            "-DDKDV_BLOCKS=2",
-            "-DDQ_GROUPS=1",
-            "-DDQ_BLOCKS=2",
-        ),
+        ("-DHS=64", "-DSTAGES=2", "-DDKDV_BLOCKS=3", "-DDQ_BLOCKS=4"),
+        ("-DHS=128", "-DSTAGES=2", "-DDKDV_BLOCKS=2", "-DDQ_BLOCKS=2"),
     ],
     "head_wgmma.cu": [
         ("-DHS=128", "-DGROUPS=3", "-DSTAGES=3"),

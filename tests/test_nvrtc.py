@@ -44,9 +44,9 @@ LIMITS: dict[str, Limit] = {
     "attention_mma_forward": Limit(registers=255, spill_bytes=32),
     "attention_mma_dkdv": Limit(registers=255, spill_bytes=128),
     "attention_mma_dq": Limit(registers=255, spill_bytes=32),
-    # The same, and nothing may spill: ptxas would no longer run products beside other work.
-    "attention_wgmma_forward": Limit(registers=240),
-    "attention_wgmma_dkdv": Limit(registers=240),
+    # Blocks of 128 threads, two to four on an SM; addresses spill.
+    "attention_wgmma_forward": Limit(registers=168),
+    "attention_wgmma_dkdv": Limit(registers=255, spill_bytes=96),
     "attention_wgmma_dq": Limit(registers=168),
     "head_statistics": Limit(registers=168),
     # With four warpgroups, which it is not launched with, it has 128 registers and spills.
@@ -179,6 +179,8 @@ def test_kernel_compiles_within_its_limits(
         found = usages(log)
         assert found, f"no kernel in the log of {file}:\n{log}"
         assert "wgmma.mma_async instructions are serialized" not in log, log
+        if is_for_hopper(file) and architecture != HOPPER[0]:
+            continue  # it traps there, and registers do not matter
         for usage in found:
             limit = LIMITS.get(usage.kernel, DEFAULT_LIMIT)
             if usage.registers > limit.registers or usage.spill_bytes > limit.spill_bytes:

@@ -161,8 +161,8 @@ def test_attention_in_tf32(dev: Device, rng: Generator, B: int, T: int, NH: int,
     check(dev, result, qkv, dout, NH, allow_tf32=True)
 
 
-# B, T, NH, HS: one key; a block's second warpgroup without a query; so many tiles that each stage is
-# filled a second time, the last tile with one row; both head sizes.
+# B, T, NH, HS: one key; a full tile; so many tiles that each stage is filled a second time, the last
+# one with one row; both head sizes.
 @pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
 @pytest.mark.parametrize(
     ("B", "T", "NH", "HS"), [(1, 1, 2, 64), (2, 64, 1, 64), (1, 321, 2, 64), (1, 257, 1, 128)]
@@ -187,6 +187,38 @@ def test_garbage_around_the_arrays_stays_outside_on_hopper(dev: Device, rng: Gen
         of_many, single = (dev.get(getattr(r, name)) for r in (many, alone))
         assert of_many[1].tobytes() == single[0].tobytes(), name
     assert np.isfinite(dev.values(alone.dqkv)).all()
+
+
+@pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
+def test_rows_keep_to_themselves_on_hopper(dev: Device, rng: Generator) -> None:
+    """One row's scores grow far beyond its first ones: sums are scaled anew, other rows' are not."""
+    T, HS, row = 150, 64, 140
+    values = rng.standard_normal((1, T, 3 * HS))
+    changed = values.copy()
+    # The largest score of the row is that of the first key, which it sees last.
+    changed[:, row, :HS] = 8.0 * np.sign(values[:, 0, HS : 2 * HS])
+    results = []
+    with hopper_kernels(dev):
+        for qkv in (dev.input(values), dev.input(changed)):
+            dout = dev.input(rng.standard_normal((1, T, HS)))
+            results.append(attend(dev, qkv, dout, 1))
+            check(dev, results[-1], qkv, dout, 1, allow_tf32=False)
+    others = np.arange(T) != row
+    for name in ("out", "lse"):
+        before, after = (dev.get(getattr(r, name)).reshape(T, -1)[others] for r in results)
+        assert before.tobytes() == after.tobytes(), name
+
+
+@pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
+def test_nan_is_not_hidden_on_hopper(dev: Device, rng: Generator) -> None:
+    values = rng.standard_normal((1, 20, 3 * 64))
+    values[0, 3, 2] = np.nan  # in a query
+    out, lse = dev.output((1, 20, 64)), dev.output((1, 1, 20), "float32")
+    with hopper_kernels(dev):
+        attention_forward(out, lse, dev.input(values), 1)
+    hit = np.arange(20) == 3
+    np.testing.assert_array_equal(np.isnan(dev.values(lse)[0, 0]), hit)
+    np.testing.assert_array_equal(np.isnan(dev.values(out)[0]).all(axis=-1), hit)
 
 
 @pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)

@@ -34,7 +34,7 @@ using namespace emu;
 void emu_async_copy(void* shared, const void* global, size_t bytes, size_t source_bytes) {
     const auto pc = uintptr_t(__builtin_return_address(0));
     if (checked_memory) {
-        check_access(pc, global, source_bytes, EMU_READ);
+        if (source_bytes) check_access(pc, global, source_bytes, EMU_READ);
         begin_async_write(pc, shared, bytes);
     }
     open_group(*block.running)
