@@ -146,16 +146,24 @@ class Usage:
 
 _ENTRY = re.compile(
     r"Compiling entry function '(?P<kernel>\w+)'.*?"
-    r"(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
+    r"(?P<frame>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads.*?"
     r"Used (?P<registers>\d+) registers",
     re.DOTALL,
 )
 
 
 def usages(log: str) -> list[Usage]:
-    """The figures in a ptxas log."""
+    """The figures in a ptxas log.
+
+    An array indexed at run time lies in local memory as spilled registers do, but shows as a stack
+    frame alone.
+    """
     return [
-        Usage(m["kernel"], int(m["registers"]), int(m["stores"]) + int(m["loads"]))
+        Usage(
+            m["kernel"],
+            int(m["registers"]),
+            max(int(m["frame"]), int(m["stores"]) + int(m["loads"])),
+        )
         for m in _ENTRY.finditer(log)
     ]
 
