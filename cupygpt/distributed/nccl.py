@@ -1,0 +1,104 @@
+"""Sums over GPUs by NCCL, on a stream of their own beside the one that computes.
+
+Imported only when several GPUs are used, because CuPy need not be installed.
+"""
+
+import base64
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import cupy
+from cupy.cuda import nccl
+
+from cupygpt.cuda_device import CUDA
+from cupygpt.distributed.ranks import Ranks, from_first
+from cupygpt.errors import DeviceError
+from cupygpt.tensors import Array
+
+
+class NcclCollectives:
+    """NCCL between the GPUs of all ranks.
+
+    All calls go to one side stream, between an event of the main stream that it waits for and one
+    that the main stream waits for in `join`. Under capture these become branches of the graph, so
+    a captured step overlaps as an eager one does.
+
+    The communicator is never destroyed: NCCL would first wait for every graph that uses it, and
+    for the other ranks. It goes with the process, which `end_process` therefore ends.
+    """
+
+    def __init__(self, device: CUDA, ranks: Ranks) -> None:
+        self.rank, self.world = ranks.rank, ranks.world
+        self._main = device.stream
+        self._side = cupy.cuda.Stream(non_blocking=True)
+        mine = base64.b64encode(nccl.get_unique_id()).decode() if self.rank == 0 else None
+        unique_id = base64.b64decode(from_first(ranks, mine))
+        self._communicator = self._try(
+            lambda: nccl.NcclCommunicator(self.world, unique_id, self.rank)
+        )
+
+    def sum_beside(self, arrays: Sequence[Array]) -> None:
+        """Queue one sum per array in a single NCCL group; see Collectives."""
+        for array in arrays:
+            assert array.dtype == cupy.float32, array.dtype
+            assert array.flags.c_contiguous
+        self._fork()
+        self._try(lambda: self._sum(arrays))
+
+    def join(self) -> None:
+        """The main stream waits for the side stream."""
+        done = cupy.cuda.Event(disable_timing=True)
+        done.record(self._side)
+        self._main.wait_event(done)
+
+    def gather(self, whole: Array, start: int, stop: int) -> None:
+        """Queue an all-gather in place. Bytes are moved, so any dtype will do."""
+        mine = whole[start:stop]
+        assert mine.size * self.world == whole.size, (mine.size, self.world, whole.size)
+        assert start == self.rank * mine.size, (start, self.rank)
+        self._fork()
+        self._try(
+            lambda: self._communicator.allGather(
+                mine.data.ptr, whole.data.ptr, mine.nbytes, nccl.NCCL_UINT8, self._side.ptr
+            )
+        )
+        self.join()
+
+    def _sum(self, arrays: Sequence[Array]) -> None:
+        nccl.groupStart()
+        for array in arrays:
+            pointer = array.data.ptr
+            self._communicator.allReduce(
+                pointer, pointer, array.size, nccl.NCCL_FLOAT32, nccl.NCCL_SUM, self._side.ptr
+            )
+        nccl.groupEnd()
+
+    def _fork(self) -> None:
+        """The side stream waits for what the main stream has queued so far."""
+        reached = cupy.cuda.Event(disable_timing=True)
+        reached.record(self._main)
+        self._side.wait_event(reached)
+
+    def _try(self, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except nccl.NcclError as error:
+            raise DeviceError(
+                f"rank {self.rank}: NCCL failed ({error}). Run again with NCCL_DEBUG=WARN in the "
+                f"environment to see why."
+            ) from error
+
+
+def versions() -> dict[str, str]:
+    """Of the libraries that must be the same on all ranks."""
+    number = nccl.get_version()
+    return {
+        "CuPy": cupy.__version__,
+        "NCCL": f"{number // 10000}.{number // 100 % 100}.{number % 100}",
+        "CUDA runtime": str(cupy.cuda.runtime.runtimeGetVersion()),
+    }
+
+
+def identity(index: int) -> str:
+    """The PCI address of a GPU: no two ranks of a host may have the same."""
+    return str(cupy.cuda.runtime.deviceGetPCIBusId(index))
