@@ -31,13 +31,14 @@ __device__ __forceinline__ void store_at_random(__nv_bfloat16* address, const Pa
 }
 
 // params floatX; master (null without), m, v, grads float; num_packs * LANES of each. norm (1):
-// norm of all gradients; controls (3): learning rate, 1 - beta1^t, 1 - beta2^t. Weight decay
+// norm of all gradients; controls (3): learning rate, 1 - beta1^t, 1 - beta2^t; params begins at
+// element `origin` of the flat vector, for the random numbers. Weight decay
 // applies from toggle0 to toggle1, from toggle2 to toggle3, and so on; unused toggles lie behind
 // the last element. One thread per pack.
 extern "C" __global__ void adamw(floatX* params, float* master, float* m, float* v,
                                  const float* grads, const float* norm, const float* controls,
-                                 const unsigned* rng, long long num_packs,
-                                 float beta1, float one_minus_beta1, float beta2,
+                                 const unsigned* rng, long long origin,
+                                 long long num_packs, float beta1, float one_minus_beta1, float beta2,
                                  float one_minus_beta2, float weight_decay, float grad_clip,
                                  long long toggle0, long long toggle1, long long toggle2,
                                  long long toggle3, long long toggle4, long long toggle5,
@@ -74,7 +75,7 @@ extern "C" __global__ void adamw(floatX* params, float* master, float* m, float*
         store(master + index, p);
         store(params + index, p);
     } else {
-        store_at_random(params + index, p, rng, index);
+        store_at_random(params + index, p, rng, origin + index);
     }
     store(m + index, first);
     store(v + index, second);

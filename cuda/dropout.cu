@@ -2,18 +2,18 @@
 #include "common.cuh"
 
 // out = inp * scale where the element's random word is at least `threshold`, else 0; out may be
-// inp. state: seed low, seed high, step. Elements 4i to 4i + 3 take the words of counter i.
-// One thread per pack.
+// inp. state: seed low, seed high, step. Elements 4i to 4i + 3 take the words of counter i, where
+// inp[0] is element `first` of a larger array. One thread per pack.
 extern "C" __global__ void dropout(floatX* out, const floatX* inp, const unsigned* state,
-                                   long long num_packs, unsigned site, unsigned threshold,
-                                   float scale) {
+                                   long long first, long long num_packs, unsigned site,
+                                   unsigned threshold, float scale) {
     long long pack = global_thread();
     if (pack >= num_packs) return;
     Pack x = load_pack(inp + pack * LANES);
     unsigned key0 = state[0], key1 = state[1], step = state[2];
 #pragma unroll
     for (int k = 0; k < LANES; k += 4) {
-        unsigned long long index = (unsigned long long)(pack * LANES + k) / 4;
+        unsigned long long index = (unsigned long long)(first + pack * LANES + k) / 4;
         uint4 counter = make_uint4((unsigned)index, (unsigned)(index >> 32), step, site);
         uint4 words = philox(counter, key0, key1);
         x[k] = words.x >= threshold ? x[k] * scale : 0.0f;

@@ -19,10 +19,11 @@ from cupygpt.data.shards import TokenShard, check_ids, fingerprint, open_shards,
 from cupygpt.device import (
     Device,
     check_precision,
-    choose_device,
     default_precision,
     supports_precision,
 )
+from cupygpt.distributed.devices import choose_rank_device
+from cupygpt.distributed.ranks import OneRank, Ranks
 from cupygpt.errors import ConfigError, DataError, TokenizerError
 from cupygpt.gemm import WORKSPACE_BYTES
 from cupygpt.memory import RunShape, check_fits, memory_plan
@@ -84,6 +85,7 @@ class Plan:
     steps: int
     rows_per_epoch: int
     base_bytes: int
+    world: int = 1
     peak_flops: float | None = None
 
     @property
@@ -93,8 +95,8 @@ class Plan:
 
     @property
     def tokens_per_step(self) -> int:
-        """Tokens of one optimizer step."""
-        return self.shape.B * self.shape.T * self.accumulation
+        """Tokens of one optimizer step, of all ranks together."""
+        return self.shape.B * self.shape.T * self.accumulation * self.world
 
 
 def with_defaults(config: TrainConfig) -> TrainConfig:
@@ -161,16 +163,21 @@ def attach_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> None:
 
 
 def make_plan(
-    config: TrainConfig, model: GPTConfig, data: Data, begun_in: str | None = None
+    config: TrainConfig,
+    model: GPTConfig,
+    data: Data,
+    begun_in: str | None = None,
+    ranks: Ranks | None = None,
 ) -> Plan:
-    """Check everything against everything, and choose what was left open.
+    """Check everything against everything, and choose what was left open; all `ranks` call.
 
     `begun_in` is the precision of the run that is resumed: it goes on in it where it can.
     """
     check_ids(data.train, model.V)
     check_ids(data.val, model.V)
-    choice = choose_device(config.device)
-    _check_device_flags(config, choice.device)
+    ranks = ranks or OneRank()
+    choice = choose_rank_device(config.device, ranks)
+    _check_device_flags(config, choice.device, ranks.world)
     assert config.batch_size is not None
     B, T = config.batch_size, config.seq_len or model.maxT
     if model.maxT < T:
@@ -187,13 +194,23 @@ def make_plan(
         recompute=config.recompute,
         precision="bfloat16" if precision == "bf16" else "float32",
         master=precision == "bf16" and bool(config.master_weights),
+        shards=ranks.world if config.zero_stage else 1,
         head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
         workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
     )
-    accumulation = _accumulation(config, B, T)
-    loader = TrainLoader(data.train, B, T, model.V, seed=config.seed, shuffle=not config.no_shuffle)
+    accumulation = _accumulation(config, B, T, ranks.world)
+    loader = TrainLoader(
+        data.train,
+        B,
+        T,
+        model.V,
+        seed=config.seed,
+        shuffle=not config.no_shuffle,
+        num_ranks=ranks.world,
+    )
     rows = loader.rows_per_epoch(0)
-    steps = config.steps or _steps_of_epochs(config.epochs or 1.0, rows, B * accumulation)
+    rows_per_step = B * accumulation * ranks.world
+    steps = config.steps or _steps_of_epochs(config.epochs or 1.0, rows, rows_per_step)
     schedule = _schedule(config, steps)
     check_fits(shape, choice.device.free_bytes())
     return Plan(
@@ -207,7 +224,8 @@ def make_plan(
         schedule,
         steps,
         rows,
-        peak_flops=_peak_flops(choice.device, precision),
+        world=ranks.world,
+        peak_flops=_peak_flops(choice.device, precision, ranks.world),
         base_bytes=choice.device.used_bytes() or 0,
     )
 
@@ -222,18 +240,22 @@ def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple
     rate = f"{schedule.kind} from {schedule.peak:g}"
     if schedule.kind != "constant":
         rate += f", warm-up {schedule.warmup}, to {schedule.peak * schedule.final_fraction:g}"
+    batch = f"{plan.shape.B} × {plan.shape.T} tokens × {plan.accumulation}"
+    where = ""
+    if plan.world > 1:
+        batch += f" × {plan.world} ranks"
+        where = " on each rank"
     rows = [
         ("device", f"{plan.device.describe()}: {plan.device_reason}"),
         ("model", f"{model.describe()}; {origin}"),
         ("train data", _describe_shards(data.train) + f", {plan.rows_per_epoch:,} rows an epoch"),
         ("validation", _describe_shards(data.val) if data.val else "none (pass -j)"),
         ("tokenizer", data.tokenizer.name if data.tokenizer else "unknown"),
-        ("batch", f"{plan.shape.B} × {plan.shape.T} tokens × {plan.accumulation} = "
-                  f"{plan.tokens_per_step:,} tokens a step, {plan.steps:,} steps"),
+        ("batch", f"{batch} = {plan.tokens_per_step:,} tokens a step, {plan.steps:,} steps"),
         ("optimizer", f"AdamW, learning rate {rate}, weight decay {config.weight_decay:g}, "
                       f"clip {config.grad_clip:g}, dropout {config.dropout:g}"),
         ("precision", f"{plan.precision}: {plan.precision_reason}"),
-        ("memory", f"{format_bytes(sum(memory.values()))} planned: {parts}"),
+        ("memory", f"{format_bytes(sum(memory.values()))} planned{where}: {parts}"),
         ("run folder", str(folder)),
     ]  # fmt: skip
     rows += [("note", note) for note in data.notes]
@@ -263,13 +285,21 @@ def bytes_per_token(data: Data) -> float | None:
     return total / len(sample) if total else None
 
 
-def validation_batches(plan: Plan, data: Data) -> ValidationBatches | None:
-    """The rows of every validation of the run."""
+def validation_batches(plan: Plan, data: Data, rank: int) -> ValidationBatches | None:
+    """This rank's rows of every validation of the run."""
     if not data.val:
         return None
     most = None if plan.config.val_batches == -1 else plan.config.val_batches
     shape = plan.shape
-    return ValidationBatches(data.val, shape.B, shape.T, shape.config.V, max_batches=most)
+    return ValidationBatches(
+        data.val,
+        shape.B,
+        shape.T,
+        shape.config.V,
+        max_batches=most,
+        rank=rank,
+        num_ranks=plan.world,
+    )
 
 
 def _demo_data(config: TrainConfig, folder: Path) -> Data:
@@ -291,14 +321,17 @@ def _vocabulary(spec: str) -> int:
     return GPT2_VOCAB if spec == "gpt2" else load_tokenizer(spec).vocab_size
 
 
-def _accumulation(config: TrainConfig, B: int, T: int) -> int:
-    total = config.total_batch or B * T
-    if total % (B * T):
+def _accumulation(config: TrainConfig, B: int, T: int, world: int) -> int:
+    at_once = B * T * world
+    total = config.total_batch or at_once
+    if total % at_once:
+        product = f"{B} × {T}" + (f" × {world} ranks" if world > 1 else "")
         raise ConfigError(
-            f"{flags_of('total_batch')} is {total} tokens, not a multiple of {B} × {T} = {B * T}. "
-            f"Nearest that work: {max(1, total // (B * T)) * B * T} and {-(-total // (B * T)) * B * T}."
+            f"{flags_of('total_batch')} is {total} tokens, not a multiple of {product} = {at_once}. "
+            f"Nearest that work: {max(1, total // at_once) * at_once} and "
+            f"{-(-total // at_once) * at_once}."
         )
-    return total // (B * T)
+    return total // at_once
 
 
 def _steps_of_epochs(epochs: float, rows: int, rows_per_step: int) -> int:
@@ -322,23 +355,27 @@ def _schedule(config: TrainConfig, steps: int) -> Schedule:
     )
 
 
-def _check_device_flags(config: TrainConfig, device: Device) -> None:
+def _check_device_flags(config: TrainConfig, device: Device, world: int) -> None:
     """Flags that nothing here can follow fail instead of being ignored."""
     if device.name == "cpu" and config.no_graph:
         raise ConfigError("--no-graph needs a CUDA device; the CPU has no graphs to leave out.")
-    if config.zero_stage:
-        raise ConfigError(f"-z {config.zero_stage}: training on several GPUs is not built yet.")
+    if config.zero_stage and world == 1:
+        raise ConfigError(
+            f"-z {config.zero_stage} shares the optimizer's state out among GPUs, but this run has "
+            f"one: leave it out, or start more (--gpus N)."
+        )
 
 
-def _peak_flops(device: Device, precision: str) -> float | None:
-    """Operations per second the device could reach, where that is known."""
+def _peak_flops(device: Device, precision: str, world: int) -> float | None:
+    """Operations per second that `world` such devices could reach, where that is known."""
     if device.name != "cuda":
         return None
     from cupygpt.cuda_device import CUDA
     from cupygpt.gpus import peak_flops
 
     assert isinstance(device, CUDA)
-    return peak_flops(device.gpu_name(), precision)
+    peak = peak_flops(device.gpu_name(), precision)
+    return None if peak is None else peak * world
 
 
 def _precision(config: TrainConfig, device: Device, begun_in: str | None) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """Checkpoint sets in a run folder: complete or absent, newest first, a few kept.
 
-A set is model_SSSSSSSS.bin, state_SSSSSSSS_00000.bin and, written last, DONE_SSSSSSSS, as in
-llm.c. Our DONE holds the checksums of the other two (llm.c's is empty and only looks at the name).
+A set is model_SSSSSSSS.bin, state_SSSSSSSS_00000.bin (and one more for each rank that keeps a part
+of the state) and, written last, DONE_SSSSSSSS, as in llm.c. Our DONE holds the checksums of the
+others (llm.c's is empty and only looks at the name).
 """
 
 import json
@@ -12,11 +13,20 @@ from pathlib import Path
 import numpy as np
 
 from cupygpt.config import GPTConfig
+from cupygpt.distributed.ranks import OneRank, Ranks
+from cupygpt.distributed.shards import Part, part_of
 from cupygpt.errors import CheckpointError
 from cupygpt.files import PARTIAL_SUFFIX, atomic_write
 from cupygpt.headers import file_checksum
 from cupygpt.modelfile import ModelFile, load_model, save_model
-from cupygpt.statefile import Progress, StateFile, load_state, read_progress, save_state
+from cupygpt.statefile import (
+    Progress,
+    StateFile,
+    load_state,
+    read_progress,
+    save_state,
+    state_path,
+)
 
 
 @dataclass(frozen=True)
@@ -31,35 +41,65 @@ def save_checkpoint(
     folder: Path,
     config: GPTConfig,
     progress: Progress,
-    parameters: np.ndarray,
-    m: np.ndarray,
-    v: np.ndarray,
+    parameters: np.ndarray | None,
+    m: np.ndarray | None,
+    v: np.ndarray | None,
     master: np.ndarray | None = None,
+    *,
+    ranks: Ranks | None = None,
+    part: Part | None = None,
 ) -> None:
     """Write the set of `progress.step`; bfloat16 parameters (uint16) make a version 5 model file.
 
-    Raises RunError where the disk refuses. Whatever happens on the way, sets written before stay as they are.
+    All `ranks` call. Rank 0 gives the parameters and, unless each has a `part` of them (ZeRO-1),
+    the moments: the same on all ranks, they are written once. DONE follows when every rank's
+    file is complete. Raises RunError where the disk refuses. Whatever happens on the way, sets
+    written before stay as they are.
     """
-    model, state, done = _paths(folder, progress.step)
-    # A set of this step may exist (a resumed run saves its first step again): it ends here, so
-    # that DONE never vouches for a mixture.
-    done.unlink(missing_ok=True)
-    precision = "bf16" if parameters.dtype == np.uint16 else "fp32"
-    checksums = {
-        model.name: save_model(model, config, parameters, precision),
-        state.name: save_state(state, progress, m, v, master),
-    }
-    with atomic_write(done) as file:
-        file.write(json.dumps({"crc32": checksums}, indent=1).encode())
+    ranks = ranks or OneRank()
+    model, _, done = _paths(folder, progress.step)
+    if ranks.rank == 0:
+        # A set of this step may exist (a resumed run saves its first step again): it ends here, so
+        # that DONE never vouches for a mixture.
+        done.unlink(missing_ok=True)
+        for state in _states(folder, progress.step):
+            state.unlink()
+    ranks.exchange("the old set has ended")
+    checksums = {}
+    if parameters is not None:
+        precision = "bf16" if parameters.dtype == np.uint16 else "fp32"
+        checksums[model.name] = save_model(model, config, parameters, precision)
+    if m is not None and v is not None:
+        state = state_path(folder, progress.step, ranks.rank)
+        shards = 1 if part is None else ranks.world
+        checksums[state.name] = save_state(
+            state, progress, m, v, master, rank=ranks.rank, shards=shards, part=part
+        )
+    everyone = ranks.exchange(checksums)
+    if ranks.rank == 0:
+        written = {name: crc for files in everyone for name, crc in files.items()}
+        with atomic_write(done) as file:
+            file.write(json.dumps({"crc32": written}, indent=1).encode())
 
 
-def load_checkpoint(folder: Path, step: int) -> Checkpoint:
-    """Read and verify the set of `step`. Raises CheckpointError that says how to go back."""
+def load_checkpoint(
+    folder: Path, step: int, *, ranks: Ranks | None = None, zero_stage: int = 0
+) -> Checkpoint:
+    """Read and verify the set of `step`. Raises CheckpointError that says how to go back.
+
+    With `zero_stage` 1 each of the `ranks` gets its part of the state, else all of it, whichever
+    ranks wrote it.
+    """
+    ranks = ranks or OneRank()
     model, state, done = _paths(folder, step)
     try:
-        _verify(folder, done)
+        if ranks.rank == 0:
+            _verify(folder, done)  # once for all: that reads every file
+        ranks.exchange("verified")
         loaded = load_model(model)
-        return Checkpoint(loaded, load_state(state, loaded.config.num_parameters))
+        P = loaded.config.num_parameters
+        part = part_of(P, ranks.world, ranks.rank) if zero_stage else None
+        return Checkpoint(loaded, load_state(state, P, part))
     except CheckpointError as error:
         earlier = [other for other in checkpoint_steps(folder) if other < step]
         advice = (
@@ -99,10 +139,11 @@ def prune_checkpoints(folder: Path, keep: int, best_step: int | None) -> None:
         return
     for step in checkpoint_steps(folder)[:-keep]:
         if step != best_step:
-            model, state, done = _paths(folder, step)
+            model, _, done = _paths(folder, step)
             done.unlink(missing_ok=True)  # first: a set without DONE does not count
             model.unlink(missing_ok=True)
-            state.unlink(missing_ok=True)
+            for state in _states(folder, step):
+                state.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -114,9 +155,14 @@ def remove_leftovers(folder: Path) -> None:
 def _paths(folder: Path, step: int) -> tuple[Path, Path, Path]:
     return (
         model_path(folder, step),
-        folder / f"state_{step:08d}_00000.bin",
+        state_path(folder, step, 0),
         folder / f"DONE_{step:08d}",
     )
+
+
+def _states(folder: Path, step: int) -> list[Path]:
+    """The state files of all ranks that are there."""
+    return sorted(folder.glob(f"state_{step:08d}_?????.bin"))
 
 
 def _verify(folder: Path, done: Path) -> None:

@@ -43,7 +43,8 @@ def measuring(run_folder: Path | None) -> Iterator[None]:
         yield
     finally:
         _measures = False
-    if run_folder is not None:
+    # Ranks that find all choices made write nothing: they would get in each other's way.
+    if run_folder is not None and _read(run_folder / FILE_NAME) != _choices:
         _write(run_folder / FILE_NAME)
     if len(_choices) > known:
         path = cache_file()

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cupygpt.config import GPT2_VOCAB, GPTConfig
+from cupygpt.distributed.shards import part_size
 from cupygpt.errors import DeviceError
 from cupygpt.tensors import (
     MAX_HEAD_ROWS,
@@ -25,7 +26,8 @@ class RunShape:
 
     `master` keeps a float32 copy of bfloat16 weights. `head_limit` is the most rows of logits that
     exist at once with GPT-2's vocabulary; with a smaller one, as many more as take the same memory.
-    `workspace_bytes` is what the library of matrix products takes for itself.
+    `shards` is the number of ranks that share the optimizer's state (ZeRO-1),
+    `workspace_bytes` what the library of matrix products takes for itself.
     """
 
     config: GPTConfig
@@ -35,6 +37,7 @@ class RunShape:
     training: bool = True
     precision: str = "float32"
     master: bool = False
+    shards: int = 1
     head_limit: int = MAX_HEAD_ROWS
     workspace_bytes: int = 0
 
@@ -62,11 +65,11 @@ def memory_plan(shape: RunShape) -> dict[str, int]:
 
     acts = activation_specs(config, B, T, recompute=shape.recompute, training=shape.training)
     scratch = scratch_specs(config, B, T, training=shape.training, head_rows=shape.head_rows)
-    P = config.num_parameters
-    plan = {"parameters": P * size_of("floatX")}
+    P, part = config.num_parameters, part_size(config.num_parameters, shape.shards)
+    plan = {"parameters": part * shape.shards * size_of("floatX")}
     if shape.training:
         plan["gradients"] = P * size_of("float32")
-        plan["optimizer"] = (3 if shape.master else 2) * P * size_of("float32")
+        plan["optimizer"] = (3 if shape.master else 2) * part * size_of("float32")
     plan["activations"] = arena_bytes(acts, size_of)
     plan["scratch"] = arena_bytes(scratch, size_of) + shape.workspace_bytes
     plan["sampling"] = arena_bytes(decoder_specs(config), size_of)

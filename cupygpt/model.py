@@ -6,6 +6,7 @@ The head runs in chunks of rows, so that the (B, T, Vp) logits never exist as a 
 the layers run over parts of the batch at once, one on each core (see ops/parts.py).
 """
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,7 +43,8 @@ from cupygpt.tensors import (
 class Dropout:
     """Probability of dropping, and the generator's state in device memory (see ops/dropout.py).
 
-    `first` is the number, within the whole batch, of the first element that a part of it holds.
+    `first` is the number, within the batches of all ranks, of the first element that this part of
+    them holds.
     """
 
     p: float
@@ -134,18 +136,25 @@ class GPT:
         dloss: float,
         *,
         micro_step: int | None = None,
+        layer_done: Callable[[int], None] | None = None,
     ) -> None:
         """acts.losses += losses and grads += gradients of dloss * sum(losses), after forward.
 
-        `order` is `token_order(tokens)` on the device.
+        `order` is `token_order(tokens)` on the device. `layer_done` is called with each layer, the
+        last first, when its gradients are queued.
         """
         assert self.grads is not None
         self._head(targets, dloss)
-        run_parts([partial(part._backward, micro_step) for _, part in self._parts])
+        # Parts of a batch run at once: no layer is done before all of them are.
+        during = layer_done if len(self._parts) == 1 else None
+        run_parts([partial(part._backward, micro_step, during) for _, part in self._parts])
+        if layer_done is not None and during is None:
+            for l in reversed(range(self.config.L)):  # noqa: E741
+                layer_done(l)
         dencoded = self._drop(self.scratch.dbtc, self.scratch.dresidual, micro_step, place=0)
         encoder_backward(self.grads.wte, self.grads.wpe, dencoded, tokens, order)
 
-    def _backward(self, micro_step: int | None) -> None:
+    def _backward(self, micro_step: int | None, layer_done: Callable[[int], None] | None) -> None:
         """The layers' share of backward, for one part: gradients up to scratch.dresidual."""
         assert self.grads is not None
         linear_gradients = partial(linear_backward, tf32=self.tf32)
@@ -189,6 +198,8 @@ class GPT:
                 a.ln1_mean[l], a.ln1_rstd[l], partials,
                 None if in_product or l == 0 else g.fcprojb[l - 1],
             )  # fmt: skip
+            if layer_done is not None:
+                layer_done(l)
 
     def _head(self, targets: Array, dloss: float | None) -> None:
         """Losses, and with `dloss` also the gradients of lnf (in scratch.dbtc) and wte."""
@@ -235,7 +246,7 @@ class GPT:
         part.acts = cut_batch_rows(self.acts, acts, rows)
         part.scratch = cut_batch_rows(self.scratch, scratch, rows)
         if self.dropout is not None:
-            part.dropout = replace(self.dropout, first=start * T * C)
+            part.dropout = replace(self.dropout, first=self.dropout.first + start * T * C)
         return part
 
     def _shared_gradients(self) -> tuple[Array, Array, Array]:

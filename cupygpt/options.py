@@ -40,7 +40,8 @@ class TrainConfig:
     )
     total_batch: int | None = _flag(
         "-d", "--total-batch", type=int,
-        help="tokens per optimizer step, a multiple of B × T (default: B × T)",
+        help="tokens per optimizer step, all GPUs together, a multiple of B × T × GPUs "
+        "(default: that)",
     )  # fmt: skip
     learning_rate: float | None = _flag(
         "-l", "--learning-rate", type=float, help="peak learning rate (default: 3e-4)"
@@ -90,7 +91,7 @@ class TrainConfig:
     )  # fmt: skip
     zero_stage: int = _flag(
         "-z", "--zero-stage", default=0, type=int, choices=(0, 1),
-        help="1 shards the optimizer's state over GPUs",
+        help="1 shares the optimizer's state out among the GPUs (ZeRO-1)",
     )  # fmt: skip
     master_weights: int = _flag(
         "-w", "--master-weights", default=1, type=int, choices=(0, 1),
@@ -101,6 +102,15 @@ class TrainConfig:
         help="number format of the products",
     )  # fmt: skip
     device: str = _flag("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    gpus: int | None = _flag(
+        "--gpus", type=int,
+        help="train on so many GPUs of this machine; mpirun, srun and torchrun do the same, on one "
+        "or several",
+    )  # fmt: skip
+    rank_timeout: float = _flag(
+        "--rank-timeout", default=120.0, type=float,
+        help="seconds to wait at the start until the processes of all GPUs have come",
+    )  # fmt: skip
     seed: int = _flag(
         "--seed", default=42, type=int, help="of weights, data order, dropout and samples"
     )
@@ -143,11 +153,13 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "seq_len", "total_batch", "steps", "sample_length", "log_every"):
+        for name in (
+            "batch_size", "seq_len", "total_batch", "steps", "sample_length", "log_every", "gpus",
+        ):  # fmt: skip
             self._require(name, lambda value: value >= 1, "at least 1")
         for name in ("warmup", "val_every", "sample_every", "checkpoint_every", "keep", "seed"):
             self._require(name, lambda value: value >= 0, "0 or more")
-        for name in ("learning_rate", "epochs"):
+        for name in ("learning_rate", "epochs", "rank_timeout"):
             self._require(name, lambda value: 0 < value < float("inf"), "positive")
         for name in ("weight_decay", "grad_clip"):
             self._require(name, lambda value: 0 <= value < float("inf"), "0 or more")

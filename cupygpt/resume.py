@@ -14,8 +14,8 @@ _FIXED = (
 _LENGTH = ("steps", "epochs")
 
 
-def resumed_config(saved: dict[str, Any], given: dict[str, Any]) -> TrainConfig:
-    """The run's own settings with the given flags on top.
+def resumed_config(saved: dict[str, Any], given: dict[str, Any], *, world: int = 1) -> TrainConfig:
+    """The run's own settings with the given flags on top; one rank has nobody to share with.
 
     Raises ConfigError with a list of what differs where a flag would change the run.
     """
@@ -43,6 +43,8 @@ def resumed_config(saved: dict[str, Any], given: dict[str, Any]) -> TrainConfig:
     changes = {
         name: value for name, value in given.items() if name not in ("resume", "out", "model")
     }
+    if world == 1:
+        saved = {**saved, "zero_stage": 0}
     return TrainConfig(**{**saved, **length, **changes})
 
 

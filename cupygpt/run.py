@@ -14,13 +14,15 @@ from cupygpt.checkpoint import checkpoint_steps, prune_checkpoints, save_checkpo
 from cupygpt.console import Console, StepLine
 from cupygpt.data.loader import Position, TrainLoader
 from cupygpt.data.prefetch import Prefetcher
+from cupygpt.distributed.collectives import make_collectives
+from cupygpt.distributed.ranks import OneRank, Ranks, first_alone
 from cupygpt.errors import ConfigError, RunError
 from cupygpt.feed import StepLoader
 from cupygpt.generate import Generator, Sampling
 from cupygpt.interrupt import StopSignal
 from cupygpt.runfolder import RunLog
 from cupygpt.statefile import Progress
-from cupygpt.step import OptimizerSettings, PendingStep, StepResult, Trainer
+from cupygpt.step import OptimizerSettings, PendingStep, StepResult, Trainer, mean_loss
 from cupygpt.warmup import warm_up
 
 MAX_PENDING = 3
@@ -35,17 +37,29 @@ class Run:
     At a step index s (0-based, as in llm.c): validate, sample, save, and unless s is the last,
     train. A resumed run repeats the first three at the step it was saved at, so its log equals
     that of a run that never stopped.
+
+    With several `ranks` all go through the same steps; rank 0 alone samples, logs and writes the
+    model, and its console is the one that shows.
     """
 
     def __init__(
-        self, plan: Plan, data: Data, folder: Path, console: Console, progress: Progress
+        self,
+        plan: Plan,
+        data: Data,
+        folder: Path,
+        console: Console,
+        progress: Progress,
+        ranks: Ranks | None = None,
     ) -> None:
         if progress.step >= plan.steps:
             raise ConfigError(
                 f"this run already has its {plan.steps} steps. Pass a larger -n where the "
                 f"schedule allows it, or start a new run from its weights with -e."
             )
-        config = plan.config
+        config, ranks = plan.config, ranks or OneRank()
+        self.ranks = ranks
+        self.stopped_by: str | None = None
+        ranks.advise(self._last_words)
         self.plan, self.data, self.folder, self.console = plan, data, folder, console
         self.progress = progress
         console.memory = plan.device.used_bytes
@@ -61,12 +75,18 @@ class Run:
             seed=config.seed,
             tf32=plan.precision == "tf32",
             graph=plan.device.name == "cuda" and not config.no_graph,
+            collectives=make_collectives(plan.device, ranks),
         )
         self._generator = Generator(
             plan.device, plan.shape.config, self.trainer.params, tf32=plan.precision == "tf32"
         )
-        warm_up(plan.device, self.trainer, self._generator, console, folder)
-        self._validation = build.validation_batches(plan, data)
+        # Rank 0 compiles and chooses products first; the others find what it left on disk.
+        first_alone(
+            ranks,
+            lambda: warm_up(plan.device, self.trainer, self._generator, console, folder),
+            is_first=ranks.rank == 0,
+        )
+        self._validation = build.validation_batches(plan, data, ranks.rank)
         self._bytes_per_token = build.bytes_per_token(data)
         position = Position(progress.epoch or 0, progress.rows or 0)
         loader = TrainLoader(
@@ -76,6 +96,8 @@ class Run:
             plan.shape.config.V,
             seed=config.seed,
             shuffle=not config.no_shuffle,
+            rank=ranks.rank,
+            num_ranks=ranks.world,
             position=position,
         )
         self._batches = Prefetcher(StepLoader(loader, plan.accumulation))
@@ -83,7 +105,8 @@ class Run:
         self._pending: deque[_Queued] = deque()
         self._last_report = 0.0
         self._log = RunLog(
-            folder, resume_step=progress.step if self._saved_step is not None else None
+            folder if ranks.rank == 0 else None,
+            resume_step=progress.step if self._saved_step is not None else None,
         )
 
     def loop(self, stop: StopSignal) -> None:
@@ -93,18 +116,20 @@ class Run:
         self._last_report = time.perf_counter()
         while True:
             is_last = self.progress.step == self.plan.steps
-            validates = self._due(config.val_every, is_last=is_last) and not stop.received
-            samples = self._due(config.sample_every, is_last=is_last) and not stop.received
-            saves = self._due(config.checkpoint_every, is_last=is_last) or stop.received
+            stops = self._stops(stop)
+            validates = self._due(config.val_every, is_last=is_last) and not stops
+            samples = self._due(config.sample_every, is_last=is_last) and not stops
+            saves = self._due(config.checkpoint_every, is_last=is_last) or stops
             if validates or samples or saves or is_last:
                 self._report(0)
                 improved = validates and self._validate()
-                if samples and self.progress.step:
+                if samples and self.progress.step and self.ranks.rank == 0:
                     self._sample()
-                if is_last or stop.received or ((saves or improved) and self.progress.step):
+                stops = self._stops(stop)  # a signal may have come meanwhile
+                if is_last or stops or ((saves or improved) and self.progress.step):
                     self._save()
                 self._last_report = time.perf_counter()
-            if is_last or stop.received:
+            if is_last or stops:
                 break
             self._train_step()
         console.finish()
@@ -114,6 +139,12 @@ class Run:
         self.console.finish()
         self._batches.close()
         self._log.close()
+
+    def _stops(self, stop: StopSignal) -> bool:
+        """Whether any rank has got a signal: all hear of it here, at the same step."""
+        names = [name for name in self.ranks.exchange(stop.received) if name]
+        self.stopped_by = names[0] if names else None
+        return bool(names)
 
     def _due(self, every: int | None, *, is_last: bool) -> bool:
         return bool(every) and (is_last or self.progress.step % every == 0)  # type: ignore[operator]
@@ -187,7 +218,9 @@ class Run:
         if self._validation is None:
             return False
         step = self.progress.step
-        loss = self.trainer.evaluate((x, y) for x, y, _ in self._validation)
+        sums = self.ranks.exchange(self.trainer.sum_losses((x, y) for x, y, _ in self._validation))
+        # In the order of the batches, so that the mean is that of one rank to the last bit.
+        loss = mean_loss(part for parts in zip(*sums, strict=True) for part in parts)
         improved = loss < self.progress.best_loss
         if improved:
             self.progress = replace(self.progress, best_loss=loss, best_step=step)
@@ -209,26 +242,38 @@ class Run:
 
     def _save(self) -> None:
         """Write the checkpoint of this step, unless the run was resumed from it."""
-        step, trainer, device = self.progress.step, self.trainer, self.plan.device
+        step, trainer, ranks = self.progress.step, self.trainer, self.ranks
         if step == self._saved_step:
             return
+        download, is_first = self.plan.device.download, ranks.rank == 0
+        in_parts = self.plan.shape.shards > 1
+        has_state = is_first or in_parts
         try:
             self._log.flush()
             save_checkpoint(
                 self.folder,
                 self.plan.shape.config,
                 self.progress,
-                device.download(trainer.params.flat),
-                device.download(trainer.m.flat),
-                device.download(trainer.v.flat),
-                None if trainer.master is None else device.download(trainer.master),
+                download(trainer.params.flat) if is_first else None,
+                download(trainer.m) if has_state else None,
+                download(trainer.v) if has_state else None,
+                download(trainer.master) if has_state and trainer.master is not None else None,
+                ranks=ranks,
+                part=trainer.part if in_parts else None,
             )
         except RunError as error:
             raise RunError(f"{error} {self._last_checkpoint()}") from error
         self._saved_step = step
+        if not is_first:
+            return
         best = self.progress.best_step if self._validation is not None else None
         prune_checkpoints(self.folder, self.plan.config.keep, best)
         self.console.saved(step, str(self.folder))
+
+    def _last_words(self) -> str:
+        """For when another rank dies: the terminal as it was, and where to go on."""
+        self.console.finish()
+        return self._last_checkpoint() if self.ranks.rank == 0 else ""
 
     def _last_checkpoint(self) -> str:
         steps = checkpoint_steps(self.folder)
@@ -250,9 +295,7 @@ class _Queued:
     result: PendingStep
 
 
-def closing_lines(
-    run: Run, signal_name: str | None, levels: tuple[float, float] | None
-) -> list[str]:
+def closing_lines(run: Run, levels: tuple[float, float] | None) -> list[str]:
     """What came of the run, and what to do next."""
     progress, plan, folder = run.progress, run.plan, run.folder
     lines = [f"{progress.step} of {plan.steps} steps in {run.console.elapsed_s():.0f} s."]
@@ -263,8 +306,11 @@ def closing_lines(
         if levels:
             best += f" (unigram {levels[0]:.4f}, bigram {levels[1]:.4f})"
         lines.append(best)
-    if signal_name:
-        lines.append(f"stopped by {signal_name}; go on:  python -m cupygpt.train --resume {folder}")
+    if run.stopped_by:
+        more = f" --gpus {plan.world}" if plan.world > 1 else ""
+        lines.append(
+            f"stopped by {run.stopped_by}; go on:  python -m cupygpt.train --resume {folder}{more}"
+        )
     lines.append(f"write text:  python -m cupygpt.sample {folder}")
     if plan.config.train_data is None:
         lines += [

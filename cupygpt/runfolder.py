@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import platform
 import re
 import sys
@@ -121,9 +122,12 @@ def environment(device: str) -> dict[str, str]:
 
 
 class RunLog:
-    """main.log in llm.c's format, and metrics.jsonl with more in it."""
+    """main.log in llm.c's format, and metrics.jsonl with more in it; without a folder, nothing."""
 
-    def __init__(self, folder: Path, *, resume_step: int | None = None) -> None:
+    def __init__(self, folder: Path | None, *, resume_step: int | None = None) -> None:
+        if folder is None:
+            self._main, self._metrics = (_open_append(Path(os.devnull)) for _ in range(2))
+            return
         remove_leftovers(folder)
         if resume_step is not None:
             _keep_lines(folder / MAIN_LOG, lambda line: _main_log_step(line) < resume_step)

@@ -2,6 +2,10 @@
 
 The layout is llm.c's state_SSSSSSSS_RRRRR.bin with its shuffle section off; our own fields lie in
 header ints that llm.c leaves zero. Source: llm.c train_gpt2.cu (save_state).
+
+Ranks that share the state (ZeRO-1) write one file each, with a run of the flat vector. llm.c cuts
+each layer of each tensor instead: our parts carry a version of their own, which llm.c refuses
+rather than misreads. Any part can be loaded from any set of files.
 """
 
 import math
@@ -10,13 +14,16 @@ from pathlib import Path
 
 import numpy as np
 
+from cupygpt.distributed.shards import Part
 from cupygpt.errors import CheckpointError
 from cupygpt.headers import HEADER_BYTES, HEADER_INTS, check_magic, read_header, write_parts
 
 STATE_MAGIC = 20240527
 STATE_VERSION = 1
+PART_VERSION = 1001
 _STEP, _MASTER, _SHUFFLE = 10, 4, 5
 _OURS = 64  # marker, then pairs of ints: seed, epoch, rows, best step, best loss (float64)
+_PART = _OURS + 12  # two more pairs: start and stop of a part
 _MARKER = 0x43475054
 _SHUFFLE_RNG_BYTES = 2520
 
@@ -39,7 +46,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class StateFile:
-    """A loaded state: moments (P,) float32 and master weights, where there are some."""
+    """A loaded state: moments (n,) float32 and master weights, where there are some.
+
+    n is the number of parameters P, or the size of the part that was asked for.
+    """
 
     progress: Progress
     m: np.ndarray
@@ -47,12 +57,31 @@ class StateFile:
     master: np.ndarray | None
 
 
+def state_path(folder: Path, step: int, rank: int) -> Path:
+    """Where a rank's state of `step` is."""
+    return folder / f"state_{step:08d}_{rank:05d}.bin"
+
+
 def save_state(
-    path: Path, progress: Progress, m: np.ndarray, v: np.ndarray, master: np.ndarray | None = None
+    path: Path,
+    progress: Progress,
+    m: np.ndarray,
+    v: np.ndarray,
+    master: np.ndarray | None = None,
+    *,
+    rank: int = 0,
+    shards: int = 1,
+    part: Part | None = None,
 ) -> int:
-    """Write a state atomically; returns the CRC-32 of the file."""
+    """Write a state, or the `part` of it that `rank` of `shards` keeps, atomically.
+
+    Returns the CRC-32 of the file.
+    """
     header = np.zeros(HEADER_INTS, np.int32)
-    header[:4] = (STATE_MAGIC, STATE_VERSION, 1, 0)
+    header[:4] = (STATE_MAGIC, STATE_VERSION if shards == 1 else PART_VERSION, shards, rank)
+    if shards > 1:
+        assert part is not None
+        header[_PART : _PART + 4].view(np.uint64)[...] = (part.start, part.stop)
     header[_MASTER] = master is not None
     header[_STEP] = progress.step
     header[_OURS] = _MARKER
@@ -69,34 +98,86 @@ def read_progress(path: Path) -> Progress:
     return _progress(header)
 
 
-def load_state(path: Path, num_parameters: int) -> StateFile:
-    """Read a state for a model of `num_parameters`, ours or llm.c's.
+def load_state(path: Path, num_parameters: int, part: Part | None = None) -> StateFile:
+    """Read a state for a model of `num_parameters`, or a `part` of it, ours or llm.c's.
 
-    Raises CheckpointError on a wrong kind, another model or a file that is cut short.
+    `path` is rank 0's file; where ranks shared the state, the others lie beside it, and are read as
+    far as they overlap with the part. Raises CheckpointError on a wrong kind, another model, or a
+    file that is missing, does not belong to the others or is cut short.
     """
+    part = part or Part(0, num_parameters)
     header = read_header(path)
     check_magic(path, header, STATE_MAGIC)
+    if header[1] == PART_VERSION:
+        files = _parts_beside(path, header, num_parameters)
+    else:
+        _check_whole(path, header, num_parameters)
+        files = [(path, Part(0, num_parameters))]
+    num_arrays = 3 if header[_MASTER] else 2
+    arrays = np.empty((num_arrays, part.size), np.float32)
+    for file, holds in files:
+        start, stop = max(part.start, holds.start), min(part.stop, holds.stop)
+        for i in range(num_arrays if start < stop else 0):
+            arrays[i, start - part.start : stop - part.start] = np.fromfile(
+                file,
+                np.float32,
+                count=stop - start,
+                offset=HEADER_BYTES + 4 * (i * holds.size + start - holds.start),
+            )
+    return StateFile(_progress(header), arrays[0], arrays[1], arrays[2] if num_arrays > 2 else None)
+
+
+def _check_whole(path: Path, header: np.ndarray, num_parameters: int) -> None:
+    """Raise CheckpointError unless the file holds the state of all parameters."""
     if header[1] != STATE_VERSION:
         raise CheckpointError(f"{path}: state version {header[1]}; version 1 is supported.")
     ranks, rank = int(header[2]), int(header[3])
-    if (ranks, rank) != (1, 0):
-        raise CheckpointError(
-            f"{path}: rank {rank} of {ranks}; this version resumes runs of one rank. "
-            f"Start from the model file instead: -e {path.name.replace('state', 'model')[:14]}.bin"
-        )
-    num_arrays = 3 if header[_MASTER] else 2
-    body_bytes = 4 * num_parameters * num_arrays
+    body_bytes = 4 * num_parameters * (3 if header[_MASTER] else 2)
     expected = HEADER_BYTES + body_bytes + _shuffle_bytes(path, header, HEADER_BYTES + body_bytes)
     actual = path.stat().st_size
+    # Ranks of llm.c that share nothing each write the whole state; rank 0's will do.
+    if (ranks, rank) != (1, 0) and (actual < expected or rank != 0):
+        raise CheckpointError(
+            f"{path}: rank {rank} of {ranks} of an llm.c run with ZeRO-1, whose parts are not read. "
+            f"Start from the model file instead: -e {path.name.replace('state', 'model')[:14]}.bin"
+        )
     if actual != expected:
         raise CheckpointError(
             f"{path}: {actual:,} bytes where a model of {num_parameters:,} parameters needs "
             f"{expected:,}. The file is cut short, or belongs to another model."
         )
-    body = np.fromfile(path, np.float32, count=num_parameters * num_arrays, offset=HEADER_BYTES)
-    arrays = body.reshape(num_arrays, num_parameters)
-    master = arrays[2] if num_arrays == 3 else None
-    return StateFile(_progress(header), arrays[0], arrays[1], master)
+
+
+def _parts_beside(
+    first: Path, first_header: np.ndarray, num_parameters: int
+) -> list[tuple[Path, Part]]:
+    """The files of all ranks and what they hold; CheckpointError unless they make a whole."""
+    shards, step = int(first_header[2]), int(first_header[_STEP])
+    num_arrays = 3 if first_header[_MASTER] else 2
+    files = []
+    reached = 0
+    for rank in range(shards):
+        path = state_path(first.parent, step, rank)
+        header = read_header(path)
+        check_magic(path, header, STATE_MAGIC)
+        start, stop = (int(x) for x in header[_PART : _PART + 4].view(np.uint64))
+        fields = [1, 2, _STEP, _MASTER]
+        if (header[fields] != first_header[fields]).any() or header[3] != rank or start != reached:
+            raise CheckpointError(f"{path}: not written together with {first.name}.")
+        expected = HEADER_BYTES + 4 * num_arrays * (stop - start)
+        if path.stat().st_size != expected:
+            raise CheckpointError(
+                f"{path}: {path.stat().st_size:,} bytes where {expected:,} are announced. "
+                f"The file is cut short."
+            )
+        files.append((path, Part(start, stop)))
+        reached = stop
+    if reached != num_parameters:
+        raise CheckpointError(
+            f"{first}: the files of {shards} ranks hold {reached:,} parameters, the model has "
+            f"{num_parameters:,}. They belong to another model."
+        )
+    return files
 
 
 def _progress(header: np.ndarray) -> Progress:

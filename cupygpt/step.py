@@ -12,6 +12,8 @@ import numpy as np
 
 from cupygpt.bfloat16 import to_bfloat16
 from cupygpt.device import Device, PendingRead, Replay
+from cupygpt.distributed.collectives import Collectives
+from cupygpt.distributed.shards import cut_segments, part_of, part_size
 from cupygpt.memory import RunShape
 from cupygpt.model import GPT, Dropout
 from cupygpt.ops.adamw import adamw
@@ -31,6 +33,9 @@ from cupygpt.tensors import (
 )
 
 NUM_CONTROLS, NUM_RNG_WORDS = 3, 4
+
+UNSTACKED = ("wte", "wpe", "lnfw", "lnfb")
+"""Parameters that belong to no layer; all others hold one slice per layer."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +76,11 @@ class Trainer:
     """All buffers of a run on one device, and what is done with them.
 
     `params`, `m`, `v` and, for bfloat16 weights, `master` (float32; else None) are what a checkpoint
-    holds. `accumulation` micro-batches of (B, T) make
-    one step. With `graph` the second step is captured and replayed from then on; the first runs
+    holds. `accumulation` micro-batches of (B, T) make one step. With `collectives` the ranks sum
+    their gradients and losses, a layer at a time beside the backward pass of the next; with
+    `shape.shards` each also updates only its `part` of the parameters (ZeRO-1), of which alone it
+    has m, v and master, and then they exchange them. All sums are over all gradients: a
+    reduce-scatter would move a third less, but in pieces that are not those of the layers. With `graph` the second step is captured and replayed from then on; the first runs
     op by op, because it loads kernels and chooses algorithms on its way.
     """
 
@@ -87,21 +95,30 @@ class Trainer:
         seed: int = 0,
         tf32: bool = False,
         graph: bool = False,
+        collectives: Collectives | None = None,
     ) -> None:
         self.device, self.shape, self.settings = device, shape, settings
         self.accumulation = accumulation
+        self._collectives = collectives
+        self.rank = collectives.rank if collectives else 0
+        self.world = collectives.world if collectives else 1
+        assert shape.shards in (1, self.world), (shape.shards, self.world)
         config, specs = shape.config, parameter_specs(shape.config)
         dtypes, P = shape.dtypes, config.num_parameters
-        self.params = cut_packed(device.zeros(P, dtypes["floatX"]), specs)
-        self.master = device.zeros(P, dtypes["float32"]) if shape.master else None
+        self.part = part_of(P, shape.shards, self.rank if shape.shards > 1 else 0)
+        # With ZeRO-1 the parts are gathered in place, which takes equal ones: room for a whole last.
+        self._gathered = device.zeros(part_size(P, shape.shards) * shape.shards, dtypes["floatX"])
+        self.params = cut_packed(self._gathered[:P], specs)
+        self.master = device.zeros(self.part.size, dtypes["float32"]) if shape.master else None
         self.grads = cut_packed(device.zeros(P, dtypes["float32"]), specs)
-        self.m = cut_packed(device.zeros(P, dtypes["float32"]), specs)
-        self.v = cut_packed(device.zeros(P, dtypes["float32"]), specs)
-        self._segments = decay_segments(specs)
+        self.m = device.zeros(self.part.size, dtypes["float32"])
+        self.v = device.zeros(self.part.size, dtypes["float32"])
+        self._segments = cut_segments(decay_segments(specs), self.part)
         self._seed_words = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
         self._cut_input(3 * accumulation * shape.B * shape.T)
         self._results = device.zeros(2, dtypes["float32"])
         acts, scratch = allocate_buffers(device, shape)
+        first = self.rank * shape.B * shape.T * config.C
         self.model = GPT(
             config,
             self.params,
@@ -109,16 +126,21 @@ class Trainer:
             acts,
             scratch,
             recompute=shape.recompute,
-            dropout=Dropout(dropout_p, self._rng_state) if dropout_p else None,
+            dropout=Dropout(dropout_p, self._rng_state, first) if dropout_p else None,
             tf32=tf32,
         )
         self._wants_graph, self._is_warm = graph, False
         self._graph: Replay | None = None
 
-    def load_parameters(self, weights: np.ndarray) -> None:
-        """Take float32 `weights` (P,), in file order; bfloat16 parameters are rounded from them."""
+    def load_parameters(self, weights: np.ndarray, master: np.ndarray | None = None) -> None:
+        """Take float32 `weights` (P,), in file order; bfloat16 parameters are rounded from them.
+
+        `master` is this rank's part of the master weights, by default that of `weights`.
+        """
         if self.master is not None:
-            self.device.upload(self.master, weights)
+            part = slice(self.part.start, self.part.stop)
+            self.device.upload(self.master, weights[part] if master is None else master)
+        if self.master is not None and self.shape.shards == 1:
             cast(self.params.flat, self.master)
         elif self.shape.precision == "bfloat16":
             self.device.upload(self.params.flat, to_bfloat16(weights))
@@ -143,18 +165,26 @@ class Trainer:
         return PendingStep(self.device.read_later(self._results))
 
     def rehearse(self) -> None:
-        """Make the calls of a run once, to see what they launch."""
-        if self.master is not None:
+        """Make the calls of a run once, without the other ranks, to see what they launch."""
+        if self.master is not None and self.shape.shards == 1:
             cast(self.params.flat, self.master)
+        collectives, self._collectives = self._collectives, None
         self._compute()
+        self._collectives = collectives
         self.model.forward(self._batches[0, 0])
         self.model.loss(self._batches[1, 0])
 
     def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
         """Mean loss in nats per token; targets of -1 do not count. Without dropout."""
+        return mean_loss(self.sum_losses(batches))
+
+    def sum_losses(
+        self, batches: Iterable[tuple[np.ndarray, np.ndarray]]
+    ) -> list[tuple[float, int]]:
+        """Sum of the losses, and number of targets that count, of each batch."""
         tokens, targets = self._batches[0, 0], self._batches[1, 0]
         losses = self.model.acts.losses
-        total, count = 0.0, 0
+        sums = []
         with np.errstate(over="ignore", invalid="ignore"):
             for inputs, wanted in batches:
                 losses.fill(0)
@@ -163,34 +193,56 @@ class Trainer:
                 self.model.forward(tokens)
                 self.model.loss(targets)
                 loss_mean(self._results[:1], losses.reshape(-1), 1.0)
-                total += float(self.device.download(self._results)[0])
-                count += int(np.count_nonzero(wanted >= 0))
-        return total / count
+                total = float(self.device.download(self._results)[0])
+                sums.append((total, int(np.count_nonzero(wanted >= 0))))
+        return sums
 
     def _compute(self) -> None:
         """The step itself, from the input buffer to loss and norm; no argument, no waiting."""
         losses = self.model.acts.losses
         self.grads.flat.fill(0)
         losses.fill(0)
-        scale = 1.0 / (self.accumulation * losses.size)
+        scale = 1.0 / (self.accumulation * losses.size * self.world)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for micro_step in range(self.accumulation):
                 tokens, targets, order = self._batches[:, micro_step]
+                is_last = micro_step == self.accumulation - 1
                 self.model.forward(tokens, micro_step=micro_step)
                 self.model.backward(
-                    tokens, targets, order.reshape(-1), scale, micro_step=micro_step
+                    tokens,
+                    targets,
+                    order.reshape(-1),
+                    scale,
+                    micro_step=micro_step,
+                    layer_done=self._sum_layer if is_last and self._collectives else None,
                 )
             loss_mean(self._results[:1], losses.reshape(-1), scale)
+            self._sum_rest()
             global_norm(self._results[1:], self.grads.flat, self.model.scratch.partials)
             self._update()
 
+    def _sum_layer(self, layer: int) -> None:
+        """Begin to sum a layer's gradients over the ranks, while backward goes on below it."""
+        assert self._collectives is not None
+        self._collectives.sum_beside(
+            [grad[layer] for name, grad in self.grads.items() if name not in UNSTACKED]
+        )
+
+    def _sum_rest(self) -> None:
+        """Sum what belongs to no layer, and the loss, over the ranks; wait for all sums."""
+        if self._collectives is None:
+            return
+        rest = [grad for name, grad in self.grads.items() if name in UNSTACKED]
+        self._collectives.sum_beside([*rest, self._results[:1]])
+        self._collectives.join()
+
     def _update(self) -> None:
-        settings = self.settings
+        settings, part = self.settings, slice(self.part.start, self.part.stop)
         adamw(
-            self.params.flat,
-            self.m.flat,
-            self.v.flat,
-            self.grads.flat,
+            self.params.flat[part],
+            self.m,
+            self.v,
+            self.grads.flat[part],
             self._results[1:],
             self._controls,
             self._segments,
@@ -200,7 +252,11 @@ class Trainer:
             grad_clip=settings.grad_clip,
             master=self.master,
             rng_state=self._rng_state,
+            first=self.part.start,
         )
+        if self.shape.shards > 1 and self._collectives is not None:
+            size = part_size(self.params.flat.size, self.shape.shards)
+            self._collectives.gather(self._gathered, self.rank * size, (self.rank + 1) * size)
 
     def _cut_input(self, num_ids: int) -> None:
         """One buffer of 32-bit words, so that one copy brings all that a step needs."""
@@ -216,6 +272,15 @@ class Trainer:
         controls = np.array([rate, *corrections], np.float32).view(np.int32)
         words = np.array([*self._seed_words, step, 0], np.uint32).view(np.int32)
         return np.concatenate([packed.reshape(-1), controls, words])
+
+
+def mean_loss(sums: Iterable[tuple[float, int]]) -> float:
+    """Mean over all targets of batches whose (sum, count) are given, added in their order."""
+    total, count = 0.0, 0
+    for part, size in sums:
+        total += part
+        count += size
+    return total / count
 
 
 def allocate_buffers(device: Device, shape: RunShape) -> tuple[Tensors, Tensors]:

@@ -100,7 +100,7 @@ def test_the_plan_is_what_is_allocated() -> None:
     assert plan == {
         "parameters": trainer.params.flat.nbytes,
         "gradients": trainer.grads.flat.nbytes,
-        "optimizer": trainer.m.flat.nbytes + trainer.v.flat.nbytes,
+        "optimizer": trainer.m.nbytes + trainer.v.nbytes,
         "activations": trainer.model.acts.flat.nbytes,
         "scratch": trainer.model.scratch.flat.nbytes,
         "sampling": generator._buffers.flat.nbytes,

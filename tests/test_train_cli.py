@@ -118,7 +118,7 @@ BAD_INPUT = [
     (lambda _: ["--epochs", "2"], "both set the length"),
     (lambda _: ["--device", "tpu"], "not a device"),
     (lambda _: ["--precision", "bf16"], "needs a GPU of compute capability 8.0"),
-    (lambda _: ["-z", "1"], "several GPUs is not built yet"),
+    (lambda _: ["-z", "1"], "this run has one: leave it out"),
     (lambda _: ["-w", "0"], "this run is in fp32"),
     (lambda _: ["--no-graph"], "needs a CUDA device"),
     (lambda _: ["-b", "100000000"], "largest batch that fits is -b"),

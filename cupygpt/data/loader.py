@@ -173,13 +173,14 @@ class ValidationBatches:
     """The same consecutive rows each time: from each shard's beginning, shards in order.
 
     Iterating yields (inputs, targets, num_rows): inputs and targets (B, T) int32, of which the
-    first num_rows rows count. `len()` is the number of batches, equal on all ranks. A batch
-    consumes B * num_ranks rows as in training. Where the rows run out, in the last batch only, the
-    rest is padded with copies of the first row whose targets are all -1, which the loss ignores,
+    first num_rows rows count. `len()` is the number of batches of this rank, equal on all ranks. A
+    batch consumes B * num_ranks rows as in training. Where the rows run out, in the last batch
+    only, the rest is padded with copies of the first row whose targets are all -1, which the loss ignores,
     so that shapes never change and a file of one row works with any B; num_rows may then be less
     than B, and 0 on later ranks. The rows are read once per iteration and never kept.
 
-    `max_batches` None means all rows. Raises DataError if no row fits or `max_batches` is below 1,
+    `max_batches` counts batches of B rows of all ranks together, so that they see the rows that one
+    rank would, batch i * num_ranks + rank of its batches each; None means all rows. Raises DataError if no row fits or `max_batches` is below 1,
     and, while iterating, if a token id is not below V.
     """
 
@@ -203,8 +204,9 @@ class ValidationBatches:
         self.rank, self.num_ranks = rank, num_ranks
         lengths = np.array([shard.num_tokens for shard in shards], dtype=np.int64)
         self._cut = Cut(np.zeros_like(lengths), (lengths - 1) // T)
-        available = -(-self._cut.num_rows // (B * num_ranks))
-        self._num_batches = available if max_batches is None else min(available, max_batches)
+        most = self._cut.num_rows if max_batches is None else max_batches * B
+        self._num_rows = min(self._cut.num_rows, most)
+        self._num_batches = -(-self._num_rows // (B * num_ranks))
 
     def __len__(self) -> int:
         return self._num_batches
@@ -212,7 +214,7 @@ class ValidationBatches:
     def __iter__(self) -> Iterator[tuple[Ids, Ids, int]]:
         for i in range(self._num_batches):
             first = (i * self.num_ranks + self.rank) * self.B
-            num_rows = min(max(self._cut.num_rows - first, 0), self.B)
+            num_rows = min(max(self._num_rows - first, 0), self.B)
             indices = np.zeros(self.B, dtype=np.int64)
             indices[:num_rows] = np.arange(first, first + num_rows)
             rows = np.empty((self.B, self.T + 1), np.int32)

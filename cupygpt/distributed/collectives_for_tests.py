@@ -5,14 +5,14 @@ from collections.abc import Sequence
 import numpy as np
 
 from cupygpt.distributed.ranks import ManyRanks
-from cupygpt.distributed.wire import Closed
-from cupygpt.errors import RunError
 from cupygpt.tensors import Array
 
 
 class SocketCollectivesForTests:
-    """Every array goes to rank 0, which adds in the order of the ranks, and back. For tests only:
-    the time grows with the number of ranks, and nothing runs beside anything."""
+    """Every array goes to rank 0, which adds in the order of the ranks, and back.
+
+    For tests only: the time grows with the number of ranks, and nothing runs beside anything.
+    """
 
     def __init__(self, ranks: ManyRanks) -> None:
         self.rank, self.world = ranks.rank, ranks.world
@@ -20,15 +20,18 @@ class SocketCollectivesForTests:
 
     def sum_beside(self, arrays: Sequence[Array]) -> None:
         """Sums in place, done when the call returns."""
+        assert all(array.flags.c_contiguous for array in arrays)
+        together = np.concatenate([array.reshape(-1) for array in arrays])
+        if self.rank:
+            together = self._ask_first(together, together)
+        else:
+            for part in self._receive_all(together):
+                together += part
+            self._send_all(together)
+        start = 0
         for array in arrays:
-            assert array.flags.c_contiguous
-            if self.rank:
-                array[...] = self._ask_first(array)
-                continue
-            parts = self._receive_all(array)
-            for part in parts:
-                array += part
-            self._send_all(array)
+            array.reshape(-1)[...] = together[start : start + array.size]
+            start += array.size
 
     def join(self) -> None:
         """Nothing is under way."""
@@ -44,22 +47,18 @@ class SocketCollectivesForTests:
             whole[rank * mine.size : (rank + 1) * mine.size] = part
         self._send_all(whole)
 
-    def _ask_first(self, mine: np.ndarray, wanted: np.ndarray | None = None) -> np.ndarray:
-        wanted = mine if wanted is None else wanted
-        try:
+    def _ask_first(self, mine: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        with self._ranks.connection_errors():
             self._ranks.first.send_bytes(mine.tobytes())
             answer = self._ranks.first.receive_bytes()
-        except Closed as error:
-            raise RunError(f"the connection to rank 0 broke ({error}).") from error
         return np.frombuffer(answer, wanted.dtype).reshape(wanted.shape)
 
     def _receive_all(self, like: np.ndarray) -> list[np.ndarray]:
-        try:
+        with self._ranks.connection_errors():
             received = [wire.receive_bytes() for wire in self._ranks.others.values()]
-        except Closed as error:
-            raise RunError(f"the connection to another rank broke ({error}).") from error
         return [np.frombuffer(part, like.dtype).reshape(like.shape) for part in received]
 
     def _send_all(self, array: np.ndarray) -> None:
-        for wire in self._ranks.others.values():
-            wire.send_bytes(array.tobytes())
+        with self._ranks.connection_errors():
+            for wire in self._ranks.others.values():
+                wire.send_bytes(array.tobytes())

@@ -23,8 +23,10 @@ FIRST_PORT, NUM_PORTS = 20000, 10000
 
 @dataclass(frozen=True)
 class Place:
-    """One process among all: its rank, how many there are, its number on this host, and where
-    rank 0 listens. `launcher` is for messages."""
+    """One process among all: its rank, how many there are, its number on this host.
+
+    Rank 0 listens at `address` and `port`; `launcher` is for messages.
+    """
 
     rank: int
     world: int
@@ -38,9 +40,7 @@ MpiMeeting = Callable[[], tuple[str, int]]
 """Collective over all MPI processes: the address and port that rank 0 chose."""
 
 
-def find_place(
-    environ: Mapping[str, str], mpi_meeting: MpiMeeting | None = None
-) -> Place | None:
+def find_place(environ: Mapping[str, str], mpi_meeting: MpiMeeting | None = None) -> Place | None:
     """The place that the environment gives this process; None where it runs alone.
 
     `mpi_meeting` stands in for mpi4py's (see `_ask_mpi`). Raises ConfigError for variables that

@@ -4,6 +4,7 @@ Imported only when several GPUs are used, because CuPy need not be installed.
 """
 
 import base64
+import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,8 +24,8 @@ class NcclCollectives:
     that the main stream waits for in `join`. Under capture these become branches of the graph, so
     a captured step overlaps as an eager one does.
 
-    The communicator is never destroyed: NCCL would first wait for every graph that uses it, and
-    for the other ranks. It goes with the process, which `end_process` therefore ends.
+    The communicator is never destroyed, it goes with the process: NCCL's destructor waits for
+    every graph that uses it, and for the other ranks, which may be dead.
     """
 
     def __init__(self, device: CUDA, ranks: Ranks) -> None:
@@ -36,6 +37,8 @@ class NcclCollectives:
         self._communicator = self._try(
             lambda: nccl.NcclCommunicator(self.world, unique_id, self.rank)
         )
+        # One reference more than there is, so that the interpreter does not destroy it at exit.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._communicator))
 
     def sum_beside(self, arrays: Sequence[Array]) -> None:
         """Queue one sum per array in a single NCCL group; see Collectives."""

@@ -1,9 +1,12 @@
 """The ranks of a run as the rest of the program sees them: who am I, agree, wait, fail together."""
 
+import contextlib
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from cupygpt.cli import INTERRUPTED
 from cupygpt.distributed.environment import Place, find_place
@@ -11,6 +14,11 @@ from cupygpt.distributed.rendezvous import Meeting, meet
 from cupygpt.distributed.watchdog import FAILED, Watchdog
 from cupygpt.distributed.wire import Closed, Wire
 from cupygpt.errors import ConfigError, CupyGPTError, RunError
+
+HEAD_START_S = 2.0
+"""Where a connection breaks, the watchdog knows why: it gets so long to end the process."""
+
+Result = TypeVar("Result")
 
 
 class Ranks(Protocol):
@@ -23,7 +31,7 @@ class Ranks(Protocol):
     def exchange(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order; every rank must call. JSON types only."""
 
-    def advise(self, advice: Any) -> None:
+    def advise(self, advice: Callable[[], str]) -> None:
         """What to say at the end if another rank dies: a function that returns a sentence."""
 
 
@@ -36,7 +44,7 @@ class OneRank:
         """The value of the only rank."""
         return [value]
 
-    def advise(self, advice: Any) -> None:
+    def advise(self, advice: Callable[[], str]) -> None:
         """Nothing: no other rank can die."""
 
     def __enter__(self) -> "OneRank":
@@ -67,16 +75,14 @@ class ManyRanks:
 
     def exchange(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order; through rank 0."""
-        try:
+        with self.connection_errors():
             if self.rank:
                 self.first.send(value)
                 values: list[Any] = self.first.receive()
-                return values
-            values = [value] + [self._control[rank].receive() for rank in range(1, self.world)]
-            for wire in self._control.values():
-                wire.send(values)
-        except Closed as error:
-            raise RunError(f"the connection to another rank broke ({error}).") from error
+            else:
+                values = [value] + [self.others[rank].receive() for rank in range(1, self.world)]
+                for wire in self.others.values():
+                    wire.send(values)
         return values
 
     @property
@@ -89,7 +95,16 @@ class ManyRanks:
         """Rank 0's connections to the others."""
         return self._control
 
-    def advise(self, advice: Any) -> None:
+    @contextlib.contextmanager
+    def connection_errors(self) -> Iterator[None]:
+        """A connection that breaks inside the block ends the process, or raises RunError."""
+        try:
+            yield
+        except Closed as error:
+            time.sleep(HEAD_START_S)
+            raise RunError(f"the connection to another rank broke ({error}).") from error
+
+    def advise(self, advice: Callable[[], str]) -> None:
         """What the watchdog adds when it reports an end."""
         self._watchdog.advice = advice
 
@@ -128,6 +143,16 @@ def join_ranks(timeout_s: float, *, debug: bool = False) -> OneRank | ManyRanks:
 def from_first(ranks: Ranks, value: Any) -> Any:
     """Rank 0's value on all ranks."""
     return ranks.exchange(value)[0]
+
+
+def first_alone(ranks: Ranks, function: Callable[[], Result], *, is_first: bool) -> Result:
+    """What `function` returns; where `is_first` it is called before the others call it."""
+    if not is_first:
+        ranks.exchange(None)
+        return function()
+    result = function()
+    ranks.exchange(None)
+    return result
 
 
 def require_same(ranks: Ranks, what: str, facts: dict[str, Any]) -> None:

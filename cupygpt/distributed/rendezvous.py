@@ -26,8 +26,10 @@ RETRY_S = 0.05
 
 @dataclass(frozen=True)
 class Meeting:
-    """The connections of one rank, by the rank at their other end: all others for rank 0, only
-    rank 0 for the others."""
+    """The connections of one rank, by the rank at their other end.
+
+    Rank 0 has one of each kind to every other rank, the others have theirs to rank 0.
+    """
 
     control: dict[int, Wire]
     watch: dict[int, Wire]
@@ -64,9 +66,12 @@ def _receive_all(place: Place, timeout_s: float) -> Meeting:
         raise
     for wire in strangers:
         wire.close()
-    for wire in guests.values():
+    meeting = Meeting(
+        *({rank: guests[rank, kind] for rank in range(1, place.world)} for kind in KINDS)
+    )
+    for wire in meeting.control.values():
         wire.send({"welcome": True})
-    return Meeting(*({rank: guests[rank, kind] for rank in range(1, place.world)} for kind in KINDS))
+    return meeting
 
 
 def _listen(place: Place) -> socket.socket:

@@ -69,8 +69,10 @@ class Watchdog:
             thread.start()
 
     def fail(self, reason: str, code: int) -> bool:
-        """Tell the others that this rank fails. True if it was reported, False if the caller
-        should: rank 0, and any rank that cannot reach it."""
+        """Tell the others that this rank fails.
+
+        True if it was reported, False if the caller should: rank 0, and a rank that cannot reach it.
+        """
         if not self._ending.acquire(blocking=False):
             # Another rank failed first: a watching thread is about to end this process.
             time.sleep(2 * DELIVERY_S)
@@ -93,8 +95,10 @@ class Watchdog:
                     wire.send(message)
 
     def _all_gone(self) -> bool:
-        """Wait until all others have closed their end: a process that exits before may take its
-        last message with it."""
+        """Wait until all others have closed their end; whether they have.
+
+        A process that exits before may take its last message with it.
+        """
         deadline = time.monotonic() + DELIVERY_S
         others = [thread for thread in self._threads if thread is not threading.current_thread()]
         for thread in others:

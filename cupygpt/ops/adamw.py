@@ -21,8 +21,8 @@ _adamw = Kernel(
     "adamw.cu",
     "adamw",
     "params:floatX* master:f32*? m:f32* v:f32* grads:f32* norm:f32* controls:f32* rng:u32*? "
-    "num_packs:i64 beta1:f32 one_minus_beta1:f32 beta2:f32 one_minus_beta2:f32 weight_decay:f32 grad_clip:f32 "
-    + " ".join(f"toggle{i}:i64" for i in range(MAX_TOGGLES)),
+    "origin:i64 num_packs:i64 beta1:f32 one_minus_beta1:f32 beta2:f32 one_minus_beta2:f32 "
+    "weight_decay:f32 grad_clip:f32 " + " ".join(f"toggle{i}:i64" for i in range(MAX_TOGGLES)),
 )
 
 
@@ -41,6 +41,7 @@ def adamw(
     grad_clip: float,
     master: Array | None = None,
     rng_state: Array | None = None,
+    first: int = 0,
 ) -> None:
     """One update of all parameters: p -= lr (m̂ / (sqrt(v̂) + 1e-8) + wd p).
 
@@ -51,8 +52,9 @@ def adamw(
 
     bfloat16 params go with `master` (P,) float32, which is updated in their place and of which they
     are the rounded copy. Without it they are rounded stochastically, by numbers drawn from
-    `rng_state` (4,) uint32 (see ops/dropout.py); KernelError if that is missing too. After llm.c
-    adamw.cuh.
+    `rng_state` (4,) uint32 (see ops/dropout.py); KernelError if that is missing too. `first` is
+    where params begin in the flat vector of all, so that a rank that updates a part of it rounds
+    as one that updates all. After llm.c adamw.cuh.
     """
     if on_host(params):
         assert master is None, "float32 parameters are their own master"
@@ -64,7 +66,7 @@ def adamw(
         raise KernelError("adamw: bfloat16 parameters need master weights or rng_state.")
     packs = num_packs(params)
     _adamw(
-        params, master, m, v, grads, norm, controls, rng_state, packs,
+        params, master, m, v, grads, norm, controls, rng_state, first, packs,
         beta1, 1.0 - beta1, beta2, 1.0 - beta2, weight_decay, grad_clip,
         *_decay_toggles(segments), grid=ceil_div(packs, THREADS), block=THREADS,
     )  # fmt: skip

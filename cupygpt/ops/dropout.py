@@ -22,7 +22,7 @@ _HALF = np.uint64(32)
 _dropout = Kernel(
     "dropout.cu",
     "dropout",
-    "out:floatX* inp:floatX* state:u32* num_packs:i64 site:u32 threshold:u32 scale:f32",
+    "out:floatX* inp:floatX* state:u32* first:i64 num_packs:i64 site:u32 threshold:u32 scale:f32",
 )
 
 
@@ -32,17 +32,16 @@ def dropout(out: Array, inp: Array, state: Array, site: int, p: float, first: in
     Written: out floatX (may be inp). Read: inp, same shape; state (4,) uint32 in the device's
     memory: seed low, seed high, optimizer step, unused. `site` tells apart the places of one
     step (micro-step and layer). `p` is the probability of dropping, in [0, 1). `first`, a multiple
-    of 4, is the number of the first element where the arrays are part of larger ones; the kernel
-    takes whole arrays only.
+    of 4, is the number of the first element where the arrays are part of larger ones: of a batch
+    cut for the cores, or of the rows of all ranks.
     """
     threshold, scale = min(round(p * 2**32), 2**32 - 1), 1.0 / (1.0 - p)
     if on_host(out):
         _numpy_dropout(out.reshape(-1), inp.reshape(-1), state, site, threshold, scale, first)
         return
-    assert first == 0, first
     packs = num_packs(out)
     _dropout(
-        out, inp, state, packs, site, threshold, scale,
+        out, inp, state, first, packs, site, threshold, scale,
         grid=ceil_div(packs, THREADS), block=THREADS,
     )  # fmt: skip
 
