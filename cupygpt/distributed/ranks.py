@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from cupygpt.cli import INTERRUPTED
 from cupygpt.distributed.environment import Place, find_place
 from cupygpt.distributed.rendezvous import Meeting, meet
-from cupygpt.distributed.watchdog import FAILED, Watchdog
+from cupygpt.distributed.watchdog import FAILED, Watchdog, die
 from cupygpt.distributed.wire import Closed, Wire
 from cupygpt.errors import ConfigError, CupyGPTError, RunError
 
@@ -63,15 +63,23 @@ class ManyRanks:
     """One of several processes that have met. As a context manager it ends all together.
 
     An exception that leaves the block ends the other ranks too, with its message, which rank 0
-    prints. Without one, leaving waits for the others.
+    prints. Without one, leaving waits for the others. `end` is what the watchdog calls with an exit
+    code where another rank has died.
     """
 
-    def __init__(self, place: Place, meeting: Meeting, *, debug: bool = False) -> None:
+    def __init__(
+        self,
+        place: Place,
+        meeting: Meeting,
+        *,
+        debug: bool = False,
+        end: Callable[[int], None] = die,
+    ) -> None:
         self._debug = debug
         self.rank, self.world, self.local_rank = place.rank, place.world, place.local_rank
         self.launcher = place.launcher
         self._control = meeting.control
-        self._watchdog = Watchdog(place.rank, meeting.watch)
+        self._watchdog = Watchdog(place.rank, meeting.watch, end=end)
 
     def exchange(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order; through rank 0."""
@@ -120,6 +128,8 @@ class ManyRanks:
         if error is None:
             self.exchange("done")
             self._watchdog.close()
+            for wire in self._control.values():
+                wire.close()
             return
         reason, code = _reason(error)
         is_reported = self._watchdog.fail(reason, code)

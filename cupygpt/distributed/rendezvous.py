@@ -58,14 +58,15 @@ def _receive_all(place: Place, timeout_s: float) -> Meeting:
                 strangers.append(wire)
                 hello = _hello_of(wire)
                 if hello is not None:
-                    guests[_checked(hello, place, guests)] = strangers.pop()
+                    key = _checked(hello, place, guests)
+                    guests[key] = strangers.pop()
     except CupyGPTError as error:
         for wire in [*guests.values(), *strangers]:
             with contextlib.suppress(Closed):
                 wire.send({"refused": str(error), "code": error.exit_code})
+            wire.close()
         raise
-    for wire in strangers:
-        wire.close()
+    _close(strangers)
     meeting = Meeting(
         *({rank: guests[rank, kind] for rank in range(1, place.world)} for kind in KINDS)
     )
@@ -145,51 +146,62 @@ def _checked(
 
 def _join_first(place: Place, timeout_s: float) -> Meeting:
     deadline = time.monotonic() + timeout_s
-    while True:
-        wires = [_connect(place, kind, deadline, timeout_s) for kind in KINDS]
-        try:
-            # Rank 0 may have come last, and waits as long for the others.
-            answer = wires[0].receive(2 * timeout_s)
-        except (Closed, TimeoutError):
-            # It went away without a word: perhaps the end of an earlier run. Try again.
-            for wire in wires:
-                wire.close()
-            time.sleep(RETRY_S)
-            continue
-        if "refused" in answer:
-            raise SystemExit(int(answer["code"]))
-        return Meeting(*({0: wire} for wire in wires))
-
-
-def _connect(place: Place, kind: str, deadline: float, timeout_s: float) -> Wire:
-    reason: Exception | str = "no time left"
+    reason: Exception | str = "no answer"
     while (left := deadline - time.monotonic()) > 0:
+        wires: list[Wire] = []
         try:
-            connection = socket.create_connection((place.address, place.port), timeout=left)
-            if connection.getsockname() == connection.getpeername():
-                # Before rank 0 listens, the system may connect a port with itself.
-                connection.close()
-                raise ConnectionError("nobody listens yet")
-            wire = Wire(connection)
-            wire.send(
-                {
-                    "greeting": GREETING,
-                    "kind": kind,
-                    "rank": place.rank,
-                    "world": place.world,
-                    "host": socket.gethostname(),
-                    "version": cupygpt.__version__,
-                }
-            )
-            return wire
+            control = _greet(place, "control", left)
+            wires.append(control)
+            # Rank 0 may turn this one away before the second connection: then it says so on the
+            # first, and nobody listens any more.
+            with contextlib.suppress(OSError):
+                wires.append(_greet(place, "watch", left))
+            # Rank 0 may have come last, and waits as long for the others.
+            answer = control.receive(2 * timeout_s if len(wires) == len(KINDS) else HELLO_S)
+            if "refused" in answer:
+                raise SystemExit(int(answer["code"]))
+            return Meeting({0: control}, {0: wires[1]})
+        except SystemExit:
+            _close(wires)
+            raise
         except OSError as error:
+            # Not there yet, or the end of an earlier run that went away without a word.
             reason = error
+            _close(wires)
             time.sleep(RETRY_S)
     raise RunError(
         f"rank {place.rank} could not reach rank 0 at {place.address}:{place.port} within "
         f"{timeout_s:g} s ({reason}). See whether rank 0 runs there, whether MASTER_ADDR names its "
         f"host, and whether a firewall closes the port; --rank-timeout sets how long to wait."
     )
+
+
+def _greet(place: Place, kind: str, timeout_s: float) -> Wire:
+    """Connect to rank 0 and say who this is. OSError where nobody is there to hear it."""
+    connection = socket.create_connection((place.address, place.port), timeout=timeout_s)
+    wire = Wire(connection)
+    hello = {
+        "greeting": GREETING,
+        "kind": kind,
+        "rank": place.rank,
+        "world": place.world,
+        "host": socket.gethostname(),
+        "version": cupygpt.__version__,
+    }
+    try:
+        # Before rank 0 listens, the system may connect a port with itself.
+        if connection.getsockname() == connection.getpeername():
+            raise ConnectionError("nobody listens yet")
+        wire.send(hello)
+    except OSError:
+        wire.close()
+        raise
+    return wire
+
+
+def _close(wires: Sequence[Wire]) -> None:
+    for wire in wires:
+        wire.close()
 
 
 def _ranks(numbers: Sequence[int]) -> str:
