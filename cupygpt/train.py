@@ -190,7 +190,7 @@ def _launch(arguments: Sequence[str], given: dict[str, Any], count: int) -> int:
         return code
     from cupygpt.distributed.launcher import launch
 
-    return launch("cupygpt.train", arguments, count)
+    return launch(["-m", "cupygpt.train", *arguments], count)
 
 
 if __name__ == "__main__":

@@ -72,3 +72,27 @@ def test_bench_times_a_configuration(tmp_path: Path) -> None:
     assert report["config"] == "bytes"
     assert np.isfinite(report["ms"]["cupygpt"])
     assert report["ms"]["cupygpt"] > 0
+
+
+def test_bench_scaling_times_ranks_beside_one(tmp_path: Path) -> None:
+    flags = ["--config", "bytes", "--device", "cpu", "-b", "2", "-t", "32", "--gpus", "1", "2"]
+    result = tool(
+        "bench_scaling.py",
+        *flags,
+        "--zero",
+        "--steps",
+        "1",
+        "--windows",
+        "1",
+        "--json",
+        cwd=tmp_path,
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [(row["contestant"], row["gpus"]) for row in rows] == [
+        ("cupygpt", 1),
+        ("cupygpt", 2),
+        ("cupygpt-zero1", 2),
+    ]
+    assert rows[0]["linear"] == 1.0
+    assert all(row["tok_s"] > 0 for row in rows)

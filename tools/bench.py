@@ -20,6 +20,7 @@ import numpy as np
 from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
 from cupygpt.console import format_bytes
 from cupygpt.device import CPU, Device, check_precision, choose_device, default_precision
+from cupygpt.distributed.collectives import Collectives
 from cupygpt.errors import ConfigError
 from cupygpt.feed import pack
 from cupygpt.gemm import WORKSPACE_BYTES
@@ -143,10 +144,20 @@ def bench(args: argparse.Namespace) -> None:
 class Ours:
     """Our trainer with new weights."""
 
-    def __init__(self, device: Device, shape: RunShape, *, tf32: bool, graph: bool) -> None:
+    def __init__(
+        self,
+        device: Device,
+        shape: RunShape,
+        *,
+        tf32: bool,
+        graph: bool,
+        collectives: Collectives | None = None,
+    ) -> None:
         self.device, self.shape = device, shape
         self._used_before = device.used_bytes() or 0
-        self.trainer = Trainer(device, shape, OptimizerSettings(), tf32=tf32, graph=graph)
+        self.trainer = Trainer(
+            device, shape, OptimizerSettings(), tf32=tf32, graph=graph, collectives=collectives
+        )
         if not isinstance(device, CPU):
             with measuring(None):
                 collect(self.trainer.rehearse)

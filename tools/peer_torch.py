@@ -94,14 +94,16 @@ class Peer:
         *,
         precision: str = "fp32",
         compiled: str | None = None,
+        ranks: int = 1,
     ) -> None:
         torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
         self._autocast = precision == "bf16"
         self._device, self._batches = device, batches
         self._model = PeerGPT(config).to(device)
         self._optimizer = self._model.optimizer(1e-4, (0.9, 0.95), 0.0)
+        model = distributed(self._model) if ranks > 1 else self._model
         self._loss: Callable[[Tensor, Tensor], Tensor] = (
-            torch.compile(self._model, mode=compiled) if compiled else self._model
+            torch.compile(model, mode=compiled) if compiled else model
         )
 
     def step(self) -> None:
@@ -134,3 +136,14 @@ class Peer:
     def _synchronize(self) -> None:
         if self._device == "cuda":
             torch.cuda.synchronize()
+
+
+def distributed(model: nn.Module) -> nn.Module:
+    """`model` with gradients averaged over the ranks that a launcher's environment names."""
+    from torch.nn.parallel import DistributedDataParallel
+
+    if torch.cuda.is_available():
+        torch.distributed.init_process_group("nccl")
+    else:
+        torch.distributed.init_process_group("gloo")
+    return DistributedDataParallel(model, gradient_as_bucket_view=True)

@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -22,18 +22,15 @@ _STOPPED = (INTERRUPTED, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
 """After a checkpoint, or before the rank could catch the signal."""
 
 
-def launch(
-    module: str, arguments: Sequence[str], count: int, environ: Mapping[str, str] | None = None
-) -> int:
-    """Run `count` ranks of `python -m module arguments` and wait for all; returns the exit code.
+def launch(arguments: Sequence[str], count: int) -> int:
+    """Run `count` ranks of `python arguments` and wait for all; returns the exit code.
 
     That is the code of the rank that failed first, else that of rank 0. SIGINT and SIGTERM go on
     to every rank, once each time. A rank that a signal killed is named on stderr; one that failed
     by itself has said why.
     """
     port = free_port(LOOPBACK)
-    environ = dict(os.environ if environ is None else environ)
-    environ.pop(PORT, None)
+    environ = {name: value for name, value in os.environ.items() if name != PORT}
     ranks: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
@@ -55,10 +52,11 @@ def launch(
                 "MASTER_PORT": str(port),
                 LAUNCHER_PID: str(os.getpid()),
             }
-            command = [sys.executable, "-m", module, *arguments]
             # In a session of their own: a terminal's Ctrl-C would reach the ranks twice otherwise,
             # and the second one means to end without saving.
-            process = subprocess.Popen(command, env={**environ, **own}, start_new_session=True)
+            process = subprocess.Popen(
+                [sys.executable, *arguments], env={**environ, **own}, start_new_session=True
+            )
             ranks.append(process)
             for number in forwarded:
                 process.send_signal(number)

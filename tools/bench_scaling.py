@@ -1,0 +1,193 @@
+"""Time training steps on 1, 2, ... GPUs of this machine, beside PyTorch's DistributedDataParallel.
+
+python tools/bench_scaling.py --gpus 1 2 4                          # GPT-2 124M, B 32 on each
+python tools/bench_scaling.py --gpus 1 2 --zero --peer torch-compile
+
+The batch per GPU stays the same, so perfect scaling is the same time per step; the share of it is
+the last column. Rows run one after the other, each in processes of its own.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cupygpt.cli import run_cli  # isort: skip - before NumPy: see cupygpt/__init__.py
+from bench import CASES, PEERS, WARMUP_STEPS, Contestant, Ours, random_batches
+
+from cupygpt.device import check_precision, default_precision
+from cupygpt.distributed.collectives import make_collectives
+from cupygpt.distributed.devices import choose_rank_device
+from cupygpt.distributed.launcher import launch
+from cupygpt.distributed.ranks import first_alone, join_ranks
+from cupygpt.errors import ConfigError, RunError
+from cupygpt.gemm import WORKSPACE_BYTES
+from cupygpt.memory import RunShape
+from cupygpt.tensors import GPU_HEAD_ROWS, MAX_HEAD_ROWS
+
+JOIN_S = 120.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table."""
+
+    contestant: str
+    gpus: int
+    B: int
+    T: int
+    windows_ms: list[float]
+
+    @property
+    def ms(self) -> float:
+        """Median time of a step."""
+        return statistics.median(self.windows_ms)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of all GPUs together."""
+        return 1e3 * self.B * self.T * self.gpus / self.ms
+
+
+def main() -> int:
+    """Entry point; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--config", choices=sorted(CASES), default="124M")
+    parser.add_argument("-b", "--batch-size", type=int, help="instead of the configuration's B")
+    parser.add_argument("-t", "--seq-len", type=int, help="instead of the configuration's T")
+    parser.add_argument("--precision", choices=["auto", "fp32", "tf32", "bf16"], default="auto")
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu to try it")
+    parser.add_argument("--no-graph", action="store_true", help="launch each kernel by itself")
+    parser.add_argument("--zero", action="store_true", help="also with ZeRO-1")
+    parser.add_argument("--peer", choices=list(PEERS), action="append", default=[])
+    parser.add_argument("--steps", type=int, default=20, help="timed steps in each window")
+    parser.add_argument("--windows", type=int, default=3, help="the median window is reported")
+    parser.add_argument("--json", action="store_true", help="print one JSON object per row")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    parser.add_argument("--contestant", help=argparse.SUPPRESS)  # this process is a rank of it
+    parser.add_argument("--report", type=Path, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    work = compare if args.contestant is None else measure
+    return run_cli(lambda: work(args), debug=args.debug)
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Start the ranks of each row, and print the table as it grows."""
+    single: dict[str, Row] = {}
+    contestants = ["cupygpt", *(["cupygpt-zero1"] if args.zero else []), *args.peer]
+    if not args.json:
+        print(f"{'':18}{'GPUs':>5}{'ms/step':>10}{'range':>18}{'tok/s':>14}{'of linear':>11}")
+    for contestant in contestants:
+        for gpus in args.gpus:
+            if contestant == "cupygpt-zero1" and gpus == 1:
+                continue
+            row = run_row(contestant, gpus)
+            base = single.setdefault(contestant.removesuffix("-zero1"), row)
+            share = row.tokens_per_s / row.gpus / (base.tokens_per_s / base.gpus)
+            if args.json:
+                print(json.dumps({**vars(row), "tok_s": row.tokens_per_s, "linear": share}))
+                continue
+            spread = f"{min(row.windows_ms):.2f} to {max(row.windows_ms):.2f}"
+            print(
+                f"{contestant:18}{gpus:5}{row.ms:10.2f}{spread:>18}{row.tokens_per_s:14,.0f}"
+                f"{100 * share:10.1f} %",
+                flush=True,
+            )
+
+
+def run_row(contestant: str, gpus: int) -> Row:
+    """One measurement, in `gpus` processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "row.json"
+        more = ["--contestant", contestant, "--report", str(report)]
+        if launch([*sys.argv, *more], gpus):
+            raise RunError(f"{contestant} on {gpus} GPUs failed; see above.")
+        return Row(**json.loads(report.read_text()))
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Be one rank: time the windows together with the others; rank 0 writes the row."""
+    case = CASES[args.config]
+    with join_ranks(JOIN_S, debug=args.debug) as ranks:
+        on_gpu = args.device == "cuda"
+        B = args.batch_size or (case.gpu_B if on_gpu else case.B)
+        T = args.seq_len or case.T
+        contestant = make_contestant(args, ranks, B, T)
+        for _ in range(WARMUP_STEPS):
+            contestant.window_ms(1)
+        windows = []
+        for _ in range(args.windows):
+            ranks.exchange("ready")
+            windows.append(max(ranks.exchange(contestant.window_ms(args.steps))))
+        if ranks.rank == 0:
+            row = Row(args.contestant, ranks.world, B, T, windows)
+            args.report.write_text(json.dumps(vars(row)))
+
+
+def make_contestant(args: argparse.Namespace, ranks: Any, B: int, T: int) -> Contestant:
+    """What is timed, on the device of this rank."""
+    config = CASES[args.config].config
+    device = choose_rank_device(args.device, ranks).device
+    precision = default_precision(device)[0] if args.precision == "auto" else args.precision
+    check_precision(device, precision)
+    on_gpu = device.name == "cuda"
+    if args.contestant in PEERS:
+        return make_peer(args, ranks, B, T, precision)
+    shape = RunShape(
+        config,
+        B,
+        T,
+        precision="bfloat16" if precision == "bf16" else "float32",
+        master=precision == "bf16",
+        shards=ranks.world if args.contestant == "cupygpt-zero1" else 1,
+        head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
+        workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
+    )
+    collectives = make_collectives(device, ranks)
+    # Rank 0 chooses the algorithms of products, the others find its choices in the cache.
+    return first_alone(
+        ranks,
+        lambda: Ours(
+            device,
+            shape,
+            tf32=precision == "tf32",
+            graph=on_gpu and not args.no_graph,
+            collectives=collectives,
+        ),
+        is_first=ranks.rank == 0,
+    )
+
+
+def make_peer(args: argparse.Namespace, ranks: Any, B: int, T: int, precision: str) -> Contestant:
+    """PyTorch on the same ranks; it meets by itself, on the next port."""
+    try:
+        import torch
+        from peer_torch import Peer
+    except ImportError as error:
+        raise ConfigError(
+            f"--peer {args.contestant}: PyTorch is not installed here ({error})."
+        ) from error
+    if args.device == "cuda":
+        torch.cuda.set_device(ranks.local_rank)
+    os.environ["MASTER_PORT"] = str(int(os.environ["MASTER_PORT"]) + 1)
+    config = CASES[args.config].config
+    return Peer(
+        config,
+        random_batches(config, B, T),
+        args.device,
+        precision=precision,
+        compiled=PEERS[args.contestant],
+        ranks=ranks.world,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
