@@ -175,3 +175,11 @@ def test_advice_that_hangs_or_fails_does_not_delay_the_end() -> None:
     second.vanish()
     wait_until(lambda: first.code is not None)
     assert first.said[0].rstrip().endswith("All ranks end.")
+
+
+def test_a_rank_may_leave_before_the_others_know_that_it_is_over() -> None:
+    first, second = start(2)
+    second.dog._tell("bye")
+    second.vanish()
+    time.sleep(0.1)
+    assert first.code is None

@@ -111,6 +111,28 @@ def test_stochastic_rounding_keeps_small_updates(dev: Device) -> None:
     assert (stored[0] != stored[2]).any()
 
 
+def test_a_part_is_rounded_as_within_the_whole(dev: Device) -> None:
+    """`first` tells where the part begins, so that ranks may share an update out (ZeRO-1)."""
+    if dev.floatX != "bfloat16":
+        pytest.skip("float32 parameters are stored as they are")
+    size, rate = 512, 0.3 * 2.0**-8
+
+    def update(start: int, stop: int) -> np.ndarray:
+        count = stop - start
+        params = dev.array(np.ones(count))
+        m, v = dev.array(np.zeros(count), "float32"), dev.array(np.zeros(count), "float32")
+        adamw(
+            params, m, v, dev.input(np.ones(count), "float32"), dev.input([1.0], "float32"),
+            dev.input([rate, 0.1, 0.05], "float32"), [(0, count, False)], **SETTINGS,
+            rng_state=dev.input([7, 0, 1, 0], "uint32"), first=start,
+        )  # fmt: skip
+        return dev.values(params)
+
+    parts = np.concatenate([update(0, 200), update(200, size)])
+    np.testing.assert_array_equal(parts, update(0, size))
+    assert (update(0, 200) != update(200, 400)).any()
+
+
 def test_bfloat16_without_master_weights_or_random_numbers_is_refused(dev: Device) -> None:
     if dev.floatX != "bfloat16":
         pytest.skip("float32 parameters are their own master")
