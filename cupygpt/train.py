@@ -83,7 +83,7 @@ def start_run(
 ) -> "Run":
     """A new run: its folder, data, model and weights. Rank 0 makes what the others find."""
     from cupygpt import build
-    from cupygpt.distributed.ranks import first_alone, from_first
+    from cupygpt.distributed.ranks import first_alone
     from cupygpt.init import initial_parameters
     from cupygpt.run import Run
     from cupygpt.runfolder import environment, new_run_folder, write_record
@@ -92,7 +92,7 @@ def start_run(
     config = build.with_defaults(config)
     is_first = ranks.rank == 0
     made = new_run_folder(config.out, overwrite=config.overwrite) if is_first else None
-    folder = Path(from_first(ranks, str(made)))
+    folder = _common_folder(ranks, made)
     data = first_alone(ranks, lambda: build.open_data(config, folder), is_first=is_first)
     model, loaded, origin = build.choose_model(config, data)
     build.attach_tokenizer(config, model, data)
@@ -129,7 +129,7 @@ def resume_run(
 
     assert config.resume is not None
     found = find_run(config.resume, config.out, NEWEST_RUN) if ranks.rank == 0 else None
-    folder = Path(from_first(ranks, str(found)))
+    folder = _common_folder(ranks, found)
     record = read_record(folder)
     config = resumed_config(record["config"], given, world=ranks.world)
     data = build.open_data(config, folder)
@@ -156,6 +156,19 @@ def resume_run(
     plan.device.upload(trainer.m, state.m)
     plan.device.upload(trainer.v, state.v)
     return run
+
+
+def _common_folder(ranks: "Ranks", folder: Path | None) -> Path:
+    """Rank 0's run folder on all ranks. Raises ConfigError where one does not see it."""
+    from cupygpt.distributed.ranks import from_first
+
+    common = Path(from_first(ranks, str(folder)))
+    if not common.is_dir():
+        raise ConfigError(
+            f"the run folder {common} of rank 0 is not there: start all ranks in the same working "
+            f"folder, and name a run folder (-o) that all hosts share."
+        )
+    return common
 
 
 def _require_same_files(ranks: "Ranks", data: "Data", weights: "np.ndarray") -> None:

@@ -52,7 +52,7 @@ def _own_gpu(ranks: Ranks) -> DeviceChoice:
     index = ranks.local_rank if count > 1 else 0
     if index >= count:
         raise DeviceError(
-            f"rank {ranks.rank} is number {ranks.local_rank} on {host}, which shows {count} GPUs "
+            f"this rank is number {ranks.local_rank} on {host}, which shows {count} GPUs "
             f"(0 to {count - 1}). Start at most {count} ranks there."
         )
     from cupygpt.cuda_device import CUDA

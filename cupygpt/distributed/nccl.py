@@ -87,7 +87,7 @@ class NcclCollectives:
             return call()
         except nccl.NcclError as error:
             raise DeviceError(
-                f"rank {self.rank}: NCCL failed ({error}). Run again with NCCL_DEBUG=WARN in the "
+                f"NCCL failed on rank {self.rank} ({error}). Run again with NCCL_DEBUG=WARN in the "
                 f"environment to see why."
             ) from error
 
