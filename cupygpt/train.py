@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TERMINATED = 143
 """Exit code after SIGTERM, as shells report it."""
 
+LAUNCHER_ECHO_S = 1.0
+"""With several ranks a signal may come twice, from the terminal and from the launcher."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 130 after Ctrl-C, 143 after SIGTERM, both saved."""
@@ -68,7 +71,7 @@ def train_rank(
             f"levels to beat, nats per token: unigram {levels[0]:.4f}, bigram {levels[1]:.4f}"
         )
     try:
-        with StopSignal() as stop:
+        with StopSignal(echo_s=LAUNCHER_ECHO_S if ranks.world > 1 else 0.0) as stop:
             run.loop(stop)
     finally:
         run.close()
@@ -105,6 +108,8 @@ def start_run(
         "model": asdict(model),
         "data": data.record(),
         "precision": plan.precision,
+        "ranks": ranks.world,
+        "tokens_per_step": plan.tokens_per_step,
         "environment": environment(plan.device.describe()),
     }
     if is_first:
@@ -144,6 +149,12 @@ def resume_run(
     console.header(build.header_rows(plan, data, origin, folder))
     if state.progress.epoch is None:
         console.warn("this state was written by llm.c: the data order starts anew")
+    began_with = record.get("tokens_per_step", plan.tokens_per_step)
+    if record.get("ranks", 1) != ranks.world and began_with != plan.tokens_per_step:
+        console.warn(
+            f"with {ranks.world} ranks a step takes {plan.tokens_per_step:,} tokens, it took "
+            f"{began_with:,} when the run began: -d {began_with} keeps them"
+        )
     run = Run(plan, data, folder, console, state.progress, ranks)
     trainer = run.trainer
     weights = checkpoint.model.parameters

@@ -226,8 +226,10 @@ def save(folder: Path, world: int, *, zero: bool, step: int = 7, master: bool = 
 OFFSETS = {"m": 0.0, "v": 0.25, "master": 0.5}
 
 
-@pytest.mark.parametrize("master", [False, True])
-@pytest.mark.parametrize(("saved_by", "saved_zero"), [(1, False), (2, True), (3, False), (4, True)])
+@pytest.mark.parametrize(
+    ("saved_by", "saved_zero", "master"),
+    [(1, False, True), (2, True, False), (3, False, False), (4, True, True)],
+)
 @pytest.mark.parametrize(
     ("world", "zero"), [(1, False), (2, False), (2, True), (4, True), (3, True)]
 )

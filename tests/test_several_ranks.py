@@ -71,6 +71,14 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(tmp_path: Path) -> None:
     )
 
 
+def test_another_number_of_tokens_per_step_is_pointed_out(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main([*write_files(tmp_path), "-n", "3", "-o", str(run)]) == 0
+    out = train("--resume", str(run), "-n", "5", "--gpus", "2")
+    assert "a step takes 64 tokens, it took 32 when the run began: -d 32 keeps them" in out
+    assert load_checkpoint(run, 5).state.progress.rows == 3 * 4 + 2 * 8
+
+
 def endless(tmp_path: Path, *more: str) -> list[str]:
     return [*write_files(tmp_path), "-n", "100000", "-v", "0", "--checkpoint-every", "1", *more]
 
@@ -94,6 +102,20 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     step = checkpoint_steps(run)[-1]
     assert main_log(run)[-1].startswith(f"s:{step - 1} trl:")
     assert load_checkpoint(run, step).state.progress.step == step
+
+
+def test_a_signal_that_a_launcher_repeats_counts_once() -> None:
+    program = """
+import os, signal, sys, time
+from cupygpt.interrupt import StopSignal
+with StopSignal(echo_s=30.0) as stop:
+    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.05)
+assert stop.received == "SIGINT"
+"""
+    code, _, err = finish(start_program(program))
+    assert code == 0, err
 
 
 @pytest.mark.parametrize("victim", [0, 1])
