@@ -85,7 +85,7 @@ def train(
 
 @pytest.mark.parametrize("zero", [False, True], ids=["whole", "zero1"])
 @pytest.mark.parametrize(
-    ("world", "B", "accumulation"), [(2, 6, 1), (3, 4, 1), (2, 2, 3), (3, 2, 2)]
+    ("world", "B", "accumulation"), [(2, 6, 1), (3, 4, 1), (2, 2, 3), (3, 2, 2), (3, 1, 4)]
 )
 def test_ranks_equal_one_process_with_the_same_rows(
     tokens: Path, world: int, B: int, accumulation: int, zero: bool

@@ -226,7 +226,7 @@ def test_a_gpu_by_number_is_refused(tmp_path: Path) -> None:
 
 
 def test_sharing_the_state_frees_memory(tmp_path: Path) -> None:
-    """The run's own figure of the memory taken, of a model whose optimizer state is 2 × 152 MB."""
+    """The run's own figure of the memory taken, of a model whose optimizer state is 2 × 116 MiB."""
     flags = files(tmp_path, "-e", "d6", "-n", "3", "--checkpoint-every", "0", "--log-every", "1")
     flags = [*flags, "-i", str(gpt2_tokens(tmp_path)), "-j", str(tmp_path / "val.bin")]
     taken = {}
