@@ -76,12 +76,15 @@ class Trainer:
     """All buffers of a run on one device, and what is done with them.
 
     `params`, `m`, `v` and, for bfloat16 weights, `master` (float32; else None) are what a checkpoint
-    holds. `accumulation` micro-batches of (B, T) make one step. With `collectives` the ranks sum
-    their gradients and losses, a layer at a time beside the backward pass of the next; with
-    `shape.shards` each also updates only its `part` of the parameters (ZeRO-1), of which alone it
-    has m, v and master, and then they exchange them. All sums are over all gradients: a
-    reduce-scatter would move a third less, but in pieces that are not those of the layers. With `graph` the second step is captured and replayed from then on; the first runs
-    op by op, because it loads kernels and chooses algorithms on its way.
+    holds. `accumulation` micro-batches of (B, T) make one step. With `graph` the second step is
+    captured and replayed from then on; the first runs op by op, because it loads kernels and
+    chooses algorithms on its way.
+
+    With `collectives` the ranks sum their gradients and losses, a layer at a time beside the
+    backward pass of the next. With `shape.shards` each then updates only its `part` of the
+    parameters (ZeRO-1), of which alone it has m, v and master, and they exchange the parts. All
+    ranks still sum all gradients: a reduce-scatter would move a third less, but its pieces are runs
+    of the flat vector, which are complete only when the whole backward pass is.
     """
 
     def __init__(

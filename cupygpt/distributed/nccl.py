@@ -93,7 +93,12 @@ class NcclCollectives:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that must be the same on all ranks."""
+    """Of the libraries that must be the same on all ranks. Raises DeviceError without NCCL."""
+    if not nccl.available:
+        major = cupy.cuda.runtime.runtimeGetVersion() // 1000
+        raise DeviceError(
+            f"several GPUs need NCCL, which CuPy does not find: pip install nvidia-nccl-cu{major}."
+        )
     number = nccl.get_version()
     return {
         "CuPy": cupy.__version__,
