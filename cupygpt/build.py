@@ -4,7 +4,6 @@ Every automatic choice made here leaves a row for the console, with its reason.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from cupygpt.config import GPTConfig, config_from_descriptor, small_config
-from cupygpt.console import format_bytes
 from cupygpt.data.corpora import python_docs_tokens, unigram_bigram_nats
 from cupygpt.data.loader import TrainLoader, ValidationBatches
 from cupygpt.data.shards import TokenShard, check_ids, fingerprint, open_shards, write_shard
@@ -26,7 +24,7 @@ from cupygpt.distributed.devices import choose_rank_device
 from cupygpt.distributed.ranks import OneRank, Ranks
 from cupygpt.errors import ConfigError, DataError, TokenizerError
 from cupygpt.gemm import WORKSPACE_BYTES
-from cupygpt.memory import RunShape, check_fits, memory_plan
+from cupygpt.memory import RunShape, check_fits
 from cupygpt.modelfile import ModelFile, load_model
 from cupygpt.options import TrainConfig, flags_of
 from cupygpt.schedule import Schedule
@@ -230,38 +228,6 @@ def make_plan(
     )
 
 
-def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple[str, str]]:
-    """The console's opening table: what runs where on what, and why."""
-    config, model = plan.config, plan.shape.config
-    memory = {"runtime": plan.base_bytes} if plan.base_bytes else {}
-    memory |= memory_plan(plan.shape)
-    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.items())
-    schedule = plan.schedule
-    rate = f"{schedule.kind} from {schedule.peak:g}"
-    if schedule.kind != "constant":
-        rate += f", warm-up {schedule.warmup}, to {schedule.peak * schedule.final_fraction:g}"
-    batch = f"{plan.shape.B} × {plan.shape.T} tokens × {plan.accumulation}"
-    where = ""
-    if plan.world > 1:
-        batch += f" × {plan.world} ranks"
-        where = " on each rank"
-    rows = [
-        ("device", f"{plan.device.describe()}: {plan.device_reason}"),
-        ("model", f"{model.describe()}; {origin}"),
-        ("train data", _describe_shards(data.train) + f", {plan.rows_per_epoch:,} rows an epoch"),
-        ("validation", _describe_shards(data.val) if data.val else "none (pass -j)"),
-        ("tokenizer", data.tokenizer.name if data.tokenizer else "unknown"),
-        ("batch", f"{batch} = {plan.tokens_per_step:,} tokens a step, {plan.steps:,} steps"),
-        ("optimizer", f"AdamW, learning rate {rate}, weight decay {config.weight_decay:g}, "
-                      f"clip {config.grad_clip:g}, dropout {config.dropout:g}"),
-        ("precision", f"{plan.precision}: {plan.precision_reason}"),
-        ("memory", f"{format_bytes(sum(memory.values()))} planned{where}: {parts}"),
-        ("run folder", str(folder)),
-    ]  # fmt: skip
-    rows += [("note", note) for note in data.notes]
-    return rows
-
-
 def landmarks(data: Data, V: int) -> tuple[float, float] | None:
     """Validation loss of the unigram and the bigram model, where that says something."""
     if not data.val or V > LANDMARK_VOCAB:
@@ -396,12 +362,6 @@ def _precision(config: TrainConfig, device: Device, begun_in: str | None) -> tup
             f"-w 0 leaves out the float32 copy of bfloat16 weights, but this run is in {precision}."
         )
     return precision, reason
-
-
-def _describe_shards(shards: Sequence[TokenShard]) -> str:
-    tokens = sum(shard.num_tokens for shard in shards)
-    name = shards[0].path.name if len(shards) == 1 else f"{len(shards)} files"
-    return f"{name}, {tokens:,} tokens"
 
 
 def bits_per_byte(loss: float, bytes_a_token: float | None) -> float | None:

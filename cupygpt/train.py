@@ -87,6 +87,7 @@ def start_run(
     """A new run: its folder, data, model and weights. Rank 0 makes what the others find."""
     from cupygpt import build
     from cupygpt.distributed.ranks import first_alone
+    from cupygpt.header import header_rows
     from cupygpt.init import initial_parameters
     from cupygpt.run import Run
     from cupygpt.runfolder import environment, new_run_folder, write_record
@@ -100,7 +101,7 @@ def start_run(
     model, loaded, origin = build.choose_model(config, data)
     build.attach_tokenizer(config, model, data)
     plan = build.make_plan(config, model, data, ranks=ranks)
-    console.header(build.header_rows(plan, data, origin, folder))
+    console.header(header_rows(plan, data, origin, folder))
     for warning in loaded.warnings if loaded else ():
         console.warn(warning)
     record = {
@@ -128,6 +129,7 @@ def resume_run(
     from cupygpt import build
     from cupygpt.checkpoint import checkpoint_steps, load_checkpoint
     from cupygpt.distributed.ranks import from_first
+    from cupygpt.header import header_rows
     from cupygpt.resume import check_same, resumed_config
     from cupygpt.run import Run
     from cupygpt.runfolder import find_run, read_record
@@ -146,7 +148,7 @@ def resume_run(
     check_same("data", record["data"], data.record())
     plan = build.make_plan(config, model, data, begun_in=record.get("precision"), ranks=ranks)
     origin = f"checkpoint of step {state.progress.step}"
-    console.header(build.header_rows(plan, data, origin, folder))
+    console.header(header_rows(plan, data, origin, folder))
     if state.progress.epoch is None:
         console.warn("this state was written by llm.c: the data order starts anew")
     began_with = record.get("tokens_per_step", plan.tokens_per_step)
