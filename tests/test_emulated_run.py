@@ -17,7 +17,7 @@ from cupygpt.memory import RunShape
 from cupygpt.step import OptimizerSettings, Trainer
 
 CONFIG = GPTConfig(maxT=16, V=65, L=2, NH=2, C=32)
-B, T, ACCUMULATION, STEPS = 2, 13, 2, 3
+B, T, ACCUMULATION, STEPS = 2, 13, 2, 2
 
 
 class EmulatedGPU(CPU):
