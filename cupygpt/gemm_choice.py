@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cupygpt.errors import RunError
+from cupygpt.errors import KernelError, RunError
 from cupygpt.files import atomic_write
 
 FILE_NAME = "products.json"
@@ -78,24 +78,32 @@ def _fastest(candidates: Sequence[Callable[[], None]], repeats: int, stream: Any
     """Candidates take turns, each as a graph: the GPU does not wait for the host in between."""
     import cupy
 
-    graphs = []
-    for candidate in candidates:
-        candidate()  # loads its code
+    graphs: dict[int, Any] = {}
+    for number, candidate in enumerate(candidates):
+        try:
+            candidate()  # loads its code
+        except KernelError:
+            continue  # proposed, and refused after all
         stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
-        for _ in range(repeats):
-            candidate()
-        graphs.append(stream.end_capture())
-    spans: list[list[tuple[Any, Any]]] = [[] for _ in candidates]
+        try:
+            for _ in range(repeats):
+                candidate()
+        finally:
+            graphs[number] = stream.end_capture()
+    if not graphs:
+        return 0  # the run's own call says what is wrong
+    spans: dict[int, list[tuple[Any, Any]]] = {number: [] for number in graphs}
     for _ in range(ROUNDS):
-        for graph, events in zip(graphs, spans, strict=True):
+        for number, graph in graphs.items():
             start, stop = cupy.cuda.Event(), cupy.cuda.Event()
             start.record(stream)
             graph.launch(stream)
             stop.record(stream)
-            events.append((start, stop))
+            spans[number].append((start, stop))
     stream.synchronize()
-    times = [statistics.median(cupy.cuda.get_elapsed_time(*e) for e in events) for events in spans]
-    return times.index(min(times))
+    elapsed = cupy.cuda.get_elapsed_time
+    times = {n: statistics.median(elapsed(*events) for events in spans[n]) for n in spans}
+    return min(times, key=lambda number: times[number])
 
 
 def _read(path: Path) -> dict[str, int]:

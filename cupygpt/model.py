@@ -86,7 +86,9 @@ class GPT:
 
     def forward(self, tokens: Array, *, micro_step: int | None = None) -> None:
         """Fill acts up to lnf from tokens (B, T) int32; dropout only if `micro_step` is given."""
-        run_parts([partial(part._forward, tokens[rows], micro_step) for rows, part in self._parts])
+        run_parts(
+            [partial(part._forward, tokens[rows], micro_step) for rows, part in self._in_parts()]
+        )
 
     def _forward(self, tokens: Array, micro_step: int | None) -> None:
         """forward, for one part of the batch."""
@@ -146,8 +148,9 @@ class GPT:
         assert self.grads is not None
         self._head(targets, dloss)
         # Parts of a batch run at once: no layer is done before all of them are.
-        during = layer_done if len(self._parts) == 1 else None
-        run_parts([partial(part._backward, micro_step, during) for _, part in self._parts])
+        parts = self._in_parts()
+        during = layer_done if len(parts) == 1 else None
+        run_parts([partial(part._backward, micro_step, during) for _, part in parts])
         if layer_done is not None and during is None:
             for l in reversed(range(self.config.L)):  # noqa: E741
                 layer_done(l)
@@ -227,12 +230,17 @@ class GPT:
         self.dropout.apply(out, inp, micro_step, place)
         return out
 
+    def _in_parts(self) -> "list[tuple[slice, GPT]]":
+        """(batch rows, the model over these rows) for each part that the layers run over."""
+        # Not kept where it is the model itself: one that refers to itself would outlive its last
+        # use, and the memory of its device with it.
+        return self._parts or [(slice(None), self)]
+
     def _cut_batch(self, count: int) -> "list[tuple[slice, GPT]]":
-        """(batch rows, the same model over views of these rows) for each of `count` parts."""
-        B = len(self.acts.encoded)
+        """The same model over views of the batch rows of `count` parts; none for a single part."""
         if count == 1:
-            return [(slice(0, B), self)]
-        cuts = [B * i // count for i in range(count + 1)]
+            return []
+        cuts = [len(self.acts.encoded) * i // count for i in range(count + 1)]
         return [(slice(i, j), self._part(i, j)) for i, j in pairwise(cuts)]
 
     def _part(self, start: int, stop: int) -> "GPT":

@@ -166,6 +166,8 @@ def resume_run(
         trainer.load_parameters(state.master)
     else:
         trainer.load_parameters(weights, state.master)
+    if state.master is not None and trainer.master is None and plan.shape.shards > 1:
+        console.warn("the run goes on from its bf16 weights: their master copy is not used here")
     plan.device.upload(trainer.m, state.m)
     plan.device.upload(trainer.v, state.v)
     return run

@@ -1,5 +1,6 @@
 """Whole runs on a GPU: equal to the CPU's, repeatable, resumable, as large as planned."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -138,7 +139,8 @@ def test_memory_in_use_equals_the_plan(gpu: Any, precision: str) -> None:
     from cupygpt.generate import Generator
 
     config, B, T = small_config(GPT2_VOCAB), 16, 256
-    make(gpu, config, 1, 8)  # the library's own workspace is there before
+    train(make(gpu, config, 1, 8), inputs(config, 1, 8, 1))  # brings the library's workspace
+    gc.collect()
     before = gpu.used_bytes()
     trainer = make(gpu, config, B, T, head_limit=8192, precision=precision, graph=True)
     generator = Generator(gpu, config, trainer.params)

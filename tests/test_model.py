@@ -1,8 +1,12 @@
 """The whole model in float64: its gradient against central differences, and its options."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
+from cupygpt import model
 from cupygpt.config import GPTConfig
 from cupygpt.device import CPU
 from cupygpt.feed import pack
@@ -143,3 +147,18 @@ def test_float32_is_close_to_float64() -> None:
     exact = gradients(make_trainer("float64"), x, y)
     single = gradients(make_trainer("float32"), x, y)
     assert np.abs(single - exact).max() < 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_buffers_end_with_the_trainer(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """Without waiting for a garbage collection: a GPU's memory is wanted at once."""
+    monkeypatch.setattr(model, "num_parts", lambda array: count)
+    trainer = make_trainer()
+    trainer.step(pack([tokens()]), 0, 0.0)
+    arena = weakref.ref(trainer.model.acts)
+    gc.disable()
+    try:
+        del trainer
+        assert arena() is None
+    finally:
+        gc.enable()

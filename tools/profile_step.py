@@ -30,7 +30,7 @@ from cupygpt.memory import RunShape
 from cupygpt.step import OptimizerSettings, Trainer
 from cupygpt.tensors import GPU_HEAD_ROWS
 
-OPS = "cupygpt.ops."
+OPS, CALLS_OPS = "cupygpt.ops.", "cupygpt.ops.parts"
 BUSY_BYTES = 256 << 20
 BUSY_FILLS = 400
 """Filling so much memory so often takes longer than queueing a step."""
@@ -127,7 +127,8 @@ def timed_calls(clock: Clock) -> Iterator[None]:
     replaced: list[tuple[Any, str, Any]] = []
     for module in (cupygpt.model, cupygpt.step):
         for name, function in vars(module).items():
-            if callable(function) and getattr(function, "__module__", "").startswith(OPS):
+            home = getattr(function, "__module__", "")
+            if callable(function) and home.startswith(OPS) and home != CALLS_OPS:
                 replaced.append((module, name, function))
     try:
         for module, name, function in replaced:
@@ -142,7 +143,7 @@ def _through(clock: Clock, name: str, function: Callable[..., None]) -> Callable
     def call(*args: Any, **named: Any) -> None:
         label = name
         if "linear" in name:
-            weight = next(x for x in args if getattr(x, "ndim", 0) == 2)
+            weight = next(x for x in args[1:] if getattr(x, "ndim", 0) == 2)
             label = f"{name}, {args[0].size // args[0].shape[-1]} rows, {weight.shape}"
         clock.timed(label, lambda: function(*args, **named))
 
