@@ -23,12 +23,10 @@ from cupygpt.device import (
 from cupygpt.distributed.devices import choose_rank_device
 from cupygpt.distributed.ranks import OneRank, Ranks
 from cupygpt.errors import ConfigError, DataError, TokenizerError
-from cupygpt.gemm import WORKSPACE_BYTES
-from cupygpt.memory import RunShape, check_fits
+from cupygpt.memory import RunShape, check_fits, shape_of_run
 from cupygpt.modelfile import ModelFile, load_model
 from cupygpt.options import TrainConfig, flags_of
 from cupygpt.schedule import Schedule
-from cupygpt.tensors import GPU_HEAD_ROWS, MAX_HEAD_ROWS
 from cupygpt.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
 
 DEMO_TRAIN, DEMO_VAL = "python_docs_train.bin", "python_docs_val.bin"
@@ -183,18 +181,16 @@ def make_plan(
             f"{flags_of('seq_len')} is {T}, but the model was made for at most {model.maxT} "
             f"positions. Use -t {model.maxT} or less, or another model."
         )
-    on_gpu = choice.device.name == "cuda"
     precision, precision_reason = _precision(config, choice.device, begun_in)
-    shape = RunShape(
+    shape = shape_of_run(
         model,
         B,
         T,
+        precision,
+        on_gpu=choice.device.name == "cuda",
         recompute=config.recompute,
-        precision="bfloat16" if precision == "bf16" else "float32",
-        master=precision == "bf16" and bool(config.master_weights),
+        master_weights=bool(config.master_weights),
         shards=ranks.world if config.zero_stage else 1,
-        head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
-        workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
     )
     accumulation = _accumulation(config, B, T, ranks.world)
     loader = TrainLoader(

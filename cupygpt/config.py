@@ -107,10 +107,12 @@ def small_config(V: int, maxT: int = 256) -> GPTConfig:
 
 
 def config_from_descriptor(descriptor: str) -> GPTConfig:
-    """Shape of llm.c's descriptors `d12` (= `gpt2:d12`) and `gpt3:c768`.
+    """Shape of llm.c's descriptors `d12` (= `gpt2:d12`) and `gpt3:c768`, and of `small`.
 
     Raises ConfigError with the list of known ones. After llm.c train_gpt2.cu.
     """
+    if descriptor == "small":
+        return small_config(GPT2_VOCAB)
     match = re.fullmatch(r"(?:gpt2:)?d(\d+)", descriptor)
     if match and int(match[1]) in _GPT2_CHANNELS_HEADS:
         C, NH = _GPT2_CHANNELS_HEADS[int(match[1])]

@@ -8,7 +8,9 @@ import numpy as np
 from cupygpt.config import GPT2_VOCAB, GPTConfig
 from cupygpt.distributed.shards import part_size
 from cupygpt.errors import DeviceError
+from cupygpt.gemm import WORKSPACE_BYTES
 from cupygpt.tensors import (
+    GPU_HEAD_ROWS,
     MAX_HEAD_ROWS,
     activation_specs,
     arena_bytes,
@@ -54,6 +56,32 @@ class RunShape:
         float_x = np.dtype("uint16" if self.precision == "bfloat16" else self.precision)
         statistics = float_x if self.precision == "float64" else np.dtype(np.float32)
         return {"floatX": float_x, "float32": statistics, "int32": np.dtype(np.int32)}
+
+
+def shape_of_run(
+    config: GPTConfig,
+    B: int,
+    T: int,
+    precision: str,
+    *,
+    on_gpu: bool,
+    recompute: int = 0,
+    master_weights: bool = True,
+    shards: int = 1,
+) -> RunShape:
+    """The shape of a training run in `precision` (fp32, tf32 or bf16)."""
+    is_bfloat16 = precision == "bf16"
+    return RunShape(
+        config,
+        B,
+        T,
+        recompute=recompute,
+        precision="bfloat16" if is_bfloat16 else "float32",
+        master=is_bfloat16 and master_weights,
+        shards=shards,
+        head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
+        workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
+    )
 
 
 def memory_plan(shape: RunShape) -> dict[str, int]:

@@ -7,7 +7,7 @@ from cupygpt.errors import DeviceError
 from cupygpt.feed import pack
 from cupygpt.generate import Generator
 from cupygpt.init import initial_parameters
-from cupygpt.memory import RunShape, check_fits, largest_batch, memory_plan
+from cupygpt.memory import RunShape, check_fits, largest_batch, memory_plan, shape_of_run
 from cupygpt.step import OptimizerSettings, Trainer
 
 CONFIG = GPTConfig(maxT=16, V=65, L=2, NH=2, C=16)
@@ -121,3 +121,16 @@ def test_a_batch_too_large_names_the_largest_that_fits() -> None:
 @pytest.mark.parametrize("budget", [0, 1, 9, 10, 11, 1000])
 def test_largest_batch(budget: int) -> None:
     assert largest_batch(lambda B: 10 * B, budget) == budget // 10
+
+
+@pytest.mark.parametrize(
+    ("precision", "master_weights", "bytes_a_parameter"),
+    [("tf32", True, (4, 4, 8)), ("bf16", True, (2, 4, 12)), ("bf16", False, (2, 4, 8))],
+)
+def test_the_plan_follows_the_precision(
+    precision: str, master_weights: bool, bytes_a_parameter: tuple[int, ...]
+) -> None:
+    shape = shape_of_run(CONFIG, 4, T, precision, on_gpu=True, master_weights=master_weights)
+    plan = memory_plan(shape)
+    planned = [plan[name] for name in ("parameters", "gradients", "optimizer")]
+    assert planned == [size * CONFIG.num_parameters for size in bytes_a_parameter]

@@ -23,14 +23,12 @@ from cupygpt.device import CPU, Device, check_precision, choose_device, default_
 from cupygpt.distributed.collectives import Collectives
 from cupygpt.errors import ConfigError
 from cupygpt.feed import pack
-from cupygpt.gemm import WORKSPACE_BYTES
 from cupygpt.gemm_choice import measuring
 from cupygpt.generate import Generator, Sampling
 from cupygpt.init import initial_parameters
 from cupygpt.kernels import collect
-from cupygpt.memory import RunShape, memory_plan
+from cupygpt.memory import RunShape, memory_plan, shape_of_run
 from cupygpt.step import OptimizerSettings, Trainer
-from cupygpt.tensors import GPU_HEAD_ROWS, MAX_HEAD_ROWS
 
 WARMUP_STEPS = 3
 
@@ -109,15 +107,8 @@ def bench(args: argparse.Namespace) -> None:
         raise ConfigError(f"T {case.T} is over the model's {case.config.maxT} positions.")
     precision = default_precision(device)[0] if args.precision == "auto" else args.precision
     check_precision(device, precision)
-    shape = RunShape(
-        case.config,
-        case.B,
-        case.T,
-        recompute=args.recompute,
-        precision="bfloat16" if precision == "bf16" else "float32",
-        master=precision == "bf16",
-        head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
-        workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
+    shape = shape_of_run(
+        case.config, case.B, case.T, precision, on_gpu=on_gpu, recompute=args.recompute
     )
     ours = Ours(device, shape, tf32=precision == "tf32", graph=on_gpu and not args.no_graph)
     ours.warm_up()

@@ -20,7 +20,7 @@ import numpy as np
 
 from cupygpt.bfloat16 import to_bfloat16
 from cupygpt.cli import run_cli
-from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
+from cupygpt.config import GPTConfig, config_from_descriptor
 from cupygpt.device import choose_device
 from cupygpt.errors import ConfigError
 from cupygpt.ops.adamw import adamw
@@ -114,9 +114,7 @@ def bench(args: argparse.Namespace) -> None:
     device: Any = choose_device(args.device).device
     if device.name != "cuda":
         raise ConfigError("bench_kernels times CUDA kernels; for the CPU use tools/bench.py.")
-    config = (
-        small_config(GPT2_VOCAB) if args.config == "small" else config_from_descriptor(args.config)
-    )
+    config = config_from_descriptor(args.config)
     setting = Setting(device, config, args.batch_size, args.seq_len, args.precision)
     timer = Timer(device, args.repeats)
     print(f"{device.describe()}\n{config.describe()}; B {setting.B}, T {setting.T}")

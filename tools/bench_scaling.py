@@ -26,9 +26,7 @@ from cupygpt.distributed.devices import choose_rank_device
 from cupygpt.distributed.launcher import launch
 from cupygpt.distributed.ranks import first_alone, join_ranks
 from cupygpt.errors import ConfigError, RunError
-from cupygpt.gemm import WORKSPACE_BYTES
-from cupygpt.memory import RunShape
-from cupygpt.tensors import GPU_HEAD_ROWS, MAX_HEAD_ROWS
+from cupygpt.memory import shape_of_run
 
 JOIN_S = 120.0
 
@@ -141,16 +139,8 @@ def make_contestant(args: argparse.Namespace, ranks: Any, B: int, T: int) -> Con
     on_gpu = device.name == "cuda"
     if args.contestant in PEERS:
         return make_peer(args, ranks, B, T, precision)
-    shape = RunShape(
-        config,
-        B,
-        T,
-        precision="bfloat16" if precision == "bf16" else "float32",
-        master=precision == "bf16",
-        shards=ranks.world if args.contestant == "cupygpt-zero1" else 1,
-        head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
-        workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
-    )
+    shards = ranks.world if args.contestant == "cupygpt-zero1" else 1
+    shape = shape_of_run(config, B, T, precision, on_gpu=on_gpu, shards=shards)
     collectives = make_collectives(device, ranks)
     # Rank 0 chooses the algorithms of products, the others find its choices in the cache.
     return first_alone(

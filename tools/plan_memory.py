@@ -12,9 +12,7 @@ from dataclasses import replace
 
 from cupygpt.cli import run_cli
 from cupygpt.config import config_from_descriptor
-from cupygpt.gemm import WORKSPACE_BYTES
-from cupygpt.memory import MEMORY_MARGIN, RunShape, largest_batch, memory_plan
-from cupygpt.tensors import GPU_HEAD_ROWS
+from cupygpt.memory import MEMORY_MARGIN, RunShape, largest_batch, memory_plan, shape_of_run
 
 RUNTIME_BYTES = 600 << 20
 """What CUDA itself and the loaded kernels take of a card: about this on an H200."""
@@ -40,15 +38,9 @@ def plan(args: argparse.Namespace) -> None:
     print(f"{'':24}" + "".join(f"{f'{gib:g} GiB card':>20}" for gib in args.gib))
     for name in args.models:
         for recompute in (0, 1, 2):
-            shape = RunShape(
-                config_from_descriptor(name),
-                1,
-                args.seq_len,
-                recompute=recompute,
-                precision="bfloat16" if args.precision == "bf16" else "float32",
-                master=args.precision == "bf16",
-                head_limit=GPU_HEAD_ROWS,
-                workspace_bytes=WORKSPACE_BYTES,
+            config = config_from_descriptor(name)
+            shape = shape_of_run(
+                config, 1, args.seq_len, args.precision, on_gpu=True, recompute=recompute
             )
             cells = [f"{_cell(shape, gib):>20}" for gib in args.gib]
             print(f"{name:16}-r {recompute:<5}" + "".join(cells))

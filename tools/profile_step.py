@@ -15,20 +15,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from bench import Ours
 
 import cupygpt.model
 import cupygpt.step
 from cupygpt.cli import run_cli
-from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
+from cupygpt.config import config_from_descriptor
 from cupygpt.device import check_precision, choose_device, default_precision
 from cupygpt.errors import ConfigError
-from cupygpt.feed import pack
-from cupygpt.gemm_choice import measuring
-from cupygpt.init import initial_parameters
-from cupygpt.kernels import collect
-from cupygpt.memory import RunShape
-from cupygpt.step import OptimizerSettings, Trainer
-from cupygpt.tensors import GPU_HEAD_ROWS
+from cupygpt.memory import shape_of_run
 
 OPS, CALLS_OPS = "cupygpt.ops.", "cupygpt.ops.parts"
 BUSY_BYTES = 256 << 20
@@ -60,27 +55,22 @@ def profile(args: argparse.Namespace) -> None:
         raise ConfigError("profile_step times CUDA kernels; for the CPU use tools/bench.py.")
     precision = default_precision(device)[0] if args.precision == "auto" else args.precision
     check_precision(device, precision)
-    config = (
-        small_config(GPT2_VOCAB) if args.config == "small" else config_from_descriptor(args.config)
+    config = config_from_descriptor(args.config)
+    shape = shape_of_run(
+        config, args.batch_size, args.seq_len, precision, on_gpu=True, recompute=args.recompute
     )
-    shape = RunShape(
-        config,
-        args.batch_size,
-        args.seq_len,
-        recompute=args.recompute,
-        precision="bfloat16" if precision == "bf16" else "float32",
-        master=precision == "bf16",
-        head_limit=GPU_HEAD_ROWS,
-    )
-    graph_ms = captured_step_ms(device, shape, args.steps, precision)
-    trainer = make_trainer(device, shape, precision, graph=False)
-    batch = random_batch(config, shape.B, shape.T)
-    trainer.step(batch, 0, 1e-4).result()
+    tf32 = precision == "tf32"
+    captured = Ours(device, shape, tf32=tf32, graph=True)
+    captured.warm_up()
+    graph_ms = captured.window_ms(args.steps)
+    del captured  # its buffers make room for the next one's
+    ours = Ours(device, shape, tf32=tf32, graph=False)
+    ours.warm_up()
     clock = Clock(device)
     with timed_calls(clock):
-        for step in range(args.steps):
+        for _ in range(args.steps):
             clock.keep_busy()
-            trainer.step(batch, step, 1e-4)
+            ours.step()
         device.synchronize()
     print(f"{device.describe()}; {precision}\n{config.describe()}; B {shape.B}, T {shape.T}")
     print(f"{'operation':52}{'calls':>6}{'µs a call':>11}{'µs a step':>11}{'share':>8}")
@@ -148,33 +138,6 @@ def _through(clock: Clock, name: str, function: Callable[..., None]) -> Callable
         clock.timed(label, lambda: function(*args, **named))
 
     return call
-
-
-def make_trainer(device: Any, shape: RunShape, precision: str, *, graph: bool) -> Trainer:
-    """A trainer with new weights."""
-    trainer = Trainer(device, shape, OptimizerSettings(), tf32=precision == "tf32", graph=graph)
-    with measuring(None):
-        collect(trainer.rehearse)
-    trainer.load_parameters(initial_parameters(shape.config, seed=42))
-    return trainer
-
-
-def captured_step_ms(device: Any, shape: RunShape, steps: int, precision: str) -> float:
-    """Milliseconds of the whole step, as a run takes it."""
-    trainer = make_trainer(device, shape, precision, graph=True)
-    batch = random_batch(shape.config, shape.B, shape.T)
-    for step in range(4):
-        trainer.step(batch, step, 1e-4).result()
-    start = device.record()
-    for step in range(steps):
-        trainer.step(batch, step, 1e-4)
-    return float(device.elapsed_ms(start, device.record())) / steps
-
-
-def random_batch(config: GPTConfig, B: int, T: int) -> np.ndarray:
-    """One packed batch of random ids."""
-    row = np.random.default_rng(0).integers(0, config.V, (B, T + 1), dtype=np.int32)
-    return pack([(row[:, :-1], row[:, 1:])])
 
 
 if __name__ == "__main__":

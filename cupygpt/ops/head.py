@@ -7,7 +7,7 @@ written by a product and turned into their gradient in place.
 
 from typing import Any
 
-from cupygpt.kernels import Kernel, ceil_div, is_hopper
+from cupygpt.kernels import Kernel, ceil_div, is_hopper, multiprocessors
 from cupygpt.ops.classifier import classifier
 from cupygpt.ops.linear import linear_forward
 from cupygpt.tensors import HEAD_PARTS, Array
@@ -26,7 +26,6 @@ ROUND_COLUMNS = 256
 """Columns that a block goes through before it writes them; the vocabulary is shared by these."""
 
 LOSS_THREADS = 256
-HOPPER_SMS = 132
 
 _statistics = Kernel(
     "head_wgmma.cu",
@@ -75,8 +74,8 @@ def head(
         linear_forward(dlogits, inp, wte, None, tf32=tf32)
         classifier(losses, dlogits, targets, V, dloss)
         return
-    (N, C), Vp = inp.shape, len(wte)
-    parts, launch = _launch(N, C, Vp, STATISTICS_GROUPS)
+    N, Vp = len(inp), len(wte)
+    parts, launch = _launch(inp, Vp, STATISTICS_GROUPS)
     lse, target_logits = statistics[:N], statistics[N : 2 * N]
     largest, denominator = statistics[2 * N :], statistics[(2 + parts) * N :]
     _statistics(largest, denominator, target_logits, inp, wte, targets, N, V, Vp, **launch)
@@ -86,15 +85,17 @@ def head(
     )  # fmt: skip
     if dloss is None:
         return
-    _, launch = _launch(N, C, Vp, GRADIENT_GROUPS)
+    _, launch = _launch(inp, Vp, GRADIENT_GROUPS)
     launch["shared_mem"] += 2 * 64 * GRADIENT_GROUPS * (ROUND_COLUMNS + 8)
     _gradient(dlogits, lse, inp, wte, targets, N, V, Vp, dloss, **launch)
 
 
-def _launch(N: int, C: int, Vp: int, groups: int) -> tuple[int, dict[str, Any]]:
+def _launch(inp: Array, Vp: int, groups: int) -> tuple[int, dict[str, Any]]:
     """Into how many parts the vocabulary is cut so that every SM has a block, and the launch."""
+    N, C = inp.shape
     row_blocks = ceil_div(N, 64 * groups)
-    parts = max(1, min(HEAD_PARTS, HOPPER_SMS // row_blocks, ceil_div(Vp, ROUND_COLUMNS)))
+    shares = multiprocessors(inp).count // row_blocks
+    parts = max(1, min(HEAD_PARTS, shares, ceil_div(Vp, ROUND_COLUMNS)))
     return parts, {
         "grid": row_blocks * parts,
         "block": 128 * groups,
