@@ -1,13 +1,14 @@
 // Causal attention on CUDA cores, in float32 whatever floatX is, for any head size that is a
 // multiple of 8: online softmax forward, recomputed probabilities backward, never T x T in memory
 // (FlashAttention, Dao et al. 2022, arXiv:2205.14135; loop order of Dao 2023, arXiv:2307.08691).
-// Also attention for decoding, and the row sums that every backward needs.
+// Also attention for decoding.
 //
 // -DHS head size, -DROWS score rows per thread, -DSTREAM rows per streamed tile.
 // 128 threads = 16 row lanes x 8 column lanes. Row lane y owns score rows y, y + 16, ..., column
 // lane x score columns x, x + 8, ...; of a sum over head columns it owns every eighth group.
 // The rows of a warp (four row lanes) are its own, so probabilities pass through shared memory
 // without meeting other warps.
+#include "attention_backward.cuh"
 #include "common.cuh"
 
 constexpr int THREADS = 128;
@@ -220,37 +221,30 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 }
 
 // ---- backward --------------------------------------------------------------------------------
-// With P = exp(scale * q k^T - lse), dP = dout v^T and dot = rowsum(dout * out):
-//   dv = P^T dout,  dS = P * (dP - dot),  dk = scale * dS^T q,  dq = scale * dS k.
-// Each sum has one owner, so no atomics; P is computed once for the keys and once for the queries.
+// Formulas and order of the kernels: attention_backward.cuh. The sums are those of whole blocks.
 
-// dot of each (b, t, h), kept in the first four bytes of its dq row until attention_dq (or
-// attention_mma_dq) overwrites that row: no other buffer is needed.
-// Written: those bytes of dqkv (B, T, 3, NH, HS) floatX. Read: dout, out (B, T, NH, HS) floatX.
-// Grid: ceil(num_rows / 16), 128 threads, eight to a row; num_rows = B * T * NH.
-extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_dot(floatX* __restrict__ dqkv, const floatX* __restrict__ dout,
-                  const floatX* __restrict__ out, long long num_rows, int NH) {
-    const long long row = (long long)blockIdx.x * ROW_LANES + row_lane();
-    float dot = 0.0f;
-    if (row < num_rows)
-        for (int d = column_lane() * LANES; d < HS; d += COLUMN_LANES * LANES) {
-            const Pack a = load_pack(dout + row * HS + d), b = load_pack(out + row * HS + d);
+// Sums over a block's rows of factor * values, for those of its rows that are below T.
+__device__ __forceinline__ void store_block_sums(float* sums, const float (&values)[ROWS][COLUMNS],
+                                                 float factor, int rows_left) {
+    store_column_sums<1, HS, COLUMNS, COLUMN_LANES>(
+        sums, 0, 1,
+        [](int c) { return c / GROUP * (GROUP * COLUMN_LANES) + column_lane() * GROUP + c % GROUP; },
+        [&](int c) {
+            float sum = 0.0f;
 #pragma unroll
-            for (int e = 0; e < LANES; e++) dot += a[e] * b[e];
-        }
-    dot = row_sum(dot);
-    if (row < num_rows && column_lane() == 0)
-        *reinterpret_cast<float*>(dqkv + (row / NH * 3 * NH + row % NH) * HS) = dot;
+            for (int i = 0; i < ROWS; i++)
+                if (row_lane() + ROW_LANES * i < rows_left) sum += values[i][c];
+            return factor * sum;
+        });
 }
 
-// Written: the dk and dv rows of dqkv (B, T, 3, NH, HS) floatX. Read: dot in its dq rows;
-// dout (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
+// Written: the dk and dv rows of dqkv (B, T, 3, NH, HS) floatX, and their sums. Read: dout
+// (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse_dot (B, NH, T).
 // Grid: B * NH * ceil(T / BLOCK_ROWS). Dynamic shared memory: (2 * BLOCK_ROWS + 2 * STREAM) *
 // PITCH + BLOCK_ROWS * SCORE_PITCH floats.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_dkdv(floatX* dqkv, const floatX* __restrict__ dout, const floatX* __restrict__ qkv,
-                   const float* __restrict__ lse, int T, int NH) {
+    attention_dkdv(floatX* dqkv, float* sums, const floatX* __restrict__ dout,
+                   const floatX* __restrict__ qkv, const float2* __restrict__ lse_dot, int T, int NH) {
     extern __shared__ __align__(16) float smem[];
     float* own_keys = smem;
     float* own_values = own_keys + BLOCK_ROWS * PITCH;
@@ -268,8 +262,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const floatX* keys = queries + NH * HS;
     const floatX* values = keys + NH * HS;
     const floatX* douts = dout + b * T * dout_stride + h * HS;
-    floatX* dqueries = dqkv + b * T * stride + h * HS;
-    floatX* dkeys = dqueries + NH * HS;
+    floatX* dkeys = dqkv + b * T * stride + (NH + h) * HS;
     floatX* dvalues = dkeys + NH * HS;
 
     load_tile<BLOCK_ROWS>(own_keys, keys, stride, first_key, T);
@@ -290,15 +283,13 @@ extern "C" __global__ void __launch_bounds__(THREADS)
 #pragma unroll
         for (int j = 0; j < SCORES; j++) {
             const int query = first_query + column_lane() + COLUMN_LANES * j;
-            const int row = min(query, T - 1);
-            const float query_lse = lse[(long long)head_row * T + row];
-            const float dot = *reinterpret_cast<const float*>(dqueries + row * stride);
+            const float2 of_query = lse_dot[(long long)head_row * T + min(query, T - 1)];
 #pragma unroll
             for (int i = 0; i < ROWS; i++) {
                 const int key = first_key + row_lane() + ROW_LANES * i;
                 const bool seen = key <= query && query < T;
-                probs[i][j] = seen ? expf(scale * probs[i][j] - query_lse) : 0.0f;
-                dscores[i][j] = probs[i][j] * (dscores[i][j] - dot);
+                probs[i][j] = seen ? expf(scale * probs[i][j] - of_query.x) : 0.0f;
+                dscores[i][j] = probs[i][j] * (dscores[i][j] - of_query.y);
             }
         }
         share_scores(shared_scores, probs);
@@ -314,13 +305,17 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         store_row(dkeys + key * stride, dk[i], scale);
         store_row(dvalues + key * stride, dv[i], 1.0f);
     }
+    float* block_sums = sums_of_part(sums, b, h, first_key, BLOCK_ROWS, T, NH);
+    store_block_sums(block_sums + NH * HS, dk, scale, T - first_key);
+    store_block_sums(block_sums + 2 * NH * HS, dv, 1.0f, T - first_key);
 }
 
-// Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, over the dot that they hold on entry.
-// Read: dout (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
+// Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their sums; lse_dot (B, NH, T).
+// Read: dout, out (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
 // Grid and dynamic shared memory as attention_dkdv.
 extern "C" __global__ void __launch_bounds__(THREADS)
-    attention_dq(floatX* dqkv, const floatX* __restrict__ dout, const floatX* __restrict__ qkv,
+    attention_dq(floatX* dqkv, float* sums, float2* lse_dot, const floatX* __restrict__ dout,
+                 const floatX* __restrict__ out, const floatX* __restrict__ qkv,
                  const float* __restrict__ lse, int T, int NH) {
     extern __shared__ __align__(16) float smem[];
     float* own_queries = smem;
@@ -339,6 +334,7 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const floatX* keys = queries + NH * HS;
     const floatX* values = keys + NH * HS;
     const floatX* douts = dout + b * T * dout_stride + h * HS;
+    const floatX* outs = out + b * T * dout_stride + h * HS;
     floatX* dqueries = dqkv + b * T * stride + h * HS;
 
     load_tile<BLOCK_ROWS>(own_queries, queries, stride, first_query, T);
@@ -346,17 +342,18 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     float row_lse[ROWS], row_dot[ROWS];
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
-        const int row = min(first_query + row_lane() + ROW_LANES * i, T - 1);
+        const int query = first_query + row_lane() + ROW_LANES * i, row = min(query, T - 1);
         row_lse[i] = lse[(long long)head_row * T + row];
-        row_dot[i] = *reinterpret_cast<const float*>(dqueries + row * stride);
+        row_dot[i] = row_product<COLUMN_LANES>(douts + row * dout_stride, outs + row * dout_stride);
+        if (column_lane() == 0 && query < T)
+            lse_dot[(long long)head_row * T + query] = make_float2(row_lse[i], row_dot[i]);
     }
     float dq[ROWS][COLUMNS] = {};
     const float scale = 1.0f / sqrtf(float(HS));
     const int num_keys = min(first_query + BLOCK_ROWS, T);
 
     for (int first_key = 0; first_key < num_keys; first_key += STREAM) {
-        // The previous tile has been read, and every thread has its dot: dq may be written.
-        __syncthreads();
+        __syncthreads();  // the previous tile has been read
         load_tile<STREAM>(key_tile, keys, stride, first_key, T);
         load_tile<STREAM>(value_tile, values, stride, first_key, T);
         __syncthreads();
@@ -383,6 +380,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         const int query = first_query + row_lane() + ROW_LANES * i;
         if (query < T) store_row(dqueries + query * stride, dq[i], scale);
     }
+    store_block_sums(sums_of_part(sums, b, h, first_query, BLOCK_ROWS, T, NH), dq, scale,
+                     T - first_query);
 }
 
 // ---- decoding --------------------------------------------------------------------------------

@@ -1,12 +1,11 @@
 // Causal attention backward in bf16 on Hopper's tensor cores (wgmma): the gradients of
-// attention_wgmma_forward.cu. The two kernels of attention_mma_backward.cu, with its formulas and
-// its reasons; a block is one warpgroup and owns 64 rows, and products run while it computes.
-//
-// attention_dot (attention.cu) leaves dot = rowsum(dout * out) in the first four bytes of every dq
-// row: the kernels must run in the order attention_dot, attention_wgmma_dkdv, attention_wgmma_dq.
+// attention_wgmma_forward.cu. The two kernels of attention_mma_backward.cu, as
+// attention_backward.cuh has them; a block is one warpgroup and owns 64 rows, and products run while
+// it computes.
 //
 // -DHS head size, -DSTAGES pairs of streamed tiles in shared memory, -DDKDV_BLOCKS and -DDQ_BLOCKS
 // that an SM should hold.
+#include "attention_backward.cuh"
 #include "wgmma.cuh"
 
 constexpr int STREAM = 64;          // rows of a streamed tile
@@ -23,15 +22,44 @@ __device__ __forceinline__ floatX* pair(floatX* pairs, int turn) {
     return pairs + turn % STAGES * (2 * TILE);
 }
 
-// Written: the dk and dv rows of dqkv (B, T, 3, NH, HS) floatX. Read: dot in its dq rows;
-// dout (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
+// Sums over the block's rows of factor * values, for those of its rows that are below T.
+__device__ __forceinline__ void store_block_sums(float* sums, const float (&values)[HS / 8][4],
+                                                 float factor, int rows_left) {
+    const int row = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4, member = threadIdx.x % 4;
+    store_column_sums<1, HS, HS / 4, 4>(
+        sums, 0, 1, [&](int i) { return i / 2 * 8 + 2 * member + i % 2; },
+        [&](int i) {
+            const float(&pairs)[4] = values[i / 2];
+            return factor * ((row < rows_left ? pairs[i % 2] : 0.0f) +
+                             (row + 8 < rows_left ? pairs[2 + i % 2] : 0.0f));
+        });
+}
+
+// The end of attention_wgmma_dkdv. Computes all addresses anew: kept, they would take registers from
+// the products, which then no longer overlap.
+__device__ __forceinline__ void store_gradients(floatX* dqkv, float* sums,
+                                                const float (&dk)[HS / 8][4],
+                                                const float (&dv)[HS / 8][4], float scale, int T,
+                                                int NH) {
+    const int number = block_number_again(), num_blocks = (T + GROUP_ROWS - 1) / GROUP_ROWS;
+    const int first_key = number % num_blocks * GROUP_ROWS;
+    const int b = number / num_blocks / NH, h = number / num_blocks % NH;
+    floatX* dkeys = dqkv + ((long long)b * T * 3 * NH + NH + h) * HS;
+    store_rows(dkeys, 3 * NH * HS, first_key, T, dk, {scale, scale});
+    store_rows(dkeys + NH * HS, 3 * NH * HS, first_key, T, dv, {1.0f, 1.0f});
+    float* block_sums = sums_of_part(sums, b, h, first_key, GROUP_ROWS, T, NH) + NH * HS;
+    store_block_sums(block_sums, dk, scale, T - first_key);
+    store_block_sums(block_sums + NH * HS, dv, 1.0f, T - first_key);
+}
+
+// Written: the dk and dv rows of dqkv (B, T, 3, NH, HS) floatX, and their sums. Read: dout
+// (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse_dot (B, NH, T).
 // Grid: B * NH * ceil(T / 64).
 // Dynamic shared memory: 2 * (1 + STAGES) tiles, 2 * STAGES * STREAM floats.
 extern "C" __global__ void
 __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
-    attention_wgmma_dkdv(floatX* dqkv, const floatX* __restrict__ dout,
-                         const floatX* __restrict__ qkv, const float* __restrict__ lse, int T,
-                         int NH) {
+    attention_wgmma_dkdv(floatX* dqkv, float* sums, const floatX* __restrict__ dout,
+                         const floatX* __restrict__ qkv, const float2* __restrict__ lse_dot, int T, int NH) {
     extern __shared__ __align__(1024) floatX smem[];
     floatX* pairs = smem + 2 * TILE;
     float* statistics = reinterpret_cast<float*>(pairs + 2 * STAGES * TILE);
@@ -48,19 +76,13 @@ __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
     const floatX* keys = queries + NH * HS;
     const floatX* values = keys + NH * HS;
     const floatX* douts = dout + first_row * dout_stride + h * HS;
-    floatX* dqueries = dqkv + first_row * stride + h * HS;
-    floatX* dkeys = dqueries + NH * HS;
-    floatX* dvalues = dkeys + NH * HS;
 
     const int first_key = block * GROUP_ROWS;
     const int num_turns = (T + STREAM - 1) / STREAM - block;
 
-    // Of a turn: lse of its queries, then dot. One copied by 64 threads, the other by the next 64.
+    // Of a turn: lse and dot of its queries, a float of them copied by each thread.
     auto turn_statistics = [&](int turn) { return statistics + turn % STAGES * (2 * STREAM); };
-    const bool copies_lse = threadIdx.x < STREAM;
-    const auto* statistic =
-        copies_lse ? lse + (long long)head_row * T : reinterpret_cast<const float*>(dqueries);
-    const int statistic_stride = copies_lse ? 1 : stride / 2;  // in floats
+    auto* head_statistics = reinterpret_cast<const float*>(lse_dot + (long long)head_row * T);
     // Commits a group even for no tile, so that counting groups counts turns.
     auto start_copy = [&](int turn) {
         if (turn < num_turns) {
@@ -68,9 +90,9 @@ __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
             copy_tile<STREAM>(pair(pairs, turn), queries, stride, first, T);
             copy_tile<STREAM>(pair(pairs, turn) + TILE, douts, dout_stride, first, T);
             // Zero from T on, where dout is zero too and nothing is added.
-            const int query = first + int(threadIdx.x) % STREAM;
-            cp_async4_zfill(turn_statistics(turn) + threadIdx.x,
-                            statistic + (long long)query * statistic_stride, query < T ? 4 : 0);
+            const int statistic = 2 * first + int(threadIdx.x);
+            cp_async4_zfill(turn_statistics(turn) + threadIdx.x, head_statistics + statistic,
+                            statistic < 2 * T ? 4 : 0);
         }
         cp_async_commit();
     };
@@ -96,15 +118,13 @@ __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
         const floatX* dout_tile = query_tile + TILE;
         start_scores(probs, own_keys, query_tile);
         wgmma_commit();
-        start_scores(dscores, own_values, dout_tile);
-        wgmma_commit();
         start_copy(turn + AHEAD);
-        wgmma_wait<1>(probs);
-        const float* column = turn_statistics(turn) + threadIdx.x % 4 * 2;
+        wgmma_wait<0>(probs);
+        auto* pairs_of_queries = reinterpret_cast<const float4*>(turn_statistics(turn)) + threadIdx.x % 4;
 #pragma unroll
         for (int n = 0; n < STREAM / 8; n++) {
-            const float2 lse2 = *reinterpret_cast<const float2*>(column + 8 * n);
-            const float low = lse2.x * LOG2E, high = lse2.y * LOG2E;
+            const float4 pair = pairs_of_queries[4 * n];
+            const float low = pair.x * LOG2E, high = pair.z * LOG2E;
 #pragma unroll
             for (int r = 0; r < 4; r++)
                 probs[n][r] = exp2_approx(probs[n][r] * exponent_scale - (r % 2 ? high : low));
@@ -118,35 +138,41 @@ __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
                 for (int r = 0; r < 4; r++)
                     if (key + r / 2 * 8 > query + 8 * n + r % 2) probs[n][r] = 0.0f;
         }
+        to_left_operand(left_probs, probs);
+        start_scores(dscores, own_values, dout_tile);
+        start_sums(dv, left_probs, dout_tile);
+        wgmma_commit();
         wgmma_wait<0>(dscores);
+        wgmma_wait<0>(dv);
 #pragma unroll
         for (int n = 0; n < STREAM / 8; n++) {
-            const float2 dot2 = *reinterpret_cast<const float2*>(column + STREAM + 8 * n);
+            const float4 pair = pairs_of_queries[4 * n];
 #pragma unroll
-            for (int r = 0; r < 4; r++)
-                dscores[n][r] = probs[n][r] * (dscores[n][r] - (r % 2 ? dot2.y : dot2.x));
+            for (int half = 0; half < 2; half++) {
+                float low, high;  // of two neighbouring queries, as they were multiplied
+                unpack_bfloat16(low, high, left_probs.at(n / 2)[n % 2 * 2 + half]);
+                float(&gradients)[4] = dscores[n];
+                gradients[2 * half] = low * (gradients[2 * half] - pair.y);
+                gradients[2 * half + 1] = high * (gradients[2 * half + 1] - pair.w);
+            }
         }
-        to_left_operand(left_probs, probs);
-        start_sums(dv, left_probs, dout_tile);
         to_left_operand(left_dscores, dscores);
         start_sums(dk, left_dscores, query_tile);
         wgmma_commit();
-        wgmma_wait<0>(dv);
         wgmma_wait<0>(dk);
     }
-    store_rows(dkeys, stride, first_key, T, dk, {scale, scale});
-    store_rows(dvalues, stride, first_key, T, dv, {1.0f, 1.0f});
+    store_gradients(dqkv, sums, dk, dv, scale, T, NH);
 }
 
-// Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, over the dot that they hold on entry.
-// Read: dout (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
+// Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their sums; lse_dot (B, NH, T).
+// Read: dout, out (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
 // Grid: B * NH * ceil(T / 64).
 // Dynamic shared memory: 2 * (1 + STAGES) tiles.
 extern "C" __global__ void
 __launch_bounds__(WARPGROUP, DQ_BLOCKS)
-    attention_wgmma_dq(floatX* dqkv, const floatX* __restrict__ dout,
-                       const floatX* __restrict__ qkv, const float* __restrict__ lse, int T,
-                       int NH) {
+    attention_wgmma_dq(floatX* dqkv, float* sums, float2* lse_dot, const floatX* __restrict__ dout,
+                       const floatX* __restrict__ out, const floatX* __restrict__ qkv,
+                       const float* __restrict__ lse, int T, int NH) {
     extern __shared__ __align__(1024) floatX smem[];
     floatX* pairs = smem + 2 * TILE;
 
@@ -162,6 +188,7 @@ __launch_bounds__(WARPGROUP, DQ_BLOCKS)
     const floatX* keys = queries + NH * HS;
     const floatX* values = keys + NH * HS;
     const floatX* douts = dout + first_row * dout_stride + h * HS;
+    const floatX* outs = out + first_row * dout_stride + h * HS;
     floatX* dqueries = dqkv + first_row * stride + h * HS;
 
     // Tiles come from the last one down: the first is the one that needs a mask.
@@ -186,9 +213,13 @@ __launch_bounds__(WARPGROUP, DQ_BLOCKS)
     float row_lse[2], row_dot[2];
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        int query = min(first_query + row + 8 * half, T - 1);
-        row_lse[half] = LOG2E * lse[(long long)head_row * T + query];
-        row_dot[half] = *reinterpret_cast<const float*>(dqueries + (long long)query * stride);
+        const int query = first_query + row + 8 * half;
+        const long long inside = min(query, T - 1), statistic = (long long)head_row * T + inside;
+        const float row_log = lse[statistic];
+        row_lse[half] = LOG2E * row_log;
+        row_dot[half] = row_product<4>(douts + inside * dout_stride, outs + inside * dout_stride);
+        if (threadIdx.x % 4 == 0 && query < T)
+            lse_dot[statistic] = make_float2(row_log, row_dot[half]);
     }
 
     float dq[HS / 8][4] = {};
@@ -197,8 +228,8 @@ __launch_bounds__(WARPGROUP, DQ_BLOCKS)
     const float exponent_scale = scale * LOG2E;
 
     for (int turn = 0; turn < num_turns; turn++) {
-        // Behind this barrier the turn's tiles are complete, nobody reads those of the turn
-        // before any more, and every thread has its dot: from here on dq rows may be written.
+        // Behind this barrier the turn's tiles are complete, and nobody reads those of the turn
+        // before any more.
         wait_for_tiles<AHEAD - 1>();
         start_copy(turn + AHEAD);
         float probs[STREAM / 8][4], dscores[STREAM / 8][4];
@@ -234,4 +265,6 @@ __launch_bounds__(WARPGROUP, DQ_BLOCKS)
         wgmma_wait<0>(dq);
     }
     store_rows(dqueries, stride, first_query, T, dq, {scale, scale});
+    store_block_sums(sums_of_part(sums, b, h, first_query, GROUP_ROWS, T, NH), dq, scale,
+                     T - first_query);
 }

@@ -30,7 +30,8 @@ extern "C" __global__ void encoder_forward(floatX* out, const int* tokens, const
             Pack x = unpack(of_token[i]), p = unpack(of_position[i]);
 #pragma unroll
             for (int k = 0; k < LANES; k++) x[k] += p[k];
-            store(out + (long long)row * C + column, x);
+            // Not to drive out of the cache the rows of wte that more tokens will need.
+            store_streaming(out + (long long)row * C + column, x);
         }
     }
 }
@@ -52,84 +53,130 @@ extern "C" __global__ void wpe_backward(float* dwpe, const floatX* dout, int B, 
     store(dwpe + offset, total);
 }
 
-constexpr int PACKS = 8;      // of one block's columns: 8 lanes read 128 neighbouring bytes
-constexpr int GROUPS = 64;    // of 8 lanes; also the sorted positions that a block looks after
-constexpr int SHORT_RUN = 64;  // rows of one token that a group adds up alone
-constexpr int AHEAD = 8;      // rows in flight per thread: they are scattered, latency decides
+constexpr int GROUPS = 64;      // of 8 lanes; also the sorted positions that a block looks after
+constexpr int GROUP_LANES = 8;  // they read 128 neighbouring bytes
+constexpr int WIDTH = 2;        // packs of columns per thread, 8 packs apart
+constexpr int BLOCK_COLUMNS = GROUP_LANES * WIDTH * LANES;
+constexpr int SHORT_RUN = GROUPS;  // rows of one token that a group adds up alone
+constexpr int AHEAD = 4;  // rows in flight per thread: they are scattered, latency decides
 
-// Adds the rows of `token` at sorted positions first, first + step, ... below `limit` to `sum`.
-// True if the run ended there, false if it goes on at `limit`.
-__device__ __forceinline__ bool add_run(Pack& sum, const floatX* columns, const int* tokens,
-                                        const int* order, int token, long long first, int step,
-                                        long long limit, int C) {
-    for (long long position = first; position < limit; position += (long long)step * AHEAD) {
-        int row[AHEAD];
-        bool ours[AHEAD];
+// What a thread adds up: its packs of columns of some rows of dout.
+struct RowSum {
+    Pack sum[WIDTH];
+    const floatX* columns;  // of row 0
+    int C, num_packs;       // packs that are inside the row
+
+    __device__ __forceinline__ RowSum(const floatX* dout, int first_column, int C)
+        : columns(dout + first_column), C(C), num_packs(0) {
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            long long at = position + (long long)i * step;
-            row[i] = at < limit ? order[at] : -1;
+        for (int w = 0; w < WIDTH; w++) {
+            sum[w] = filled<LANES>(0.0f);
+            if (first_column + w * (GROUP_LANES * LANES) < C) num_packs++;
         }
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) ours[i] = row[i] >= 0 && tokens[row[i]] == token;
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            if (!ours[i]) continue;
-            Pack x = load_pack(columns + (long long)row[i] * C);
-#pragma unroll
-            for (int k = 0; k < LANES; k++) sum[k] += x[k];
-        }
-        if (!ours[AHEAD - 1]) return true;
     }
-    return false;
-}
+    // Rows below 0 are left out.
+    __device__ __forceinline__ void add(const int (&rows)[AHEAD]) {
+        RawPack loaded[AHEAD][WIDTH];
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+#pragma unroll
+            for (int w = 0; w < WIDTH; w++)
+                if (rows[i] >= 0 && w < num_packs)
+                    loaded[i][w] =
+                        load_raw(columns + (long long)rows[i] * C + w * (GROUP_LANES * LANES));
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+#pragma unroll
+            for (int w = 0; w < WIDTH; w++) {
+                if (rows[i] < 0 || w >= num_packs) continue;
+                const Pack x = unpack(loaded[i][w]);
+#pragma unroll
+                for (int k = 0; k < LANES; k++) sum[w][k] += x[k];
+            }
+    }
+};
 
 // dwte[token, :] += sum of dout[n, :] over the rows n of that token; order (N) sorts the rows by
 // token, so each token's rows are one run of neighbours, added in that order without atomics.
-// Block (x, y) of 512 threads: the runs that begin at the 64 sorted positions from 64 x, in the 8
-// packs of columns from 8 y. A group of 8 lanes adds up one short run alone; a longer run reaches
-// over the end of the block's positions, so that a block has at most one: all groups share it.
-extern "C" __global__ void __launch_bounds__(512)
+// A block of 512 threads has the runs that begin at 64 sorted positions, in BLOCK_COLUMNS columns;
+// neighbouring blocks have the same rows' next columns, so that whole rows are read at a time. A
+// group of 8 lanes adds up one short run alone; a longer run reaches over the end of the block's
+// positions, so that a block has at most one: all groups share it.
+// Grid: ceil(N / 64) * ceil(C / BLOCK_COLUMNS).
+extern "C" __global__ void __launch_bounds__(GROUPS * GROUP_LANES, 2)
 wte_backward(float* dwte, const floatX* dout, const int* tokens, const int* order, int N, int C) {
-    __shared__ float sums[GROUPS][PACKS * LANES];
+    // Of the block's positions and as many behind; ids also of the one before, -1 outside.
+    __shared__ int rows[GROUPS + SHORT_RUN], ids[1 + GROUPS + SHORT_RUN];
+    __shared__ __align__(16) float sums[GROUPS][BLOCK_COLUMNS];
     __shared__ int long_run;  // its first position, or -1
-    int lane = threadIdx.x % PACKS, group = threadIdx.x / PACKS;
-    int first_column = blockIdx.y * PACKS * LANES, column = first_column + lane * LANES;
+    const int lane = threadIdx.x % GROUP_LANES, group = threadIdx.x / GROUP_LANES;
+    const int column_blocks = (C + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
+    const int first = blockIdx.x / column_blocks * GROUPS;
+    const int first_column = blockIdx.x % column_blocks * BLOCK_COLUMNS;
+    const int column = first_column + lane * LANES;
+    if (threadIdx.x <= GROUPS + SHORT_RUN) {
+        const int i = threadIdx.x, at = first - 1 + i;
+        const bool inside = at >= 0 && at < N;
+        const int row = inside ? order[at] : 0;
+        ids[i] = inside ? tokens[row] : -1;
+        if (i > 0) rows[i - 1] = row;
+    }
     if (threadIdx.x == 0) long_run = -1;
     __syncthreads();
 
-    long long position = (long long)blockIdx.x * GROUPS + group;
-    int token = position < N ? tokens[order[position]] : -1;
-    bool begins = position < N && (position == 0 || tokens[order[position - 1]] != token);
-    if (begins) {
-        Pack sum = filled<LANES>(0.0f);
-        long long limit = min(position + SHORT_RUN, (long long)N);
-        const floatX* columns = dout + min(column, C - LANES);
-        bool ended = add_run(sum, columns, tokens, order, token, position, 1, limit, C);
-        if (!ended && limit < N && tokens[order[limit]] == token) {
-            if (lane == 0) long_run = (int)position;
-        } else if (column < C) {
+    RowSum own(dout, column, C);
+    const int token = ids[1 + group];
+    if (token >= 0 && ids[group] != token) {
+        int length = 1;
+        while (length < SHORT_RUN && ids[1 + group + length] == token) length++;
+        if (ids[1 + group + length] == token) {
+            if (lane == 0) long_run = group;
+        } else {
             float* address = dwte + (long long)token * C + column;
-            Pack total = load<LANES>(address);
+            Pack total[WIDTH];
 #pragma unroll
-            for (int k = 0; k < LANES; k++) total[k] += sum[k];
-            store(address, total);
+            for (int w = 0; w < WIDTH; w++)
+                if (w < own.num_packs) total[w] = load<LANES>(address + w * (GROUP_LANES * LANES));
+            for (int start = 0; start < length; start += AHEAD) {
+                int some[AHEAD];
+#pragma unroll
+                for (int i = 0; i < AHEAD; i++)
+                    some[i] = start + i < length ? rows[group + start + i] : -1;
+                own.add(some);
+            }
+#pragma unroll
+            for (int w = 0; w < WIDTH; w++) {
+                if (w >= own.num_packs) continue;
+#pragma unroll
+                for (int k = 0; k < LANES; k++) total[w][k] += own.sum[w][k];
+                store(address + w * (GROUP_LANES * LANES), total[w]);
+            }
         }
     }
     __syncthreads();
     if (long_run < 0) return;  // the same in all threads
 
-    token = tokens[order[long_run]];
-    Pack sum = filled<LANES>(0.0f);
-    if (column < C)
-        add_run(sum, dout + column, tokens, order, token, (long long)long_run + group, GROUPS, N, C);
+    const int long_token = ids[1 + long_run];
+    RowSum shared(dout, column, C);
+    bool more = true;
+    for (long long at = first + long_run + group; more && at < N; at += GROUPS * AHEAD) {
+        int some[AHEAD];
 #pragma unroll
-    for (int k = 0; k < LANES; k++) sums[group][lane * LANES + k] = sum[k];
+        for (int i = 0; i < AHEAD; i++) some[i] = at + i * GROUPS < N ? order[at + i * GROUPS] : -1;
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++)
+            if (some[i] >= 0 && tokens[some[i]] != long_token) some[i] = -1;
+        shared.add(some);
+        more = some[AHEAD - 1] >= 0;
+    }
+#pragma unroll
+    for (int w = 0; w < WIDTH; w++)
+        store(sums[group] + (w * GROUP_LANES + lane) * LANES, shared.sum[w]);
     __syncthreads();
-    int mine = threadIdx.x;
-    if (mine < PACKS * LANES && first_column + mine < C) {
+    for (int i = threadIdx.x; i < BLOCK_COLUMNS; i += GROUPS * GROUP_LANES) {
+        if (first_column + i >= C) continue;
         float total = 0.0f;
-        for (int row = 0; row < GROUPS; row++) total += sums[row][mine];
-        dwte[(long long)token * C + first_column + mine] += total;
+        for (int row = 0; row < GROUPS; row++) total += sums[row][i];
+        dwte[(long long)long_token * C + first_column + i] += total;
     }
 }

@@ -15,7 +15,7 @@ view is read as if it were contiguous, an empty grid runs one block); `Kernel` d
 
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -32,7 +32,7 @@ FLOATX_TYPES = {np.dtype(np.float32): "float", np.dtype(np.uint16): "__nv_bfloat
 """C++ type of floatX by the dtype of the arrays."""
 
 DEFAULT_SHARED_BYTES = 48 << 10
-"""Dynamic shared memory that a block gets without asking for more."""
+"""Shared memory, static and dynamic, that a block gets without asking for more."""
 
 PACK_BYTES = 16
 """Size of the 128-bit accesses in cuda/common.cuh."""
@@ -54,8 +54,10 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 class Function(Protocol):
     """A compiled kernel, in the call form of CuPy's RawKernel."""
 
+    shared_size_bytes: int
+    """Static shared memory of a block."""
     max_dynamic_shared_size_bytes: int
-    """Set before the first launch that needs more than DEFAULT_SHARED_BYTES."""
+    """Set before the first launch whose blocks need more than DEFAULT_SHARED_BYTES in all."""
 
     def __call__(
         self,
@@ -341,10 +343,13 @@ _LIMITS = {
 
 @dataclass
 class _Launcher:
-    """A compiled kernel, and how much shared memory it has been allowed."""
+    """A compiled kernel, and how much dynamic shared memory it has been allowed."""
 
     function: Function
-    shared_limit: int = DEFAULT_SHARED_BYTES
+    shared_limit: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.shared_limit = DEFAULT_SHARED_BYTES - self.function.shared_size_bytes
 
     def raise_shared_limit(self, shared_mem: int) -> None:
         if shared_mem > self.shared_limit:

@@ -194,8 +194,11 @@ class GPT:
                 datty, g.attprojw[l], g.attprojb[l] if in_product else None, dout, a.atty[l], p.attprojw[l],
                 partials,
             )  # fmt: skip
-            attention_backward(dqkv, datty, a.qkv[l], a.atty[l], a.lse[l], NH, tf32=self.tf32)
-            linear_gradients(dbtc, g.qkvw[l], g.qkvb[l], dqkv, ln1, p.qkvw[l], partials)
+            attention_backward(
+                dqkv, g.qkvb[l], datty, a.qkv[l], a.atty[l], a.lse[l], NH, s.lse_dot, s.dqkv_sums,
+                tf32=self.tf32,
+            )  # fmt: skip
+            linear_gradients(dbtc, g.qkvw[l], None, dqkv, ln1, p.qkvw[l], partials)
             layernorm_backward(
                 dresidual, g.ln1w[l], g.ln1b[l], dbtc, residual, p.ln1w[l],
                 a.ln1_mean[l], a.ln1_rstd[l], partials,

@@ -35,6 +35,7 @@ class FakeArray(np.ndarray):
 
 class FakeFunction:
     max_dynamic_shared_size_bytes = 0
+    shared_size_bytes = 0
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -190,6 +191,14 @@ def test_shared_memory_above_the_default_is_asked_for(fake: FakeDevice) -> None:
     assert fake.last[3] == 64 << 10
 
 
+def test_static_shared_memory_counts_too(fake: FakeDevice) -> None:
+    fake.function.shared_size_bytes = 1 << 10
+    kernel = scale_kernel()
+    for shared_mem, allowed in ((47 << 10, 0), (48 << 10, 48 << 10)):
+        kernel(array(8), None, 1, 1.0, 1, grid=1, block=1, shared_mem=shared_mem)
+        assert fake.function.max_dynamic_shared_size_bytes == allowed
+
+
 def test_forget_compiled_loads_again(fake: FakeDevice) -> None:
     kernel = scale_kernel()
     for _ in range(2):
@@ -312,6 +321,7 @@ def test_more_than_48_kib_of_shared_memory_on_a_gpu(
 C_TYPES = {
     "floatX": "floatX",
     "float": "f32",
+    "float2": "f32",
     "double": "f64",
     "int": "i32",
     "long long": "i64",

@@ -30,14 +30,14 @@ from cupygpt.ops.classifier import classifier
 from cupygpt.ops.dropout import dropout
 from cupygpt.ops.encoder import encoder_backward, encoder_forward, token_order
 from cupygpt.ops.gelu import gelu_backward, gelu_bias_backward, gelu_forward
-from cupygpt.ops.global_norm import global_norm
+from cupygpt.ops.global_norm import MAX_PARTS, global_norm
 from cupygpt.ops.layernorm import (
     layernorm_backward,
     layernorm_forward,
     residual_layernorm_forward,
 )
 from cupygpt.ops.linear import linear_backward, linear_forward
-from cupygpt.tensors import Array, decay_segments, parameter_specs
+from cupygpt.tensors import SUM_ROWS, Array, decay_segments, parameter_specs
 
 FLUSH_BYTES = 256 << 20
 """Written between two timed calls: several times the largest L2 cache."""
@@ -91,6 +91,8 @@ class Operation:
     call: Callable[[], None]
     num_bytes: int
     flops: int = 0
+    reads_only: bool = False
+    """Next to nothing is written: sums."""
 
 
 def main() -> int:
@@ -124,7 +126,7 @@ def bench(args: argparse.Namespace) -> None:
     )
     print(f"{'operation':28}{'µs':>9}{'GB/s':>8}{'of copy':>9}{'TFLOP/s':>9}{'of products':>13}")
     for operation in operations(setting):
-        seconds = timer.seconds(operation.call)
+        seconds = timer.seconds(operation.call, reads_only=operation.reads_only)
         rate, speed = operation.num_bytes / seconds, operation.flops / seconds
         flops = f"{speed / 1e12:9.1f}{100 * speed / product:12.0f}%" if operation.flops else ""
         print(
@@ -137,15 +139,23 @@ class Timer:
 
     def __init__(self, device: Any, repeats: int) -> None:
         self._device, self._repeats = device, repeats
-        self._flush = device.zeros(FLUSH_BYTES, np.uint8)
+        self._flush = device.zeros(FLUSH_BYTES // 4, np.float32)
+        self._sum, self._partials = (device.zeros(n, np.float32) for n in (1, MAX_PARTS))
 
-    def seconds(self, call: Callable[[], None]) -> float:
-        """Median duration of one call."""
+    def seconds(self, call: Callable[[], None], *, reads_only: bool = False) -> float:
+        """Median duration of one call.
+
+        What a call leaves in the cache unwritten, its successor writes back. So a call that writes
+        finds the cache full of such lines, and one that only reads finds it clean: each pays for as
+        many bytes as it moves.
+        """
         for _ in range(3):
             call()
         times = []
         for _ in range(self._repeats):
             self._flush.fill(0)  # the GPU is busy with this while the call is being queued
+            if reads_only:
+                global_norm(self._sum, self._flush, self._partials)
             start = self._device.record()
             call()
             times.append(self._device.elapsed_ms(start, self._device.record()))
@@ -256,6 +266,7 @@ def _products(s: Setting) -> Iterator[Operation]:
                 "bias_backward qkv",
                 lambda db=db, y=y: bias_backward(db, y, partials),  # type: ignore[misc]
                 y.nbytes,
+                reads_only=True,
             )
 
 
@@ -263,7 +274,9 @@ def _attention(s: Setting) -> Iterator[Operation]:
     B, T, C, NH = s.B, s.T, s.config.C, s.config.NH
     out, dout = s.numbers((B, T, C), 0), s.numbers((B, T, C), 1)
     qkv, dqkv = (s.numbers((B, T, 3 * C), seed, 0.5) for seed in (2, 3))
-    lse = s.numbers32((B, NH, T), 4)
+    lse, dbias = s.numbers32((B, NH, T), 4), s.numbers32((3 * C,), 5)
+    lse_dot = s.numbers32((B, NH, T, 2), 6)
+    sums = s.numbers32((B, -(-T // SUM_ROWS), 3 * C), 7)
     causal_product = B * C * T * (T + 1)  # 2 · T²/2 · HS per head
     yield Operation(
         "attention_forward",
@@ -273,7 +286,9 @@ def _attention(s: Setting) -> Iterator[Operation]:
     )
     yield Operation(
         "attention_backward",
-        lambda: attention_backward(dqkv, dout, qkv, out, lse, NH, tf32=s.tf32),
+        lambda: attention_backward(
+            dqkv, dbias, dout, qkv, out, lse, NH, lse_dot, sums, tf32=s.tf32
+        ),
         2 * out.nbytes + 2 * qkv.nbytes,
         5 * causal_product,
     )
@@ -329,9 +344,11 @@ def _update(s: Setting) -> Iterator[Operation]:
     v.fill(1)
     master = s.numbers32((P,), 0, 0.01) if s.precision == "bf16" else None
     norm, controls = s.numbers32((1,), 0), s.numbers32((3,), 1)
-    partials = s.device.zeros(1024, np.float32)
+    partials = s.device.zeros(MAX_PARTS, np.float32)
     segments = decay_segments(parameter_specs(s.config))
-    yield Operation("global_norm", lambda: global_norm(norm, g, partials), g.nbytes)
+    yield Operation(
+        "global_norm", lambda: global_norm(norm, g, partials), g.nbytes, reads_only=True
+    )
     yield Operation(
         "adamw",
         lambda: adamw(

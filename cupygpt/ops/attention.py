@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cupygpt.kernels import Defines, Kernel, ceil_div, is_hopper
+from cupygpt.ops.bias import add_column_sums, bias_backward
 from cupygpt.ops.host import for_blocks, on_host, share
 from cupygpt.tensors import Array
 
@@ -41,13 +42,11 @@ BUSY_BLOCKS = 512
 of 16: they load half as much from shared memory per product, but blocks are fewer and heavier."""
 
 _ROWS = "T:i32 NH:i32"
-_GRADIENTS = f"dqkv:floatX* dout:floatX* qkv:floatX* lse:f32* {_ROWS}"
+_DKDV = f"dqkv:floatX* sums:f32* dout:floatX* qkv:floatX* lse_dot:f32* {_ROWS}"
+_DQ = f"dqkv:floatX* sums:f32* lse_dot:f32* dout:floatX* out:floatX* qkv:floatX* lse:f32* {_ROWS}"
 _forward = Kernel("attention.cu", "attention_forward", f"out:floatX* lse:f32* qkv:floatX* {_ROWS}")
-_dot = Kernel(
-    "attention.cu", "attention_dot", "dqkv:floatX* dout:floatX* out:floatX* num_rows:i64 NH:i32"
-)
-_dkdv = Kernel("attention.cu", "attention_dkdv", _GRADIENTS)
-_dq = Kernel("attention.cu", "attention_dq", _GRADIENTS)
+_dkdv = Kernel("attention.cu", "attention_dkdv", _DKDV)
+_dq = Kernel("attention.cu", "attention_dq", _DQ)
 _decode = Kernel(
     "attention.cu",
     "attention_decode",
@@ -58,18 +57,16 @@ _mma_forward = Kernel(
     "attention_mma_forward",
     f"out:floatX* lse:f32* qkv:floatX* {_ROWS}",
 )
-_mma_dkdv = Kernel("attention_mma_backward.cu", "attention_mma_dkdv", _GRADIENTS)
-_mma_dq = Kernel("attention_mma_backward.cu", "attention_mma_dq", _GRADIENTS)
+_mma_dkdv = Kernel("attention_mma_backward.cu", "attention_mma_dkdv", _DKDV)
+_mma_dq = Kernel("attention_mma_backward.cu", "attention_mma_dq", _DQ)
 _wgmma_forward = Kernel(
     "attention_wgmma_forward.cu",
     "attention_wgmma_forward",
     f"out:floatX* lse:f32* qkv:floatX* {_ROWS}",
     arch="sm_90a",
 )
-_wgmma_dkdv = Kernel(
-    "attention_wgmma_backward.cu", "attention_wgmma_dkdv", _GRADIENTS, arch="sm_90a"
-)
-_wgmma_dq = Kernel("attention_wgmma_backward.cu", "attention_wgmma_dq", _GRADIENTS, arch="sm_90a")
+_wgmma_dkdv = Kernel("attention_wgmma_backward.cu", "attention_wgmma_dkdv", _DKDV, arch="sm_90a")
+_wgmma_dq = Kernel("attention_wgmma_backward.cu", "attention_wgmma_dq", _DQ, arch="sm_90a")
 
 
 def attention_forward(out: Array, lse: Array, qkv: Array, NH: int, *, tf32: bool = False) -> None:
@@ -103,15 +100,31 @@ def attention_forward(out: Array, lse: Array, qkv: Array, NH: int, *, tf32: bool
 
 
 def attention_backward(
-    dqkv: Array, dout: Array, qkv: Array, out: Array, lse: Array, NH: int, *, tf32: bool = False
+    dqkv: Array,
+    dbias: Array,
+    dout: Array,
+    qkv: Array,
+    out: Array,
+    lse: Array,
+    NH: int,
+    lse_dot: Array,
+    sums: Array,
+    *,
+    tf32: bool = False,
 ) -> None:
-    """Gradient of attention_forward with respect to qkv.
+    """Gradient of attention_forward with respect to qkv, and dbias += the sum of its rows.
 
-    Written: dqkv (B, T, 3C) floatX. Read: dout, out (B, T, C); qkv (B, T, 3C); lse (B, NH, T).
-    `tf32` as in attention_forward.
+    That is the gradient of the qkv layer's bias: a GPU has it at hand here, before dqkv is rounded.
+    Written: dqkv (B, T, 3C) floatX. Accumulated: dbias (3C,) float32. Read: dout, out (B, T, C);
+    qkv (B, T, 3C); lse (B, NH, T). Scratch, of a GPU: lse_dot (B, NH, T, 2) float32 for lse and
+    rowsum(dout * out), sums (B, ceil(T / SUM_ROWS), 3C) float32. `tf32` as in attention_forward.
     """
     if not on_host(dqkv):
-        _backward_on_gpu(dqkv, dout, qkv, out, lse, NH, tf32=tf32)
+        B, T, C = dout.shape
+        launches = _launches(dqkv, C // NH, B * NH, T, tf32=tf32)
+        launches.dq(dqkv, sums, lse_dot, dout, out, qkv, lse, T, NH, heads=B * NH)
+        launches.dkdv(dqkv, sums, dout, qkv, lse_dot, T, NH, heads=B * NH)
+        add_column_sums(dbias, sums, B * ceil_div(T, launches.sum_rows), like=dqkv)
         return
     B, T, _ = dout.shape
     dheads, heads_out = _heads(dout, NH), _heads(out, NH)
@@ -136,6 +149,7 @@ def attention_backward(
             dkeys[b, :, past] += dscores.swapaxes(-1, -2) @ scaled
 
     for_blocks(batch_rows, B, _batch_rows(B, NH, T))
+    bias_backward(dbias, dqkv, sums)
 
 
 def attention_decode(out: Array, cache: Array, qkv: Array, start: int, NH: int) -> None:
@@ -203,21 +217,6 @@ def _causal_mask(size: int, dtype: str) -> np.ndarray:
     return np.triu(np.full((size, size), -np.inf, dtype), 1)
 
 
-def _backward_on_gpu(
-    dqkv: Array, dout: Array, qkv: Array, out: Array, lse: Array, NH: int, *, tf32: bool
-) -> None:
-    B, T, C = dout.shape
-    rows, HS = B * T * NH, C // NH
-    # In this order: rowsum(dout * out) waits in the dq rows until dq itself is written.
-    _dot(
-        dqkv, dout, out, rows, NH,
-        grid=ceil_div(rows, THREADS // 8), block=THREADS, defines=_cuda_core_defines(HS),
-    )  # fmt: skip
-    launches = _launches(dqkv, HS, B * NH, T, tf32=tf32)
-    launches.dkdv(dqkv, dout, qkv, lse, T, NH, heads=B * NH)
-    launches.dq(dqkv, dout, qkv, lse, T, NH, heads=B * NH)
-
-
 @dataclass(frozen=True)
 class _Launch:
     """A kernel, how it is compiled for one head size, and what its blocks own and need."""
@@ -246,6 +245,8 @@ class _Launches(NamedTuple):
     forward: _Launch
     dkdv: _Launch
     dq: _Launch
+    sum_rows: int
+    """Rows of dqkv that a row of their sums stands for."""
 
 
 def _launches(array: Array, HS: int, heads: int, T: int, *, tf32: bool) -> _Launches:
@@ -273,7 +274,7 @@ def _cuda_core_launches(HS: int) -> _Launches:
         floats = (own_tiles * block_rows + 2 * stream) * pitch + block_rows * (stream + 4)
         return _Launch(kernel, defines, block_rows, 4 * floats)
 
-    return _Launches(launch(_forward, 1), launch(_dkdv, 2), launch(_dq, 2))
+    return _Launches(launch(_forward, 1), launch(_dkdv, 2), launch(_dq, 2), block_rows)
 
 
 @cache
@@ -305,6 +306,7 @@ def _tensor_core_launches(HS: int, *, is_bfloat16: bool, busy: bool) -> _Launche
         _Launch(_mma_forward, forward, rows * forward_tiles, 2 * stage_bytes),
         _Launch(_mma_dkdv, backward, rows * dkdv_tiles, 2 * stage_bytes + statistics_bytes, parts),
         _Launch(_mma_dq, backward, rows * dq_tiles, 2 * stage_bytes),
+        rows,
     )
 
 
@@ -327,4 +329,5 @@ def _hopper_launches(HS: int) -> _Launches:
         _Launch(_wgmma_forward, forward, rows, (1 + 2 * forward["STAGES"]) * tile_bytes),
         _Launch(_wgmma_dkdv, backward, rows, backward_bytes + statistics_bytes),
         _Launch(_wgmma_dq, backward, rows, backward_bytes),
+        rows,
     )

@@ -87,11 +87,19 @@ class SumLaunch:
 
     def finish(self, dbias: Array, partials: Array, *, like: Array) -> None:
         """dbias += the sum of the chunks' sums."""
-        OC = int(dbias.size)
-        _backward_finish(
-            dbias, partials, self.num_chunks, OC,
-            grid=ceil_div(OC, FINISH_COLUMNS), block=FINISH_THREADS, like=like,
-        )  # fmt: skip
+        add_column_sums(dbias, partials, self.num_chunks, like=like)
+
+
+def add_column_sums(total: Array, sums: Array, num_rows: int, *, like: Array) -> None:
+    """total += the sum of the rows of `sums` (num_rows, OC) float32, in a fixed order; not on the CPU.
+
+    Accumulated: total (OC,) float32. `like` is any floatX array of the run.
+    """
+    OC = int(total.size)
+    _backward_finish(
+        total, sums, num_rows, OC,
+        grid=ceil_div(OC, FINISH_COLUMNS), block=FINISH_THREADS, like=like,
+    )  # fmt: skip
 
 
 def _numpy_backward(dbias: np.ndarray, dout: np.ndarray) -> None:

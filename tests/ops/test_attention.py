@@ -12,12 +12,13 @@ from unittest.mock import patch
 import numpy as np
 import oracle
 import pytest
-from devices import DEVICES, EPSILON, Device, round_to
+from devices import DEVICES, EPSILON, STARTED_AT, Device, round_to
 from gpu import require_gpu
 from numpy.random import Generator
 
 from cupygpt.ops import attention
 from cupygpt.ops.attention import attention_backward, attention_decode, attention_forward
+from cupygpt.tensors import SUM_ROWS
 
 FLOAT32_DEVICES = [d for d in DEVICES if d.values[0][1] == "float32"]
 BFLOAT16_DEVICES = [d for d in DEVICES if d.values[0][1] == "bfloat16"]
@@ -70,18 +71,29 @@ class Result:
     out: Any
     lse: Any
     dqkv: Any
+    dbias: Any
+    """Accumulated."""
 
-    def bits(self, dev: Device) -> list[bytes]:
-        return [dev.get(array).tobytes() for array in (self.out, self.lse, self.dqkv)]
+    def bits(self, dev: Device, *, with_bias: bool = True) -> list[bytes]:
+        arrays = [self.out, self.lse, self.dqkv, *([self.dbias] if with_bias else [])]
+        return [dev.get(array).tobytes() for array in arrays]
 
 
 def attend(dev: Device, qkv: Any, dout: Any, NH: int, *, allow_tf32: bool = False) -> Result:
     B, T, C = dout.shape
     result = Result(
-        dev.output((B, T, C)), dev.output((B, NH, T), "float32"), dev.output((B, T, 3 * C))
+        dev.output((B, T, C)),
+        dev.output((B, NH, T), "float32"),
+        dev.output((B, T, 3 * C)),
+        dev.accumulated(3 * C, "float32"),
     )
+    lse_dot = dev.output((B, NH, T, 2), "float32")
+    sums = dev.output((B, -(-T // SUM_ROWS), 3 * C), "float32")
     attention_forward(result.out, result.lse, qkv, NH, tf32=allow_tf32)
-    attention_backward(result.dqkv, dout, qkv, result.out, result.lse, NH, tf32=allow_tf32)
+    attention_backward(
+        result.dqkv, result.dbias, dout, qkv, result.out, result.lse, NH, lse_dot, sums,
+        tf32=allow_tf32,
+    )  # fmt: skip
     return result
 
 
@@ -125,6 +137,24 @@ def check(dev: Device, result: Result, qkv: Any, dout: Any, NH: int, *, allow_tf
             dev, name, found, want, plain, terms,
             largest=np.abs(want_dqkv).max(), exp_noise=exp_noise,
         )  # fmt: skip
+    check_bias(dev, result, want_dqkv, plain_dqkv, terms, exp_noise)
+
+
+def check_bias(
+    dev: Device,
+    result: Result,
+    want_dqkv: np.ndarray,
+    plain_dqkv: np.ndarray,
+    terms: int,
+    exp_noise: float,
+) -> None:
+    """dbias is the sum of the rows, as near as the roundings of single rows explain."""
+    want, plain = (x.sum(axis=(0, 1), dtype=np.float64) for x in (want_dqkv, plain_dqkv))
+    num_rows = want_dqkv.shape[0] * want_dqkv.shape[1]
+    compare(
+        dev, "dbias", dev.values(result.dbias) - STARTED_AT, want, plain, terms, "float32",
+        largest=num_rows * np.abs(want_dqkv).max() + STARTED_AT, exp_noise=exp_noise,
+    )  # fmt: skip
 
 
 def compare(
@@ -267,7 +297,8 @@ def test_rows_per_warp_do_not_change_the_result(
     small = attend(dev, qkv, dout, 1, allow_tf32=allow_tf32)
     monkeypatch.setattr(attention, "BUSY_BLOCKS", 1)
     busy = attend(dev, qkv, dout, 1, allow_tf32=allow_tf32)
-    assert small.bits(dev) == busy.bits(dev)
+    assert small.bits(dev, with_bias=False) == busy.bits(dev, with_bias=False)
+    check(dev, busy, qkv, dout, 1, allow_tf32=allow_tf32)
 
 
 @pytest.mark.parametrize("allow_tf32", [False, True])
@@ -361,7 +392,10 @@ def test_more_than_2_to_the_31_elements() -> None:
         out, dqkv = cupy.empty_like(dout), cupy.empty_like(qkv)
         lse = cupy.empty((len(dout), NH, T), np.float32)
         attention_forward(out, lse, qkv, NH)
-        attention_backward(dqkv, dout, qkv, out, lse, NH)
+        dbias = cupy.zeros(3 * C, np.float32)
+        lse_dot = cupy.empty((*lse.shape, 2), np.float32)
+        sums = cupy.empty((len(dout), T // SUM_ROWS, 3 * C), np.float32)
+        attention_backward(dqkv, dbias, dout, qkv, out, lse, NH, lse_dot, sums)
         return [out[-1], lse[-1], dqkv[-1]]
 
     alone = run(last_qkv, last_dout)
