@@ -53,56 +53,73 @@ extern "C" __global__ void wpe_backward(float* dwpe, const floatX* dout, int B, 
     store(dwpe + offset, total);
 }
 
-constexpr int GROUPS = 64;      // of 8 lanes; also the sorted positions that a block looks after
-constexpr int GROUP_LANES = 8;  // they read 128 neighbouring bytes
-constexpr int WIDTH = 2;        // packs of columns per thread, 8 packs apart
-constexpr int BLOCK_COLUMNS = GROUP_LANES * WIDTH * LANES;
+constexpr int GROUPS = 32;       // also the sorted positions that a block looks after
+constexpr int GROUP_LANES = 16;  // they read 64 neighbouring elements
+constexpr int WIDTH = LANES / 4;  // such pieces of a row per thread
+constexpr int BLOCK_COLUMNS = 4 * GROUP_LANES * WIDTH;
 constexpr int SHORT_RUN = GROUPS;  // rows of one token that a group adds up alone
 constexpr int AHEAD = 4;  // rows in flight per thread: they are scattered, latency decides
 
-// What a thread adds up: its packs of columns of some rows of dout.
+// Four elements as they lie in memory. Not a whole pack: the gradients of four fill 16 bytes, so
+// that a warp writes its own without gaps.
+struct alignas(4 * sizeof(floatX)) Quad {
+    unsigned words[sizeof(floatX)];
+};
+__device__ __forceinline__ Floats<4> unpack(const Quad& quad) {
+    Floats<4> values;
+#pragma unroll
+    for (int i = 0; i < int(sizeof(floatX)); i++) {
+        if constexpr (LANES == 4)
+            values[i] = __uint_as_float(quad.words[i]);
+        else
+            unpack_bfloat16(values[2 * i], values[2 * i + 1], quad.words[i]);
+    }
+    return values;
+}
+
+// What a thread adds up: its columns of some rows of dout.
 struct RowSum {
-    Pack sum[WIDTH];
+    Floats<4> sum[WIDTH];
     const floatX* columns;  // of row 0
-    int C, num_packs;       // packs that are inside the row
+    int C, num_quads;       // quads that are inside the row
 
     __device__ __forceinline__ RowSum(const floatX* dout, int first_column, int C)
-        : columns(dout + first_column), C(C), num_packs(0) {
+        : columns(dout + first_column), C(C), num_quads(0) {
 #pragma unroll
         for (int w = 0; w < WIDTH; w++) {
-            sum[w] = filled<LANES>(0.0f);
-            if (first_column + w * (GROUP_LANES * LANES) < C) num_packs++;
+            sum[w] = filled<4>(0.0f);
+            if (first_column + w * (4 * GROUP_LANES) < C) num_quads++;
         }
     }
     // Rows below 0 are left out.
     __device__ __forceinline__ void add(const int (&rows)[AHEAD]) {
-        RawPack loaded[AHEAD][WIDTH];
+        Quad loaded[AHEAD][WIDTH];
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
 #pragma unroll
             for (int w = 0; w < WIDTH; w++)
-                if (rows[i] >= 0 && w < num_packs)
-                    loaded[i][w] =
-                        load_raw(columns + (long long)rows[i] * C + w * (GROUP_LANES * LANES));
+                if (rows[i] >= 0 && w < num_quads)
+                    loaded[i][w] = *reinterpret_cast<const Quad*>(
+                        columns + (long long)rows[i] * C + w * (4 * GROUP_LANES));
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
 #pragma unroll
             for (int w = 0; w < WIDTH; w++) {
-                if (rows[i] < 0 || w >= num_packs) continue;
-                const Pack x = unpack(loaded[i][w]);
+                if (rows[i] < 0 || w >= num_quads) continue;
+                const Floats<4> x = unpack(loaded[i][w]);
 #pragma unroll
-                for (int k = 0; k < LANES; k++) sum[w][k] += x[k];
+                for (int k = 0; k < 4; k++) sum[w][k] += x[k];
             }
     }
 };
 
 // dwte[token, :] += sum of dout[n, :] over the rows n of that token; order (N) sorts the rows by
 // token, so each token's rows are one run of neighbours, added in that order without atomics.
-// A block of 512 threads has the runs that begin at 64 sorted positions, in BLOCK_COLUMNS columns;
+// A block of 512 threads has the runs that begin at 32 sorted positions, in BLOCK_COLUMNS columns;
 // neighbouring blocks have the same rows' next columns, so that whole rows are read at a time. A
-// group of 8 lanes adds up one short run alone; a longer run reaches over the end of the block's
+// group of 16 lanes adds up one short run alone; a longer run reaches over the end of the block's
 // positions, so that a block has at most one: all groups share it.
-// Grid: ceil(N / 64) * ceil(C / BLOCK_COLUMNS).
+// Grid: ceil(N / 32) * ceil(C / BLOCK_COLUMNS).
 extern "C" __global__ void __launch_bounds__(GROUPS * GROUP_LANES, 2)
 wte_backward(float* dwte, const floatX* dout, const int* tokens, const int* order, int N, int C) {
     // Of the block's positions and as many behind; ids also of the one before, -1 outside.
@@ -113,7 +130,7 @@ wte_backward(float* dwte, const floatX* dout, const int* tokens, const int* orde
     const int column_blocks = (C + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
     const int first = blockIdx.x / column_blocks * GROUPS;
     const int first_column = blockIdx.x % column_blocks * BLOCK_COLUMNS;
-    const int column = first_column + lane * LANES;
+    const int column = first_column + 4 * lane;
     if (threadIdx.x <= GROUPS + SHORT_RUN) {
         const int i = threadIdx.x, at = first - 1 + i;
         const bool inside = at >= 0 && at < N;
@@ -133,10 +150,10 @@ wte_backward(float* dwte, const floatX* dout, const int* tokens, const int* orde
             if (lane == 0) long_run = group;
         } else {
             float* address = dwte + (long long)token * C + column;
-            Pack total[WIDTH];
+            Floats<4> total[WIDTH];
 #pragma unroll
             for (int w = 0; w < WIDTH; w++)
-                if (w < own.num_packs) total[w] = load<LANES>(address + w * (GROUP_LANES * LANES));
+                if (w < own.num_quads) total[w] = load<4>(address + w * (4 * GROUP_LANES));
             for (int start = 0; start < length; start += AHEAD) {
                 int some[AHEAD];
 #pragma unroll
@@ -146,10 +163,10 @@ wte_backward(float* dwte, const floatX* dout, const int* tokens, const int* orde
             }
 #pragma unroll
             for (int w = 0; w < WIDTH; w++) {
-                if (w >= own.num_packs) continue;
+                if (w >= own.num_quads) continue;
 #pragma unroll
-                for (int k = 0; k < LANES; k++) total[w][k] += own.sum[w][k];
-                store(address + w * (GROUP_LANES * LANES), total[w]);
+                for (int k = 0; k < 4; k++) total[w][k] += own.sum[w][k];
+                store(address + w * (4 * GROUP_LANES), total[w]);
             }
         }
     }
@@ -157,21 +174,28 @@ wte_backward(float* dwte, const floatX* dout, const int* tokens, const int* orde
     if (long_run < 0) return;  // the same in all threads
 
     const int long_token = ids[1 + long_run];
-    RowSum shared(dout, column, C);
-    bool more = true;
-    for (long long at = first + long_run + group; more && at < N; at += GROUPS * AHEAD) {
-        int some[AHEAD];
+    // This group's rows at sorted positions from `at` on, -1 where the run has ended.
+    auto rows_at = [&](int (&some)[AHEAD], long long at) {
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) some[i] = at + i * GROUPS < N ? order[at + i * GROUPS] : -1;
 #pragma unroll
         for (int i = 0; i < AHEAD; i++)
             if (some[i] >= 0 && tokens[some[i]] != long_token) some[i] = -1;
+    };
+    RowSum shared(dout, column, C);
+    int some[AHEAD], next[AHEAD];
+    long long at = (long long)first + long_run + group;
+    rows_at(some, at);
+    while (some[0] >= 0) {
+        at += GROUPS * AHEAD;
+        rows_at(next, at);  // under way while these rows are added
         shared.add(some);
-        more = some[AHEAD - 1] >= 0;
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) some[i] = next[i];
     }
 #pragma unroll
     for (int w = 0; w < WIDTH; w++)
-        store(sums[group] + (w * GROUP_LANES + lane) * LANES, shared.sum[w]);
+        store(sums[group] + 4 * (w * GROUP_LANES + lane), shared.sum[w]);
     __syncthreads();
     for (int i = threadIdx.x; i < BLOCK_COLUMNS; i += GROUPS * GROUP_LANES) {
         if (first_column + i >= C) continue;

@@ -11,9 +11,10 @@ LEAST_COLUMNS = 32
 FORWARD_ROWS = 4
 """Rows per thread; ROWS in encoder.cu."""
 WPE_THREADS = 128
-RUN_POSITIONS = 64
+RUN_POSITIONS = 32
 RUN_PACKS = 16
-"""Sorted positions, and packs of columns by two to a thread, per block of wte_backward."""
+"""Sorted positions, and packs of columns, per block of wte_backward: GROUPS and BLOCK_COLUMNS."""
+RUN_THREADS = 512
 
 _forward = Kernel(
     "encoder.cu",
@@ -66,8 +67,7 @@ def encoder_backward(dwte: Array, dwpe: Array, dout: Array, tokens: Array, order
     _wpe_backward(dwpe, dout, B, T, C, grid=ceil_div(T * packs, WPE_THREADS), block=WPE_THREADS)
     _wte_backward(
         dwte, dout, tokens, order, B * T, C,
-        grid=ceil_div(B * T, RUN_POSITIONS) * ceil_div(packs, RUN_PACKS),
-        block=RUN_POSITIONS * RUN_PACKS // 2,
+        grid=ceil_div(B * T, RUN_POSITIONS) * ceil_div(packs, RUN_PACKS), block=RUN_THREADS,
     )  # fmt: skip
 
 
