@@ -228,7 +228,7 @@ __device__ __forceinline__ void store_block_sums(float* sums, const float (&valu
                                                  float factor, int rows_left) {
     store_column_sums<1, HS, COLUMNS, COLUMN_LANES>(
         sums, 0, 1,
-        [](int c) { return c / GROUP * (GROUP * COLUMN_LANES) + column_lane() * GROUP + c % GROUP; },
+        [](int c) { return (c / GROUP * COLUMN_LANES + column_lane()) * GROUP + c % GROUP; },
         [&](int c) {
             float sum = 0.0f;
 #pragma unroll
@@ -244,7 +244,8 @@ __device__ __forceinline__ void store_block_sums(float* sums, const float (&valu
 // PITCH + BLOCK_ROWS * SCORE_PITCH floats.
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_dkdv(floatX* dqkv, float* sums, const floatX* __restrict__ dout,
-                   const floatX* __restrict__ qkv, const float2* __restrict__ lse_dot, int T, int NH) {
+                   const floatX* __restrict__ qkv, const float2* __restrict__ lse_dot, int T,
+                   int NH) {
     extern __shared__ __align__(16) float smem[];
     float* own_keys = smem;
     float* own_values = own_keys + BLOCK_ROWS * PITCH;

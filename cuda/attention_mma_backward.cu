@@ -63,7 +63,8 @@ __device__ __forceinline__ void store_block_sums(float* sums, const float (&valu
 extern "C" __global__ void
 __launch_bounds__(THREADS, RESIDENT_BLOCKS<DKDV_TILES>)
     attention_mma_dkdv(floatX* dqkv, float* sums, const floatX* __restrict__ dout,
-                       const floatX* __restrict__ qkv, const float2* __restrict__ lse_dot, int T, int NH) {
+                       const floatX* __restrict__ qkv, const float2* __restrict__ lse_dot, int T,
+                       int NH) {
     extern __shared__ __align__(16) floatX smem[];
     constexpr int CHUNK = CHUNK_ROWS<DKDV_TILES>;
     float2* statistics = reinterpret_cast<float2*>(smem + 2 * STAGE);

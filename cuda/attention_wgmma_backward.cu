@@ -1,7 +1,6 @@
 // Causal attention backward in bf16 on Hopper's tensor cores (wgmma): the gradients of
-// attention_wgmma_forward.cu. The two kernels of attention_mma_backward.cu, as
-// attention_backward.cuh has them; a block is one warpgroup and owns 64 rows, and products run while
-// it computes.
+// attention_wgmma_forward.cu. The two kernels of attention_mma_backward.cu; a block is one warpgroup
+// and owns 64 rows, and products run while it computes.
 //
 // -DHS head size, -DSTAGES pairs of streamed tiles in shared memory, -DDKDV_BLOCKS and -DDQ_BLOCKS
 // that an SM should hold.
@@ -35,23 +34,6 @@ __device__ __forceinline__ void store_block_sums(float* sums, const float (&valu
         });
 }
 
-// The end of attention_wgmma_dkdv. Computes all addresses anew: kept, they would take registers from
-// the products, which then no longer overlap.
-__device__ __forceinline__ void store_gradients(floatX* dqkv, float* sums,
-                                                const float (&dk)[HS / 8][4],
-                                                const float (&dv)[HS / 8][4], float scale, int T,
-                                                int NH) {
-    const int number = block_number_again(), num_blocks = (T + GROUP_ROWS - 1) / GROUP_ROWS;
-    const int first_key = number % num_blocks * GROUP_ROWS;
-    const int b = number / num_blocks / NH, h = number / num_blocks % NH;
-    floatX* dkeys = dqkv + ((long long)b * T * 3 * NH + NH + h) * HS;
-    store_rows(dkeys, 3 * NH * HS, first_key, T, dk, {scale, scale});
-    store_rows(dkeys + NH * HS, 3 * NH * HS, first_key, T, dv, {1.0f, 1.0f});
-    float* block_sums = sums_of_part(sums, b, h, first_key, GROUP_ROWS, T, NH) + NH * HS;
-    store_block_sums(block_sums, dk, scale, T - first_key);
-    store_block_sums(block_sums + NH * HS, dv, 1.0f, T - first_key);
-}
-
 // Written: the dk and dv rows of dqkv (B, T, 3, NH, HS) floatX, and their sums. Read: dout
 // (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse_dot (B, NH, T).
 // Grid: B * NH * ceil(T / 64).
@@ -59,7 +41,8 @@ __device__ __forceinline__ void store_gradients(floatX* dqkv, float* sums,
 extern "C" __global__ void
 __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
     attention_wgmma_dkdv(floatX* dqkv, float* sums, const floatX* __restrict__ dout,
-                         const floatX* __restrict__ qkv, const float2* __restrict__ lse_dot, int T, int NH) {
+                         const floatX* __restrict__ qkv, const float2* __restrict__ lse_dot, int T,
+                         int NH) {
     extern __shared__ __align__(1024) floatX smem[];
     floatX* pairs = smem + 2 * TILE;
     float* statistics = reinterpret_cast<float*>(pairs + 2 * STAGES * TILE);
@@ -120,10 +103,11 @@ __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
         wgmma_commit();
         start_copy(turn + AHEAD);
         wgmma_wait<0>(probs);
-        auto* pairs_of_queries = reinterpret_cast<const float4*>(turn_statistics(turn)) + threadIdx.x % 4;
+        // lse and dot of this thread's columns 8 n and 8 n + 1.
+        auto* columns = reinterpret_cast<const float4*>(turn_statistics(turn)) + threadIdx.x % 4;
 #pragma unroll
         for (int n = 0; n < STREAM / 8; n++) {
-            const float4 pair = pairs_of_queries[4 * n];
+            const float4 pair = columns[4 * n];
             const float low = pair.x * LOG2E, high = pair.z * LOG2E;
 #pragma unroll
             for (int r = 0; r < 4; r++)
@@ -138,6 +122,8 @@ __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
                 for (int r = 0; r < 4; r++)
                     if (key + r / 2 * 8 > query + 8 * n + r % 2) probs[n][r] = 0.0f;
         }
+        // In bf16 they take half the registers, and so do not live beside dscores: with more, products
+        // would have to wait for one another.
         to_left_operand(left_probs, probs);
         start_scores(dscores, own_values, dout_tile);
         start_sums(dv, left_probs, dout_tile);
@@ -146,7 +132,7 @@ __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
         wgmma_wait<0>(dv);
 #pragma unroll
         for (int n = 0; n < STREAM / 8; n++) {
-            const float4 pair = pairs_of_queries[4 * n];
+            const float4 pair = columns[4 * n];
 #pragma unroll
             for (int half = 0; half < 2; half++) {
                 float low, high;  // of two neighbouring queries, as they were multiplied
@@ -161,7 +147,12 @@ __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
         wgmma_commit();
         wgmma_wait<0>(dk);
     }
-    store_gradients(dqkv, sums, dk, dv, scale, T, NH);
+    floatX* dkeys = dqkv + first_row * stride + (NH + h) * HS;
+    store_rows(dkeys, stride, first_key, T, dk, {scale, scale});
+    store_rows(dkeys + NH * HS, stride, first_key, T, dv, {1.0f, 1.0f});
+    float* block_sums = sums_of_part(sums, b, h, first_key, GROUP_ROWS, T, NH) + NH * HS;
+    store_block_sums(block_sums, dk, scale, T - first_key);
+    store_block_sums(block_sums + NH * HS, dv, 1.0f, T - first_key);
 }
 
 // Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their sums; lse_dot (B, NH, T).

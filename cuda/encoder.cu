@@ -3,35 +3,33 @@
 
 constexpr int ROWS = 4;  // of one thread: their tokens, then their packs, are loaded together
 
-// out[n, :] = wte[tokens[n], :] + wpe[n % T, :]; out (N, C), tokens (N). Threads (x, y): pack x of
-// rows y, y + blockDim.y, ... of the block's ROWS * blockDim.y, in strides.
+// out[b, t, :] = wte[tokens[b, t], :] + wpe[t, :]; out (B, T, C), tokens (B, T). Threads (x, y): pack
+// x, in strides, of one position in four rows of the batch, which share its wpe.
 extern "C" __global__ void encoder_forward(floatX* out, const int* tokens, const floatX* wte,
-                                           const floatX* wpe, int N, int T, int C) {
-    const int first = blockIdx.x * blockDim.y * ROWS + threadIdx.y;
+                                           const floatX* wpe, int B, int T, int C) {
+    const long long place = (long long)blockIdx.x * blockDim.y + threadIdx.y;
+    const int t = place % T, first = place / T * ROWS;
+    long long row[ROWS];  // -1 outside
     int token[ROWS];
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
-        int row = first + i * blockDim.y;
-        token[i] = row < N ? tokens[row] : 0;
+        row[i] = first + i < B ? (long long)(first + i) * T + t : -1;
+        token[i] = row[i] >= 0 ? tokens[row[i]] : 0;
     }
     for (int column = threadIdx.x * LANES; column < C; column += blockDim.x * LANES) {
-        RawPack of_token[ROWS], of_position[ROWS];
+        RawPack of_token[ROWS];
+#pragma unroll
+        for (int i = 0; i < ROWS; i++)
+            if (row[i] >= 0) of_token[i] = load_raw(wte + (long long)token[i] * C + column);
+        const Pack p = load_pack(wpe + (long long)t * C + column);
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
-            int row = first + i * blockDim.y;
-            if (row >= N) continue;
-            of_token[i] = load_raw(wte + (long long)token[i] * C + column);
-            of_position[i] = load_raw(wpe + (long long)(row % T) * C + column);
-        }
-#pragma unroll
-        for (int i = 0; i < ROWS; i++) {
-            int row = first + i * blockDim.y;
-            if (row >= N) continue;
-            Pack x = unpack(of_token[i]), p = unpack(of_position[i]);
+            if (row[i] < 0) continue;
+            Pack x = unpack(of_token[i]);
 #pragma unroll
             for (int k = 0; k < LANES; k++) x[k] += p[k];
             // Not to drive out of the cache the rows of wte that more tokens will need.
-            store_streaming(out + (long long)row * C + column, x);
+            store_streaming(out + row[i] * C + column, x);
         }
     }
 }
@@ -57,6 +55,7 @@ constexpr int GROUPS = 32;       // also the sorted positions that a block looks
 constexpr int GROUP_LANES = 16;  // they read 64 neighbouring elements
 constexpr int WIDTH = LANES / 4;  // such pieces of a row per thread
 constexpr int BLOCK_COLUMNS = 4 * GROUP_LANES * WIDTH;
+constexpr int ROUNDS = 3;          // of so many columns per block: what it looks up is worth it
 constexpr int SHORT_RUN = GROUPS;  // rows of one token that a group adds up alone
 constexpr int AHEAD = 4;  // rows in flight per thread: they are scattered, latency decides
 
@@ -115,11 +114,11 @@ struct RowSum {
 
 // dwte[token, :] += sum of dout[n, :] over the rows n of that token; order (N) sorts the rows by
 // token, so each token's rows are one run of neighbours, added in that order without atomics.
-// A block of 512 threads has the runs that begin at 32 sorted positions, in BLOCK_COLUMNS columns;
-// neighbouring blocks have the same rows' next columns, so that whole rows are read at a time. A
-// group of 16 lanes adds up one short run alone; a longer run reaches over the end of the block's
-// positions, so that a block has at most one: all groups share it.
-// Grid: ceil(N / 32) * ceil(C / BLOCK_COLUMNS).
+// A block of 512 threads has the runs that begin at 32 sorted positions, in ROUNDS * BLOCK_COLUMNS
+// columns; neighbouring blocks have the same rows' next columns, so that whole rows are read at a
+// time. A group of 16 lanes adds up one short run alone; a longer run reaches over the end of the
+// block's positions, so that a block has at most one: all groups share it.
+// Grid: ceil(N / 32) * ceil(C / (ROUNDS * BLOCK_COLUMNS)).
 extern "C" __global__ void __launch_bounds__(GROUPS * GROUP_LANES, 2)
 wte_backward(float* dwte, const floatX* dout, const int* tokens, const int* order, int N, int C) {
     // Of the block's positions and as many behind; ids also of the one before, -1 outside.
@@ -127,10 +126,11 @@ wte_backward(float* dwte, const floatX* dout, const int* tokens, const int* orde
     __shared__ __align__(16) float sums[GROUPS][BLOCK_COLUMNS];
     __shared__ int long_run;  // its first position, or -1
     const int lane = threadIdx.x % GROUP_LANES, group = threadIdx.x / GROUP_LANES;
-    const int column_blocks = (C + BLOCK_COLUMNS - 1) / BLOCK_COLUMNS;
+    constexpr int STEP = ROUNDS * BLOCK_COLUMNS;
+    const int column_blocks = (C + STEP - 1) / STEP;
     const int first = blockIdx.x / column_blocks * GROUPS;
-    const int first_column = blockIdx.x % column_blocks * BLOCK_COLUMNS;
-    const int column = first_column + 4 * lane;
+    const int first_column = blockIdx.x % column_blocks * STEP;
+    const int last_column = min(first_column + STEP, C);
     if (threadIdx.x <= GROUPS + SHORT_RUN) {
         const int i = threadIdx.x, at = first - 1 + i;
         const bool inside = at >= 0 && at < N;
@@ -141,33 +141,37 @@ wte_backward(float* dwte, const floatX* dout, const int* tokens, const int* orde
     if (threadIdx.x == 0) long_run = -1;
     __syncthreads();
 
-    RowSum own(dout, column, C);
     const int token = ids[1 + group];
+    int length = 0;  // of the short run that begins at this group's position
     if (token >= 0 && ids[group] != token) {
-        int length = 1;
+        length = 1;
         while (length < SHORT_RUN && ids[1 + group + length] == token) length++;
         if (ids[1 + group + length] == token) {
+            length = 0;
             if (lane == 0) long_run = group;
-        } else {
-            float* address = dwte + (long long)token * C + column;
-            Floats<4> total[WIDTH];
+        }
+    }
+    for (int column = first_column + 4 * lane; length > 0 && column < last_column;
+         column += BLOCK_COLUMNS) {
+        RowSum own(dout, column, C);
+        float* address = dwte + (long long)token * C + column;
+        Floats<4> total[WIDTH];
 #pragma unroll
-            for (int w = 0; w < WIDTH; w++)
-                if (w < own.num_quads) total[w] = load<4>(address + w * (4 * GROUP_LANES));
-            for (int start = 0; start < length; start += AHEAD) {
-                int some[AHEAD];
+        for (int w = 0; w < WIDTH; w++)
+            if (w < own.num_quads) total[w] = load<4>(address + w * (4 * GROUP_LANES));
+        for (int start = 0; start < length; start += AHEAD) {
+            int some[AHEAD];
 #pragma unroll
-                for (int i = 0; i < AHEAD; i++)
-                    some[i] = start + i < length ? rows[group + start + i] : -1;
-                own.add(some);
-            }
+            for (int i = 0; i < AHEAD; i++)
+                some[i] = start + i < length ? rows[group + start + i] : -1;
+            own.add(some);
+        }
 #pragma unroll
-            for (int w = 0; w < WIDTH; w++) {
-                if (w >= own.num_quads) continue;
+        for (int w = 0; w < WIDTH; w++) {
+            if (w >= own.num_quads) continue;
 #pragma unroll
-                for (int k = 0; k < 4; k++) total[w][k] += own.sum[w][k];
-                store(address + w * (4 * GROUP_LANES), total[w]);
-            }
+            for (int k = 0; k < 4; k++) total[w][k] += own.sum[w][k];
+            store(address + w * (4 * GROUP_LANES), total[w]);
         }
     }
     __syncthreads();
@@ -182,25 +186,29 @@ wte_backward(float* dwte, const floatX* dout, const int* tokens, const int* orde
         for (int i = 0; i < AHEAD; i++)
             if (some[i] >= 0 && tokens[some[i]] != long_token) some[i] = -1;
     };
-    RowSum shared(dout, column, C);
-    int some[AHEAD], next[AHEAD];
-    long long at = (long long)first + long_run + group;
-    rows_at(some, at);
-    while (some[0] >= 0) {
-        at += GROUPS * AHEAD;
-        rows_at(next, at);  // under way while these rows are added
-        shared.add(some);
+    for (int left = first_column; left < last_column; left += BLOCK_COLUMNS) {
+        RowSum shared(dout, left + 4 * lane, C);
+        int some[AHEAD], next[AHEAD];
+        long long at = (long long)first + long_run + group;
+        rows_at(some, at);
+        while (some[0] >= 0) {
+            at += GROUPS * AHEAD;
+            rows_at(next, at);  // under way while these rows are added
+            shared.add(some);
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) some[i] = next[i];
-    }
+            for (int i = 0; i < AHEAD; i++) some[i] = next[i];
+        }
 #pragma unroll
-    for (int w = 0; w < WIDTH; w++)
-        store(sums[group] + 4 * (w * GROUP_LANES + lane), shared.sum[w]);
-    __syncthreads();
-    for (int i = threadIdx.x; i < BLOCK_COLUMNS; i += GROUPS * GROUP_LANES) {
-        if (first_column + i >= C) continue;
-        float total = 0.0f;
-        for (int row = 0; row < GROUPS; row++) total += sums[row][i];
-        dwte[(long long)long_token * C + first_column + i] += total;
+        for (int w = 0; w < WIDTH; w++)
+            store(sums[group] + 4 * (w * GROUP_LANES + lane), shared.sum[w]);
+        __syncthreads();
+        const int column = left + threadIdx.x;
+        if (threadIdx.x < BLOCK_COLUMNS && column < C) {
+            float total = 0.0f;
+#pragma unroll 8
+            for (int row = 0; row < GROUPS; row++) total += sums[row][threadIdx.x];
+            dwte[(long long)long_token * C + column] += total;
+        }
+        __syncthreads();  // the sums have been read
     }
 }

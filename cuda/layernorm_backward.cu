@@ -12,9 +12,11 @@
 constexpr int WARPS = TEAM > WARP ? TEAM / WARP : 1;  // of a team; smaller teams share a warp
 constexpr int TEAM_LANES = TEAM > WARP ? WARP : TEAM;
 
-// Adds up both values over the team, in a fixed order; every thread of it gets the sums. It holds a
-// barrier where a team has several warps: the whole block must come here. Two calls in a row must
-// differ in `slot`: a fast warp may be in the second while a slow one still reads.
+static_assert(WARPS == 1 || TEAMS <= 15, "a barrier of its own for each team");
+
+// Adds up both values over the team, in a fixed order; every thread of it gets the sums. Teams wait
+// for nobody else, so that some fetch while others add. Two calls in a row must differ in `slot`: a
+// fast warp may be in the second while a slow one still reads.
 __device__ __forceinline__ void team_sums(float& first, float& second, int slot) {
 #pragma unroll
     for (int distance = TEAM_LANES / 2; distance > 0; distance /= 2) {
@@ -24,7 +26,7 @@ __device__ __forceinline__ void team_sums(float& first, float& second, int slot)
     if constexpr (WARPS > 1) {
         __shared__ float2 of_warp[2][TEAMS * WARPS];
         if (threadIdx.x % WARP == 0) of_warp[slot][threadIdx.x / WARP] = make_float2(first, second);
-        __syncthreads();
+        sync_group<TEAM>(threadIdx.x / TEAM);
         const float2* of_team = of_warp[slot] + threadIdx.x / TEAM * WARPS;
         first = of_team[0].x, second = of_team[0].y;
 #pragma unroll

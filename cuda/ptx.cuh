@@ -28,6 +28,12 @@ __device__ __forceinline__ unsigned shared_address(const void* pointer) {
     return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
 
+// __syncthreads for one of up to 15 groups of THREADS neighbouring threads, whole warps.
+template <int THREADS>
+__device__ __forceinline__ void sync_group(int group) {
+    asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(THREADS) : "memory");
+}
+
 // d = a b + c for 16 x 16 times 16 x 8; products of bf16, sums in float32. d may be c.
 __device__ __forceinline__ void mma_m16n8k16_bf16(float (&d)[4], const unsigned (&a)[4],
                                                   const unsigned (&b)[2], const float (&c)[4]) {

@@ -42,14 +42,6 @@ using MatrixDescriptor = unsigned long long;
     ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, "  \
     "%49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// blockIdx.x, for addresses that are computed a second time: the compiler does not see that it is
-// the same and cannot keep them instead.
-__device__ __forceinline__ int block_number_again() {
-    int number;
-    asm volatile("mov.u32 %0, %%ctaid.x;" : "=r"(number));
-    return number;
-}
-
 // A value that is in flight must not be moved, and one that is awaited not be used before: the
 // compiler does not know what wgmma does behind its back. This makes it believe that the registers
 // change here.

@@ -36,6 +36,7 @@ DEFINES: dict[str, list[tuple[str, ...]]] = {
     "layernorm.cu": [("-DROW_WARPS=1", "-DROW_PACKS=3"), ("-DROW_WARPS=4", "-DROW_PACKS=2")],
     "layernorm_backward.cu": [
         ("-DTEAM=96", "-DTEAMS=8", "-DPACKS=1", "-DSTAGES=2"),
+        ("-DTEAM=224", "-DTEAMS=4", "-DPACKS=1", "-DSTAGES=2"),
         ("-DTEAM=256", "-DTEAMS=1", "-DPACKS=2", "-DSTAGES=0"),
     ],
 }

@@ -26,6 +26,8 @@ MAX_TEAM_WARPS = 32
 
 BACKWARD_THREADS = 768
 """Threads of backward on a multiprocessor, mostly in one block: they leave each other 80 registers."""
+MOST_BACKWARD_THREADS = 896
+"""What a block may take where its teams would leave many of these idle: 72 registers each."""
 BACKWARD_TEAM = 384
 """Most threads of a row there."""
 MAX_STAGES = 2
@@ -174,6 +176,8 @@ def backward_defines(C: int, lanes: int, shared_bytes: int) -> Defines:
         threads = BACKWARD_THREADS // 2
     else:
         threads = BACKWARD_THREADS if packs_per_thread == 1 else 512
+    if packs_per_thread == 1 and threads == BACKWARD_THREADS:
+        threads = min(threads + team * 3 // 5, MOST_BACKWARD_THREADS)
     teams = max(1, threads // team)
     stages = (shared_bytes - RESERVED_BYTES) // (3 * PACK_BYTES * packs_per_thread * team * teams)
     return {

@@ -127,7 +127,7 @@ def test_backward_defines_cover_the_row(C: int, lanes: int, shared_kb: int) -> N
     team, teams, packs = defines["TEAM"], defines["TEAMS"], defines["PACKS"]
     assert teams >= 1
     assert team * teams % 32 == 0
-    assert team * teams <= 768
+    assert team * teams <= 896
     assert team % 32 == 0 or 32 % team == 0
     assert (packs - 1) * team * lanes < C <= packs * team * lanes
     assert 48 * packs * team * teams * defines["STAGES"] < shared_kb << 10

@@ -175,6 +175,13 @@ inline __attribute__((always_inline)) void cp_async_wait() {
     emu::note_copies();
 }
 
+// All threads wait, not only those of the group: correct for kernels whose groups meet it equally
+// often, and the checker then cannot see what groups do to one another without a barrier.
+template <int THREADS>
+inline void sync_group(int, EMU_CALL_SITE) {
+    emu_barrier(file, line);
+}
+
 // Round to nearest, ties away from zero, to 10 bits of fraction (cvt.rna.tf32.f32).
 inline unsigned tf32_round(float value) {
     unsigned u = emu::bits<unsigned>(value);

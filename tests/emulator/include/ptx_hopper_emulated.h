@@ -169,10 +169,6 @@ inline unsigned shared_address(const void* pointer) {
     return unsigned(uintptr_t(pointer));
 }
 
-inline int block_number_again() {
-    return blockIdx.x;
-}
-
 template <class T, int N>
 inline void touch_registers(T (&)[N][4]) {}
 template <int N>
