@@ -122,7 +122,7 @@ class _LateKernel:
     keeps its functions."""
 
     max_dynamic_shared_size_bytes = DEFAULT_SHARED_BYTES
-    shared_size_bytes = 0  # the emulator does not count it
+    shared_size_bytes = 0
 
     def __init__(self, path: Path, options: tuple[str, ...], name: str) -> None:
         self._path, self._options, self._name = path, options, name

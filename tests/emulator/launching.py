@@ -92,6 +92,8 @@ class EmulatedKernel:
         """A code for each parameter: three letters for the type, then * for a pointer."""
         self.max_dynamic_shared_size_bytes = DEFAULT_SHARED_BYTES
         """As CuPy's: to be raised before a launch with more dynamic shared memory."""
+        self.shared_size_bytes = 0
+        """As CuPy's; the emulator allows static shared memory beside the dynamic."""
         self._module, self._library = module, library
         self._checked, self._timeout_s = checked, timeout_s
         self._runtime = ctypes.CDLL(str(module.runtime))
