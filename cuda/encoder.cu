@@ -3,33 +3,35 @@
 
 constexpr int ROWS = 4;  // of one thread: their tokens, then their packs, are loaded together
 
-// out[b, t, :] = wte[tokens[b, t], :] + wpe[t, :]; out (B, T, C), tokens (B, T). Threads (x, y): pack
-// x, in strides, of one position in four rows of the batch, which share its wpe.
+// out[n, :] = wte[tokens[n], :] + wpe[n % T, :]; out (N, C), tokens (N). Threads (x, y): pack x of
+// rows y, y + blockDim.y, ... of the block's ROWS * blockDim.y, in strides.
 extern "C" __global__ void encoder_forward(floatX* out, const int* tokens, const floatX* wte,
-                                           const floatX* wpe, int B, int T, int C) {
-    const long long place = (long long)blockIdx.x * blockDim.y + threadIdx.y;
-    const int t = place % T, first = place / T * ROWS;
-    long long row[ROWS];  // -1 outside
+                                           const floatX* wpe, int N, int T, int C) {
+    const int first = blockIdx.x * blockDim.y * ROWS + threadIdx.y;
     int token[ROWS];
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
-        row[i] = first + i < B ? (long long)(first + i) * T + t : -1;
-        token[i] = row[i] >= 0 ? tokens[row[i]] : 0;
+        int row = first + i * blockDim.y;
+        token[i] = row < N ? tokens[row] : 0;
     }
     for (int column = threadIdx.x * LANES; column < C; column += blockDim.x * LANES) {
-        RawPack of_token[ROWS];
-#pragma unroll
-        for (int i = 0; i < ROWS; i++)
-            if (row[i] >= 0) of_token[i] = load_raw(wte + (long long)token[i] * C + column);
-        const Pack p = load_pack(wpe + (long long)t * C + column);
+        RawPack of_token[ROWS], of_position[ROWS];
 #pragma unroll
         for (int i = 0; i < ROWS; i++) {
-            if (row[i] < 0) continue;
-            Pack x = unpack(of_token[i]);
+            int row = first + i * blockDim.y;
+            if (row >= N) continue;
+            of_token[i] = load_raw(wte + (long long)token[i] * C + column);
+            of_position[i] = load_raw(wpe + (long long)(row % T) * C + column);
+        }
+#pragma unroll
+        for (int i = 0; i < ROWS; i++) {
+            int row = first + i * blockDim.y;
+            if (row >= N) continue;
+            Pack x = unpack(of_token[i]), p = unpack(of_position[i]);
 #pragma unroll
             for (int k = 0; k < LANES; k++) x[k] += p[k];
             // Not to drive out of the cache the rows of wte that more tokens will need.
-            store_streaming(out + row[i] * C + column, x);
+            store_streaming(out + (long long)row * C + column, x);
         }
     }
 }

@@ -26,6 +26,12 @@ def require_gpu() -> "CUDA":
         pytest.skip(f"no GPU: {error}")
 
 
+def needs_the_gpu_alone() -> None:
+    """Skips a test that measures memory where pytest-xdist runs others on the same GPU."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        pytest.skip("other tests take memory of this GPU meanwhile: run it without -n")
+
+
 @cache
 def _device() -> "CUDA":
     index, _ = find_gpu(None)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu import require_gpu
+from gpu import needs_the_gpu_alone, require_gpu
 from small_runs import main_log, write_files
 
 from cupygpt.checkpoint import checkpoint_steps, load_checkpoint
@@ -138,6 +138,7 @@ def test_memory_in_use_equals_the_plan(gpu: Any, precision: str) -> None:
     from cupygpt.gemm import WORKSPACE_BYTES
     from cupygpt.generate import Generator
 
+    needs_the_gpu_alone()
     config, B, T = small_config(GPT2_VOCAB), 16, 256
     train(make(gpu, config, 1, 8), inputs(config, 1, 8, 1))  # brings the library's workspace
     gc.collect()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu import require_gpu
+from gpu import needs_the_gpu_alone, require_gpu
 from rank_runs import (
     as_ranks,
     finish,
@@ -44,6 +44,10 @@ def files(tmp_path: Path, *more: str, precision: str = "fp32") -> list[str]:
     return [*write_files(tmp_path, device="cuda"), "--precision", precision, "-v", "10", *more]
 
 
+def train_losses(run: Path) -> list[float]:
+    return [event["loss"] for event in metrics(run, "train")]
+
+
 def sizes(num_gpus: int) -> list[int]:
     return [n for n in (2, 3, 4, 8) if n <= num_gpus]
 
@@ -60,7 +64,8 @@ def test_gpus_train_as_one_with_all_rows(
     for gpus in sizes(num_gpus):
         run = tmp_path / f"run{gpus}"
         train(*flags, *more, "-b", str(24 // gpus), "--gpus", str(gpus), "-z", zero, "-o", str(run))
-        np.testing.assert_allclose(losses(run), losses(one), atol=1e-3)
+        np.testing.assert_allclose(train_losses(run), train_losses(one), rtol=0, atol=1e-4)
+        np.testing.assert_allclose(losses(run), losses(one), atol=1e-3)  # norms and validation too
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
@@ -93,7 +98,7 @@ def test_all_ranks_hold_the_same_parameters(
     tmp_path: Path, num_gpus: int, zero: str, precision: str
 ) -> None:
     flags = files(
-        tmp_path, "-n", "10", "-z", zero, "-o", str(tmp_path / "run"), precision=precision
+        tmp_path, "-n", "50", "-z", zero, "-o", str(tmp_path / "run"), precision=precision
     )
     program = f"""
 import os, sys
@@ -145,9 +150,7 @@ def test_a_run_goes_on_with_other_numbers_of_gpus(
         resume = ["--resume", str(changing), "-n", str(steps)]
         train(*resume, "-b", str(16 // gpus), "--gpus", str(gpus), "-z", zero)
     assert main(["--resume", str(changing), "-n", "20", "-b", "16", "-z", "0"]) == 0
-    got, wanted = (
-        [event["loss"] for event in metrics(run, "train")] for run in (changing, straight)
-    )
+    got, wanted = train_losses(changing), train_losses(straight)
     np.testing.assert_allclose(got, wanted, atol=1e-3 if precision == "fp32" else 0.05)
 
 
@@ -227,6 +230,7 @@ def test_a_gpu_by_number_is_refused(tmp_path: Path) -> None:
 
 def test_sharing_the_state_frees_memory(tmp_path: Path) -> None:
     """The run's own figure of the memory taken, of a model whose optimizer state is 2 × 116 MiB."""
+    needs_the_gpu_alone()
     flags = files(tmp_path, "-e", "d6", "-n", "3", "--checkpoint-every", "0", "--log-every", "1")
     flags = [*flags, "-i", str(gpt2_tokens(tmp_path)), "-j", str(tmp_path / "val.bin")]
     taken = {}

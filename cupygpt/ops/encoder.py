@@ -9,7 +9,7 @@ from cupygpt.tensors import Array
 LEAST_COLUMNS = 32
 """Columns worth a thread of their own on the CPU."""
 FORWARD_ROWS = 4
-"""Rows of the batch per thread; ROWS in encoder.cu."""
+"""Rows per thread; ROWS in encoder.cu."""
 WPE_THREADS = 128
 RUN_POSITIONS = 32
 RUN_PACKS = 3 * 16
@@ -19,7 +19,7 @@ RUN_THREADS = 512
 _forward = Kernel(
     "encoder.cu",
     "encoder_forward",
-    "out:floatX* tokens:i32* wte:floatX* wpe:floatX* B:i32 T:i32 C:i32",
+    "out:floatX* tokens:i32* wte:floatX* wpe:floatX* N:i32 T:i32 C:i32",
 )
 _wpe_backward = Kernel("encoder.cu", "wpe_backward", "dwpe:f32* dout:floatX* B:i32 T:i32 C:i32")
 _wte_backward = Kernel(
@@ -40,9 +40,9 @@ def encoder_forward(out: Array, tokens: Array, wte: Array, wpe: Array) -> None:
         np.take(wte, tokens, axis=0, out=out, mode="clip")  # "raise" would copy; ids are checked
         out += wpe[:T]
         return
-    B = len(out)
-    launch = rows_launch(ceil_div(B, FORWARD_ROWS) * T, C // num_lanes(out))
-    _forward(out, tokens, wte, wpe, B, T, C, **launch)
+    N = int(tokens.size)
+    launch = rows_launch(ceil_div(N, FORWARD_ROWS), C // num_lanes(out))
+    _forward(out, tokens, wte, wpe, N, T, C, **launch)
 
 
 def token_order(tokens: np.ndarray) -> np.ndarray:
