@@ -58,11 +58,13 @@ def train_rank(
     """The whole run as this rank sees it."""
     from cupygpt import build
     from cupygpt.console import Console
+    from cupygpt.distributed.environment import imitates_terminal
     from cupygpt.interrupt import StopSignal
     from cupygpt.run import closing_lines
 
     silent = None if ranks.rank == 0 else open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-    console = Console(silent, log_every=config.log_every)
+    terminal = False if imitates_terminal(os.environ) else None
+    console = Console(silent, terminal=terminal, log_every=config.log_every)
     begin = resume_run if config.resume else start_run
     run = begin(config, given, console, ranks)
     levels = build.landmarks(run.data, run.plan.shape.config.V)

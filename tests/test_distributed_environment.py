@@ -2,7 +2,14 @@ import re
 
 import pytest
 
-from cupygpt.distributed.environment import FIRST_PORT, NUM_PORTS, Place, find_place, first_host
+from cupygpt.distributed.environment import (
+    FIRST_PORT,
+    NUM_PORTS,
+    Place,
+    find_place,
+    first_host,
+    imitates_terminal,
+)
 from cupygpt.errors import ConfigError
 
 TORCHRUN = {
@@ -60,6 +67,11 @@ def test_mpirun_on_one_host() -> None:
     other = find_place({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-host-4712@1"})
     assert other is not None
     assert other.port != place.port  # a second mpirun beside the first
+
+
+def test_mpirun_alone_imitates_a_terminal() -> None:
+    assert imitates_terminal(OPEN_MPI)
+    assert not imitates_terminal({"RANK": "0", "WORLD_SIZE": "2"})
 
 
 def test_mpirun_on_several_hosts_needs_an_address() -> None:

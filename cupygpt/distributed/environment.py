@@ -53,6 +53,11 @@ def find_place(environ: Mapping[str, str], mpi_meeting: MpiMeeting | None = None
     return None
 
 
+def imitates_terminal(environ: Mapping[str, str]) -> bool:
+    """Whether the launcher gives its ranks a terminal whatever its own output goes to: Open MPI."""
+    return "OMPI_COMM_WORLD_RANK" in environ
+
+
 def _from_torchrun(environ: Mapping[str, str], _: MpiMeeting | None) -> Place | None:
     if "WORLD_SIZE" not in environ and "RANK" not in environ:
         return None
