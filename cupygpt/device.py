@@ -118,7 +118,8 @@ class CPU:
         """One line for the console."""
         from cupygpt.ops.workers import num_cores
 
-        return f"CPU, {num_cores()} cores, NumPy {np.__version__}"
+        cores = num_cores()
+        return f"CPU, {cores} core{'s' * (cores > 1)}, NumPy {np.__version__}"
 
 
 @dataclass(frozen=True)
