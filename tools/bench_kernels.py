@@ -135,15 +135,24 @@ def bench(args: argparse.Namespace) -> None:
 
 
 class Timer:
-    """Times single calls by CUDA events, each after the L2 cache was overwritten."""
+    """Times single calls by CUDA events, each after the L2 cache was overwritten.
+
+    What counts is how much longer that takes with the call than without: the events themselves take
+    microseconds, as long as some calls.
+    """
 
     def __init__(self, device: Any, repeats: int) -> None:
         self._device, self._repeats = device, repeats
-        self._flush = device.zeros(FLUSH_BYTES // 4, np.float32)
+        self._buffer = device.zeros(FLUSH_BYTES // 4, np.float32)
         self._sum, self._partials = (device.zeros(n, np.float32) for n in (1, MAX_PARTS))
+        for call in (self._dirty, self._clean):
+            call()
+        self._alone = {
+            flush: self._median(flush, lambda: None) for flush in (self._dirty, self._clean)
+        }
 
     def seconds(self, call: Callable[[], None], *, reads_only: bool = False) -> float:
-        """Median duration of one call.
+        """Duration of one call.
 
         What a call leaves in the cache unwritten, its successor writes back. So a call that writes
         finds the cache full of such lines, and one that only reads finds it clean: each pays for as
@@ -151,12 +160,21 @@ class Timer:
         """
         for _ in range(3):
             call()
+        flush = self._clean if reads_only else self._dirty
+        return self._median(flush, call) - self._alone[flush]
+
+    def _dirty(self) -> None:
+        self._buffer.fill(0)
+
+    def _clean(self) -> None:
+        self._buffer.fill(0)
+        global_norm(self._sum, self._buffer, self._partials)
+
+    def _median(self, flush: Callable[[], None], call: Callable[[], None]) -> float:
         times = []
         for _ in range(self._repeats):
-            self._flush.fill(0)  # the GPU is busy with this while the call is being queued
-            if reads_only:
-                global_norm(self._sum, self._flush, self._partials)
             start = self._device.record()
+            flush()  # the GPU is busy with this while the call is being queued
             call()
             times.append(self._device.elapsed_ms(start, self._device.record()))
         return 1e-3 * float(statistics.median(times))
