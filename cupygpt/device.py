@@ -147,13 +147,23 @@ class DeviceChoice:
 
 
 def choose_device(spec: str) -> DeviceChoice:
-    """Device for `--device auto|cpu|cuda[:N]`.
+    """Device for `--device auto|cpu|cuda[:N]`; see `find_device`."""
+    index, reason = find_device(spec)
+    if index is None:
+        return DeviceChoice(CPU(), reason)
+    from cupygpt.cuda_device import CUDA
+
+    return DeviceChoice(CUDA(index), reason)
+
+
+def find_device(spec: str) -> tuple[int | None, str]:
+    """Number of the GPU for `--device`, None for the CPU, and the reason; takes nothing of it yet.
 
     Raises DeviceError with what to do where the wish cannot be met; `auto` falls back to the CPU
     and says why.
     """
     if spec == "cpu":
-        return DeviceChoice(CPU(), "asked for with --device cpu")
+        return None, "asked for with --device cpu"
     match = re.fullmatch(r"auto|cuda(?::(\d+))?", spec)
     if not match:
         raise DeviceError(f"--device {spec}: not a device; use auto, cpu, cuda or cuda:N.")
@@ -161,14 +171,11 @@ def choose_device(spec: str) -> DeviceChoice:
     from cupygpt.cuda_probe import find_gpu
 
     try:
-        index, reason = find_gpu(None if match[1] is None else int(match[1]))
+        return find_gpu(None if match[1] is None else int(match[1]))
     except DeviceError as error:
         if spec == "auto":
-            return DeviceChoice(CPU(), str(error))
+            return None, str(error)
         raise DeviceError(f"--device {spec}: {error} --device cpu works everywhere.") from error
-    from cupygpt.cuda_device import CUDA
-
-    return DeviceChoice(CUDA(index), reason)
 
 
 def default_precision(device: Device) -> tuple[str, str]:

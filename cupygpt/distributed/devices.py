@@ -2,7 +2,7 @@
 
 import socket
 
-from cupygpt.device import DeviceChoice, choose_device
+from cupygpt.device import CPU, DeviceChoice, choose_device, find_device
 from cupygpt.distributed.ranks import Ranks, require_same
 from cupygpt.errors import ConfigError, DeviceError
 
@@ -20,26 +20,11 @@ def choose_rank_device(spec: str, ranks: Ranks) -> DeviceChoice:
             f"--device {spec}: with {ranks.world} ranks each takes the GPU of its number on the "
             f"host. Use --device cuda, and CUDA_VISIBLE_DEVICES to choose among GPUs."
         )
-    reason = _no_gpu(spec) if spec in ("auto", "cuda") else None
-    if spec not in ("auto", "cuda") or reason is not None:
-        require_same(ranks, "devices", {"device": "cpu"})
-        choice = choose_device("cpu" if reason is not None else spec)
-        why = reason or choice.reason
-        return DeviceChoice(choice.device, f"{why}; ranks on the CPU are for tests, and slow")
-    return _own_gpu(ranks)
-
-
-def _no_gpu(spec: str) -> str | None:
-    """Why there is no usable GPU here, None if there is one. Raises DeviceError if one must be."""
-    from cupygpt.cuda_probe import find_gpu
-
-    try:
-        find_gpu(None)
-    except DeviceError as error:
-        if spec == "auto":
-            return str(error)
-        raise DeviceError(f"--device {spec}: {error} --device cpu works everywhere.") from error
-    return None
+    index, reason = find_device(spec)
+    if index is not None:
+        return _own_gpu(ranks)
+    require_same(ranks, "devices", {"device": "cpu"})
+    return DeviceChoice(CPU(), f"{reason}; ranks on the CPU are for tests, and slow")
 
 
 def _own_gpu(ranks: Ranks) -> DeviceChoice:

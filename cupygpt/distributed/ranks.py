@@ -72,7 +72,6 @@ class ManyRanks:
     ) -> None:
         self._debug = debug
         self.rank, self.world, self.local_rank = place.rank, place.world, place.local_rank
-        self.launcher = place.launcher
         self._control = meeting.control
         self._watchdog = Watchdog(place.rank, meeting.watch, end=end)
 
