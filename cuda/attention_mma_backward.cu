@@ -13,7 +13,7 @@ constexpr int BLOCK_KEYS = 16 * DKDV_TILES * WARPS;
 constexpr int BLOCK_QUERIES = 16 * DQ_TILES * WARPS;
 constexpr int STAGE = 2 * STREAM * PITCH;  // elements of one pair of streamed tiles
 constexpr int PART = HS / DKDV_PARTS;      // columns of dk and dv that one block computes
-constexpr int SUM_ROWS = 64;               // of a row of sums
+constexpr int SUMMED_ROWS = 64;            // of dqkv, in one row of sums
 
 // Rows of a tile taken at once: as many as registers allow beside the own rows and the sums.
 template <int M>
@@ -42,7 +42,7 @@ __device__ __forceinline__ void store_block_sums(float* sums, const float (&valu
     const int group = threadIdx.x % WARP / 4, member = threadIdx.x % 4;
     const int block_first = first / (16 * M * WARPS) * (16 * M * WARPS);
     store_column_sums<M, 8 * COLUMNS, 2 * COLUMNS, 4>(
-        sums, 3 * NH * HS, (T - block_first + SUM_ROWS - 1) / SUM_ROWS,
+        sums, 3 * NH * HS, (T - block_first + SUMMED_ROWS - 1) / SUMMED_ROWS,
         [&](int i) { return i / 2 * 8 + 2 * member + i % 2; },
         [&](int i) {
             float sum = 0.0f;
@@ -154,7 +154,8 @@ __launch_bounds__(THREADS, RESIDENT_BLOCKS<DKDV_TILES>)
     }
     store_rows(dkeys + part * PART, stride, first_key, T, dk, scale);
     store_rows(dvalues + part * PART, stride, first_key, T, dv, 1.0f);
-    float* block_sums = sums_of_part(sums, b, h, block * BLOCK_KEYS, SUM_ROWS, T, NH) + part * PART;
+    float* block_sums = sums_of_part(sums, b, h, block * BLOCK_KEYS, SUMMED_ROWS, T, NH);
+    block_sums += part * PART;
     store_block_sums(block_sums + NH * HS, dk, scale, first_key, T, NH);
     store_block_sums(block_sums + 2 * NH * HS, dv, 1.0f, first_key, T, NH);
 }
@@ -252,6 +253,6 @@ __launch_bounds__(THREADS, RESIDENT_BLOCKS<DQ_TILES>)
         }
     }
     store_rows(dqueries, stride, first_query, T, dq, scale);
-    float* block_sums = sums_of_part(sums, b, h, block * BLOCK_QUERIES, SUM_ROWS, T, NH);
+    float* block_sums = sums_of_part(sums, b, h, block * BLOCK_QUERIES, SUMMED_ROWS, T, NH);
     store_block_sums(block_sums, dq, scale, first_query, T, NH);
 }

@@ -122,8 +122,8 @@ __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
                 for (int r = 0; r < 4; r++)
                     if (key + r / 2 * 8 > query + 8 * n + r % 2) probs[n][r] = 0.0f;
         }
-        // In bf16 they take half the registers, and so do not live beside dscores: with more, products
-        // would have to wait for one another.
+        // In bf16 they take half the registers: with more beside dscores, the compiler would let
+        // each product wait for the one before.
         to_left_operand(left_probs, probs);
         start_scores(dscores, own_values, dout_tile);
         start_sums(dv, left_probs, dout_tile);

@@ -28,8 +28,8 @@ HEAD_PARTS = 8
 """Most shares of the vocabulary that softmax is computed in (ops/head.py)."""
 HEAD_ROW_FLOATS = 2 + 2 * HEAD_PARTS
 """Statistics of one row of the head: two results, and two numbers for each share."""
-SUM_ROWS = 32
-"""Least rows of dqkv whose sums one block of attention's backward leaves (ops/attention.py)."""
+LEAST_SUMMED_ROWS = 32
+"""Rows of dqkv that a row of their sums stands for, at the least (ops/attention.py)."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def scratch_specs(
             TensorSpec("dbt4c", (4 * B * T * config.C,)),
             TensorSpec("partials", (1024 * config.C,), "float32"),
             TensorSpec("lse_dot", (B, config.NH, T, 2), "float32"),
-            TensorSpec("dqkv_sums", (B, -(-T // SUM_ROWS), 3 * config.C), "float32"),
+            TensorSpec("dqkv_sums", (B, -(-T // LEAST_SUMMED_ROWS), 3 * config.C), "float32"),
         ]
     return specs
 

@@ -37,7 +37,7 @@ from cupygpt.ops.layernorm import (
     residual_layernorm_forward,
 )
 from cupygpt.ops.linear import linear_backward, linear_forward
-from cupygpt.tensors import SUM_ROWS, Array, decay_segments, parameter_specs
+from cupygpt.tensors import LEAST_SUMMED_ROWS, Array, decay_segments, parameter_specs
 
 FLUSH_BYTES = 256 << 20
 """Written between two timed calls: several times the largest L2 cache."""
@@ -294,7 +294,7 @@ def _attention(s: Setting) -> Iterator[Operation]:
     qkv, dqkv = (s.numbers((B, T, 3 * C), seed, 0.5) for seed in (2, 3))
     lse, dbias = s.numbers32((B, NH, T), 4), s.numbers32((3 * C,), 5)
     lse_dot = s.numbers32((B, NH, T, 2), 6)
-    sums = s.numbers32((B, -(-T // SUM_ROWS), 3 * C), 7)
+    sums = s.numbers32((B, -(-T // LEAST_SUMMED_ROWS), 3 * C), 7)
     causal_product = B * C * T * (T + 1)  # 2 · T²/2 · HS per head
     yield Operation(
         "attention_forward",

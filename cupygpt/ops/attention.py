@@ -117,14 +117,15 @@ def attention_backward(
     That is the gradient of the qkv layer's bias: a GPU has it at hand here, before dqkv is rounded.
     Written: dqkv (B, T, 3C) floatX. Accumulated: dbias (3C,) float32. Read: dout, out (B, T, C);
     qkv (B, T, 3C); lse (B, NH, T). Scratch, of a GPU: lse_dot (B, NH, T, 2) float32 for lse and
-    rowsum(dout * out), sums (B, ceil(T / SUM_ROWS), 3C) float32. `tf32` as in attention_forward.
+    rowsum(dout * out), sums (B, ceil(T / LEAST_SUMMED_ROWS), 3C) float32. `tf32` as in
+    attention_forward.
     """
     if not on_host(dqkv):
         B, T, C = dout.shape
         launches = _launches(dqkv, C // NH, B * NH, T, tf32=tf32)
         launches.dq(dqkv, sums, lse_dot, dout, out, qkv, lse, T, NH, heads=B * NH)
         launches.dkdv(dqkv, sums, dout, qkv, lse_dot, T, NH, heads=B * NH)
-        add_column_sums(dbias, sums, B * ceil_div(T, launches.sum_rows), like=dqkv)
+        add_column_sums(dbias, sums, B * ceil_div(T, launches.summed_rows), like=dqkv)
         return
     B, T, _ = dout.shape
     dheads, heads_out = _heads(dout, NH), _heads(out, NH)
@@ -245,7 +246,7 @@ class _Launches(NamedTuple):
     forward: _Launch
     dkdv: _Launch
     dq: _Launch
-    sum_rows: int
+    summed_rows: int
     """Rows of dqkv that a row of their sums stands for."""
 
 

@@ -18,7 +18,7 @@ from numpy.random import Generator
 
 from cupygpt.ops import attention
 from cupygpt.ops.attention import attention_backward, attention_decode, attention_forward
-from cupygpt.tensors import SUM_ROWS
+from cupygpt.tensors import LEAST_SUMMED_ROWS
 
 FLOAT32_DEVICES = [d for d in DEVICES if d.values[0][1] == "float32"]
 BFLOAT16_DEVICES = [d for d in DEVICES if d.values[0][1] == "bfloat16"]
@@ -88,7 +88,7 @@ def attend(dev: Device, qkv: Any, dout: Any, NH: int, *, allow_tf32: bool = Fals
         dev.accumulated(3 * C, "float32"),
     )
     lse_dot = dev.output((B, NH, T, 2), "float32")
-    sums = dev.output((B, -(-T // SUM_ROWS), 3 * C), "float32")
+    sums = dev.output((B, -(-T // LEAST_SUMMED_ROWS), 3 * C), "float32")
     attention_forward(result.out, result.lse, qkv, NH, tf32=allow_tf32)
     attention_backward(
         result.dqkv, result.dbias, dout, qkv, result.out, result.lse, NH, lse_dot, sums,
@@ -394,7 +394,7 @@ def test_more_than_2_to_the_31_elements() -> None:
         attention_forward(out, lse, qkv, NH)
         dbias = cupy.zeros(3 * C, np.float32)
         lse_dot = cupy.empty((*lse.shape, 2), np.float32)
-        sums = cupy.empty((len(dout), T // SUM_ROWS, 3 * C), np.float32)
+        sums = cupy.empty((len(dout), T // LEAST_SUMMED_ROWS, 3 * C), np.float32)
         attention_backward(dqkv, dbias, dout, qkv, out, lse, NH, lse_dot, sums)
         return [out[-1], lse[-1], dqkv[-1]]
 
