@@ -1,6 +1,6 @@
 // Causal attention backward in bf16 on Hopper's tensor cores (wgmma): the gradients of
-// attention_wgmma_forward.cu. The two kernels of attention_mma_backward.cu; a block is one warpgroup
-// and owns 64 rows, and products run while it computes.
+// attention_wgmma_forward.cu. The two kernels of attention_mma_backward.cu; a block is one
+// warpgroup and owns 64 rows, and products run while it computes.
 //
 // -DHS head size, -DSTAGES pairs of streamed tiles in shared memory, -DDKDV_BLOCKS and -DDQ_BLOCKS
 // that an SM should hold.

@@ -288,10 +288,11 @@ def _accumulation(config: TrainConfig, B: int, T: int, world: int) -> int:
     total = config.total_batch or at_once
     if total % at_once:
         product = f"{B} × {T}" + (f" × {world} ranks" if world > 1 else "")
+        below, above = total // at_once * at_once, -(-total // at_once) * at_once
+        nearest = f"{below} and {above}" if below else f"{above}"
         raise ConfigError(
             f"{flags_of('total_batch')} is {total} tokens, not a multiple of {product} = {at_once}. "
-            f"Nearest that work: {max(1, total // at_once) * at_once} and "
-            f"{-(-total // at_once) * at_once}."
+            f"Nearest that work: {nearest}."
         )
     return total // at_once
 

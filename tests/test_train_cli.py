@@ -114,6 +114,8 @@ BAD_INPUT = [
     (lambda _: ["-l", "nan"], "-l/--learning-rate is nan"),
     (lambda _: ["--dropout", "1"], "--dropout is 1"),
     (lambda _: ["-d", "50"], "not a multiple of 4 × 8 = 32"),
+    (lambda _: ["-d", "50"], "Nearest that work: 32 and 64."),
+    (lambda _: ["-d", "10"], "Nearest that work: 32."),
     (lambda _: ["-u", "99"], "longer than 10 steps"),
     (lambda _: ["--epochs", "2"], "both set the length"),
     (lambda _: ["--device", "tpu"], "not a device"),
