@@ -7,7 +7,7 @@ extreme choice are listed.
 DEFINES: dict[str, list[tuple[str, ...]]] = {
     "attention.cu": [
         ("-DHS=64", "-DROWS=4", "-DSTREAM=32"),
-        ("-DHS=128", "-DROWS=4", "-DSTREAM=32"),
+        ("-DHS=128", "-DROWS=2", "-DSTREAM=16"),
     ],
     "attention_mma_forward.cu": [("-DHS=64", "-DWARPS=4", "-DTILES=1", "-DKEYS=64")],
     "attention_mma_backward.cu": [
