@@ -271,6 +271,6 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
             if (warp_row + i < N && column < Vp)
                 *reinterpret_cast<uint4*>(to + (long long)i * Vp) =
                     *reinterpret_cast<const uint4*>(from + i * PITCH);
-        __syncwarp();
+        // The next round gathers behind a barrier of the block.
     });
 }
