@@ -125,6 +125,22 @@ __device__ __forceinline__ void store(__nv_bfloat16* address, const Floats<N>& p
             pack_bfloat16(pack[i + 4], pack[i + 5]), pack_bfloat16(pack[i + 6], pack[i + 7]));
 }
 
+// A pack as it will lie in memory, rounded to nearest, and its way there.
+__device__ __forceinline__ RawPack pack_raw(const Pack& pack) {
+    unsigned words[4];
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        if constexpr (LANES == 4)
+            words[i] = __float_as_uint(pack[i]);
+        else
+            words[i] = pack_bfloat16(pack[2 * i], pack[2 * i + 1]);
+    }
+    return {make_uint4(words[0], words[1], words[2], words[3])};
+}
+__device__ __forceinline__ void store_raw(floatX* address, const RawPack& raw) {
+    *reinterpret_cast<uint4*>(address) = raw.words;
+}
+
 // The same for data that nobody reads soon: it does not displace what the cache holds.
 template <int N>
 __device__ __forceinline__ void store_streaming(float* address, const Floats<N>& pack) {

@@ -1,65 +1,49 @@
 // Token plus position embedding and its gradients; contract in ops/encoder.py.
+//
+// Rows of wte, of dwte and of dout are wanted more than once, in no order that helps. So the blocks go
+// through the matrices in slices of columns that the second-level cache holds: what the first of them
+// has read from memory, the others find there.
 #include "common.cuh"
 
-constexpr int ROWS = 4;  // of one thread: their tokens, then their packs, are loaded together
+constexpr int WARPS = 8;  // of a block
 
-// out[n, :] = wte[tokens[n], :] + wpe[n % T, :]; out (N, C), tokens (N). Threads (x, y): pack x of
-// rows y, y + blockDim.y, ... of the block's ROWS * blockDim.y, in strides.
+constexpr int ROWS = 2;  // of one thread, one position in as many texts: they are loaded together
+constexpr int FORWARD_COLUMNS = LANES * WARP;  // of a slice: a pack for each lane
+
+// out[b, t, :] = wte[tokens[b, t], :] + wpe[t, :]; out (B, T, C), tokens (B, T). A warp has a position
+// t in ROWS texts. Grid: ceil(C / FORWARD_COLUMNS) * ceil(B / ROWS) * ceil(T / WARPS).
 extern "C" __global__ void encoder_forward(floatX* out, const int* tokens, const floatX* wte,
-                                           const floatX* wpe, int N, int T, int C) {
-    const int first = blockIdx.x * blockDim.y * ROWS + threadIdx.y;
+                                           const floatX* wpe, int B, int T, int C) {
+    const int position_blocks = (T + WARPS - 1) / WARPS, text_blocks = (B + ROWS - 1) / ROWS;
+    const int t = blockIdx.x % position_blocks * WARPS + threadIdx.x / WARP;
+    const int first = blockIdx.x / position_blocks % text_blocks * ROWS;
+    const int slice = blockIdx.x / (position_blocks * text_blocks);
+    const int column = slice * FORWARD_COLUMNS + threadIdx.x % WARP * LANES;
+    if (t >= T || column >= C) return;
+    auto row = [&](int i) { return (long long)(first + i) * T + t; };
     int token[ROWS];
+    RawPack of_token[ROWS];
+#pragma unroll
+    for (int i = 0; i < ROWS; i++) token[i] = first + i < B ? tokens[row(i)] : -1;
+#pragma unroll
+    for (int i = 0; i < ROWS; i++)
+        if (token[i] >= 0) of_token[i] = load_raw(wte + (long long)token[i] * C + column);
+    const Pack p = load_pack(wpe + (long long)t * C + column);
 #pragma unroll
     for (int i = 0; i < ROWS; i++) {
-        int row = first + i * blockDim.y;
-        token[i] = row < N ? tokens[row] : 0;
-    }
-    for (int column = threadIdx.x * LANES; column < C; column += blockDim.x * LANES) {
-        RawPack of_token[ROWS], of_position[ROWS];
+        if (token[i] < 0) continue;
+        Pack x = unpack(of_token[i]);
 #pragma unroll
-        for (int i = 0; i < ROWS; i++) {
-            int row = first + i * blockDim.y;
-            if (row >= N) continue;
-            of_token[i] = load_raw(wte + (long long)token[i] * C + column);
-            of_position[i] = load_raw(wpe + (long long)(row % T) * C + column);
-        }
-#pragma unroll
-        for (int i = 0; i < ROWS; i++) {
-            int row = first + i * blockDim.y;
-            if (row >= N) continue;
-            Pack x = unpack(of_token[i]), p = unpack(of_position[i]);
-#pragma unroll
-            for (int k = 0; k < LANES; k++) x[k] += p[k];
-            // Not to drive out of the cache the rows of wte that more tokens will need.
-            store_streaming(out + (long long)row * C + column, x);
-        }
+        for (int k = 0; k < LANES; k++) x[k] += p[k];
+        store_streaming(out + row(i) * C + column, x);  // not to drive out rows of wte
     }
 }
 
-// dwpe[t, :] += sum over b of dout[b, t, :]; dout (B, T, C). One thread per pack of a position.
-extern "C" __global__ void wpe_backward(float* dwpe, const floatX* dout, int B, int T, int C) {
-    long long offset = global_thread() * LANES, stride = (long long)T * C;
-    if (offset >= stride) return;
-    Pack sum = filled<LANES>(0.0f);
-#pragma unroll 8
-    for (int b = 0; b < B; b++) {
-        Pack x = load_pack(dout + b * stride + offset);
-#pragma unroll
-        for (int k = 0; k < LANES; k++) sum[k] += x[k];
-    }
-    Pack total = load<LANES>(dwpe + offset);
-#pragma unroll
-    for (int k = 0; k < LANES; k++) total[k] += sum[k];
-    store(dwpe + offset, total);
-}
+// ---- gradients --------------------------------------------------------------------------------
 
-constexpr int GROUPS = 32;       // also the sorted positions that a block looks after
-constexpr int GROUP_LANES = 16;  // they read 64 neighbouring elements
-constexpr int WIDTH = LANES / 4;  // such pieces of a row per thread
-constexpr int BLOCK_COLUMNS = 4 * GROUP_LANES * WIDTH;
-constexpr int ROUNDS = 3;          // of so many columns per block: what it looks up is worth it
-constexpr int SHORT_RUN = GROUPS;  // rows of one token that a group adds up alone
-constexpr int AHEAD = 4;  // rows in flight per thread: they are scattered, latency decides
+constexpr int COLUMNS = 4 * WARP;  // of a slice: four for each lane
+constexpr int POSITIONS = WARP;    // in sorted order, that a warp looks after
+constexpr int AHEAD = 16 / sizeof(floatX);  // rows of dout that are loaded together
 
 // Four elements as they lie in memory. Not a whole pack: the gradients of four fill 16 bytes, so
 // that a warp writes its own without gaps.
@@ -77,139 +61,160 @@ __device__ __forceinline__ Floats<4> unpack(const Quad& quad) {
     }
     return values;
 }
-
-// What a thread adds up: its columns of some rows of dout.
-struct RowSum {
-    Floats<4> sum[WIDTH];
-    const floatX* columns;  // of row 0
-    int C, num_quads;       // quads that are inside the row
-
-    __device__ __forceinline__ RowSum(const floatX* dout, int first_column, int C)
-        : columns(dout + first_column), C(C), num_quads(0) {
+__device__ __forceinline__ void add(Floats<4>& sum, const Floats<4>& x) {
 #pragma unroll
-        for (int w = 0; w < WIDTH; w++) {
-            sum[w] = filled<4>(0.0f);
-            if (first_column + w * (4 * GROUP_LANES) < C) num_quads++;
-        }
+    for (int k = 0; k < 4; k++) sum[k] += x[k];
+}
+
+// A lane's columns of all matrices; what lies beyond C is neither read nor written.
+struct Lane {
+    float *dwte, *dwpe;  // row 0, from this lane's first column on
+    const floatX* dout;
+    int C;
+    bool inside;
+
+    __device__ __forceinline__ Quad row(long long n) const {
+        return *reinterpret_cast<const Quad*>(dout + n * C);
     }
-    // Rows below 0 are left out.
-    __device__ __forceinline__ void add(const int (&rows)[AHEAD]) {
-        Quad loaded[AHEAD][WIDTH];
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++)
-#pragma unroll
-            for (int w = 0; w < WIDTH; w++)
-                if (rows[i] >= 0 && w < num_quads)
-                    loaded[i][w] = *reinterpret_cast<const Quad*>(
-                        columns + (long long)rows[i] * C + w * (4 * GROUP_LANES));
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++)
-#pragma unroll
-            for (int w = 0; w < WIDTH; w++) {
-                if (rows[i] < 0 || w >= num_quads) continue;
-                const Floats<4> x = unpack(loaded[i][w]);
-#pragma unroll
-                for (int k = 0; k < 4; k++) sum[w][k] += x[k];
-            }
+    __device__ __forceinline__ void add_to(float* gradient, const Floats<4>& sum) const {
+        Floats<4> total = load<4>(gradient);
+        add(total, sum);
+        store(gradient, total);
     }
 };
 
-// dwte[token, :] += sum of dout[n, :] over the rows n of that token; order (N) sorts the rows by
-// token, so each token's rows are one run of neighbours, added in that order without atomics.
-// A block of 512 threads has the runs that begin at 32 sorted positions, in ROUNDS * BLOCK_COLUMNS
-// columns; neighbouring blocks have the same rows' next columns, so that whole rows are read at a
-// time. A group of 16 lanes adds up one short run alone; a longer run reaches over the end of the
-// block's positions, so that a block has at most one: all groups share it.
-// Grid: ceil(N / 32) * ceil(C / (ROUNDS * BLOCK_COLUMNS)).
-extern "C" __global__ void __launch_bounds__(GROUPS * GROUP_LANES, 2)
-wte_backward(float* dwte, const floatX* dout, const int* tokens, const int* order, int N, int C) {
-    // Of the block's positions and as many behind; ids also of the one before, -1 outside.
-    __shared__ int rows[GROUPS + SHORT_RUN], ids[1 + GROUPS + SHORT_RUN];
-    __shared__ __align__(16) float sums[GROUPS][BLOCK_COLUMNS];
-    __shared__ int long_run;  // its first position, or -1
-    const int lane = threadIdx.x % GROUP_LANES, group = threadIdx.x / GROUP_LANES;
-    constexpr int STEP = ROUNDS * BLOCK_COLUMNS;
-    const int column_blocks = (C + STEP - 1) / STEP;
-    const int first = blockIdx.x / column_blocks * GROUPS;
-    const int first_column = blockIdx.x % column_blocks * STEP;
-    const int last_column = min(first_column + STEP, C);
-    if (threadIdx.x <= GROUPS + SHORT_RUN) {
-        const int i = threadIdx.x, at = first - 1 + i;
-        const bool inside = at >= 0 && at < N;
-        const int row = inside ? order[at] : 0;
-        ids[i] = inside ? tokens[row] : -1;
-        if (i > 0) rows[i - 1] = row;
-    }
-    if (threadIdx.x == 0) long_run = -1;
-    __syncthreads();
-
-    const int token = ids[1 + group];
-    int length = 0;  // of the short run that begins at this group's position
-    if (token >= 0 && ids[group] != token) {
-        length = 1;
-        while (length < SHORT_RUN && ids[1 + group + length] == token) length++;
-        if (ids[1 + group + length] == token) {
-            length = 0;
-            if (lane == 0) long_run = group;
-        }
-    }
-    for (int column = first_column + 4 * lane; length > 0 && column < last_column;
-         column += BLOCK_COLUMNS) {
-        RowSum own(dout, column, C);
-        float* address = dwte + (long long)token * C + column;
-        Floats<4> total[WIDTH];
-#pragma unroll
-        for (int w = 0; w < WIDTH; w++)
-            if (w < own.num_quads) total[w] = load<4>(address + w * (4 * GROUP_LANES));
-        for (int start = 0; start < length; start += AHEAD) {
-            int some[AHEAD];
-#pragma unroll
-            for (int i = 0; i < AHEAD; i++)
-                some[i] = start + i < length ? rows[group + start + i] : -1;
-            own.add(some);
-        }
-#pragma unroll
-        for (int w = 0; w < WIDTH; w++) {
-            if (w >= own.num_quads) continue;
-#pragma unroll
-            for (int k = 0; k < 4; k++) total[w][k] += own.sum[w][k];
-            store(address + w * (4 * GROUP_LANES), total[w]);
-        }
-    }
-    __syncthreads();
-    if (long_run < 0) return;  // the same in all threads
-
-    const int long_token = ids[1 + long_run];
-    // This group's rows at sorted positions from `at` on, -1 where the run has ended.
-    auto rows_at = [&](int (&some)[AHEAD], long long at) {
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++) some[i] = at + i * GROUPS < N ? order[at + i * GROUPS] : -1;
-#pragma unroll
-        for (int i = 0; i < AHEAD; i++)
-            if (some[i] >= 0 && tokens[some[i]] != long_token) some[i] = -1;
-    };
-    for (int left = first_column; left < last_column; left += BLOCK_COLUMNS) {
-        RowSum shared(dout, left + 4 * lane, C);
-        int some[AHEAD], next[AHEAD];
-        long long at = (long long)first + long_run + group;
-        rows_at(some, at);
-        while (some[0] >= 0) {
-            at += GROUPS * AHEAD;
-            rows_at(next, at);  // under way while these rows are added
-            shared.add(some);
-#pragma unroll
-            for (int i = 0; i < AHEAD; i++) some[i] = next[i];
-        }
-#pragma unroll
-        for (int w = 0; w < WIDTH; w++)
-            store(sums[group] + 4 * (w * GROUP_LANES + lane), shared.sum[w]);
-        __syncthreads();
-        const int column = left + threadIdx.x;
-        if (threadIdx.x < BLOCK_COLUMNS && column < C) {
-            float total = 0.0f;
+// dwpe[t, :] += sum over b of dout[b, t, :].
+__device__ __forceinline__ void add_position(const Lane& lane, int t, int B, int T) {
+    if (t >= T || !lane.inside) return;
+    Floats<4> sum = filled<4>(0.0f);
 #pragma unroll 8
-            for (int row = 0; row < GROUPS; row++) total += sums[row][threadIdx.x];
-            dwte[(long long)long_token * C + column] += total;
+    for (int b = 0; b < B; b++) add(sum, unpack(lane.row((long long)b * T + t)));
+    lane.add_to(lane.dwpe + (long long)t * lane.C, sum);
+}
+
+// The row of dout at a sorted position, and its token; both -1 outside.
+struct Sorted {
+    int row, token;
+    __device__ __forceinline__ Sorted(const int* order, const int* tokens, long long at, int N)
+        : row(at >= 0 && at < N ? order[at] : -1), token(row < 0 ? -1 : tokens[row]) {}
+};
+
+// A warp has the runs of equal tokens that begin at its positions. It adds up short ones alone, each
+// lane for its columns, looking for their rows at as many positions again behind its own. Returns
+// where a run begins that ends beyond those, or -1: there can be but one.
+__device__ __forceinline__ int add_short_runs(const Lane& lane, const int* order,
+                                              const int* tokens, long long first, int N) {
+    const int number = threadIdx.x % WARP;
+    const Sorted own(order, tokens, first + number, N);
+    const Sorted behind(order, tokens, first + POSITIONS + number, N);
+    int before = __shfl_up_sync(FULL_WARP, own.token, 1);
+    if (number == 0) before = Sorted(order, tokens, first - 1, N).token;
+    const unsigned begins = __ballot_sync(FULL_WARP, own.token != before && own.token >= 0);
+    const int last = __shfl_sync(FULL_WARP, own.token, WARP - 1);
+    const unsigned others = __ballot_sync(FULL_WARP, behind.token != last);
+    const int num_positions = __popc(__ballot_sync(FULL_WARP, own.token >= 0));
+    if (begins == 0) return -1;  // the one run here began earlier, or there are no positions
+
+    int stop = num_positions, long_run = -1;
+    if (last >= 0) {
+        stop += others != 0 ? __ffs(others) - 1 : 0;
+        if (others == 0) long_run = stop = WARP - 1 - __clz(begins);
+    }
+    Floats<4> sum = filled<4>(0.0f);
+    for (int start = __ffs(begins) - 1; start < stop; start += AHEAD) {
+        Quad loaded[AHEAD];
+        Floats<4> totals[AHEAD];
+        int ended[AHEAD];  // the token whose run ends here, or -1
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            const int at = start + i;  // the same in all lanes
+            const int row = __shfl_sync(FULL_WARP, at < WARP ? own.row : behind.row, at % WARP);
+            const int token = __shfl_sync(FULL_WARP, own.token, min(at, WARP - 1));
+            const bool ends = at + 1 == stop || (at + 1 < WARP && begins >> (at + 1) & 1);
+            ended[i] = ends ? token : -1;
+            if (at >= stop || !lane.inside) continue;
+            loaded[i] = lane.row(row);
+            if (ends) totals[i] = load<4>(lane.dwte + (long long)token * lane.C);
+        }
+#pragma unroll
+        for (int i = 0; i < AHEAD; i++) {
+            if (start + i >= stop || !lane.inside) continue;
+            add(sum, unpack(loaded[i]));
+            if (ended[i] < 0) continue;
+            add(totals[i], sum);
+            // Not to drive out rows of dout.
+            store_streaming(lane.dwte + (long long)ended[i] * lane.C, totals[i]);
+            sum = filled<4>(0.0f);
+        }
+    }
+    return long_run;
+}
+
+// The sum of this warp's share of a run's rows, from a sorted position on.
+__device__ __forceinline__ Floats<4> share_of_run(const Lane& lane, const int* order,
+                                                  const int* tokens, int token, long long first,
+                                                  int N) {
+    const int number = threadIdx.x % WARP;
+    Floats<4> sum = filled<4>(0.0f);
+    Sorted here(order, tokens, first + number, N);
+    while (true) {
+        const int num_rows = __popc(__ballot_sync(FULL_WARP, here.token == token));
+        if (num_rows == 0) return sum;
+        const int rows = here.row;
+        first += WARPS * WARP;
+        here = Sorted(order, tokens, first + number, N);  // under way while rows are added
+        for (int start = 0; start < num_rows; start += 2 * AHEAD) {
+            Quad loaded[2 * AHEAD];
+#pragma unroll
+            for (int i = 0; i < 2 * AHEAD; i++) {
+                const int row = __shfl_sync(FULL_WARP, rows, (start + i) % WARP);
+                if (start + i < num_rows && lane.inside) loaded[i] = lane.row(row);
+            }
+#pragma unroll
+            for (int i = 0; i < 2 * AHEAD; i++)
+                if (start + i < num_rows && lane.inside) add(sum, unpack(loaded[i]));
+        }
+    }
+}
+
+// dwte[token, :] += sum of dout[n, :] over the rows n of that token, dwpe[t, :] += sum over b of
+// dout[b, t, :]; dout (B, T, C). `order` (B * T) sorts the rows by token, so each token's rows are
+// one run of neighbours, added in that order without atomics. Both sums need all of dout, its rows in
+// two orders. A warp has one position t or POSITIONS sorted ones; those of a slice come first.
+// Grid: ceil(C / COLUMNS) * (ceil(T / WARPS) + ceil(B * T / (WARPS * POSITIONS))).
+extern "C" __global__ void __launch_bounds__(WARPS* WARP, 3)
+encoder_backward(float* dwte, float* dwpe, const floatX* dout, const int* tokens, const int* order,
+                 int B, int T, int C) {
+    __shared__ long long long_runs[WARPS];  // where those begin that no warp adds up alone, or -1
+    __shared__ __align__(16) float sums[WARPS][COLUMNS];
+    const int warp = threadIdx.x / WARP, number = threadIdx.x % WARP, N = B * T;
+    const int position_blocks = (T + WARPS - 1) / WARPS;
+    const int sorted_blocks = (N + WARPS * POSITIONS - 1) / (WARPS * POSITIONS);
+    const int block = blockIdx.x % (position_blocks + sorted_blocks);
+    const int column = blockIdx.x / (position_blocks + sorted_blocks) * COLUMNS + 4 * number;
+    const Lane lane{dwte + column, dwpe + column, dout + column, C, column < C};
+    if (block < position_blocks) {
+        add_position(lane, block * WARPS + warp, B, T);
+        return;
+    }
+
+    const long long first = ((long long)(block - position_blocks) * WARPS + warp) * POSITIONS;
+    const int long_run = add_short_runs(lane, order, tokens, first, N);
+    if (number == 0) long_runs[warp] = long_run < 0 ? -1 : first + long_run;
+    __syncthreads();
+    for (int owner = 0; owner < WARPS; owner++) {
+        const long long begin = long_runs[owner];
+        if (begin < 0) continue;  // the same in all threads
+        const int token = tokens[order[begin]];
+        const Floats<4> share = share_of_run(lane, order, tokens, token, begin + warp * WARP, N);
+        store(sums[warp] + 4 * number, share);
+        __syncthreads();
+        if (warp == 0 && lane.inside) {
+            Floats<4> sum = load<4>(sums[0] + 4 * number);
+#pragma unroll
+            for (int other = 1; other < WARPS; other++)
+                add(sum, load<4>(sums[other] + 4 * number));
+            lane.add_to(lane.dwte + (long long)token * C, sum);
         }
         __syncthreads();  // the sums have been read
     }

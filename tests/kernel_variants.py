@@ -33,7 +33,11 @@ DEFINES: dict[str, list[tuple[str, ...]]] = {
         ("-DHS=64", "-DGROUPS=3", "-DSTAGES=3"),
         ("-DHS=128", "-DGROUPS=4", "-DSTAGES=3"),
     ],
-    "layernorm.cu": [("-DROW_WARPS=1", "-DROW_PACKS=3"), ("-DROW_WARPS=4", "-DROW_PACKS=2")],
+    "layernorm.cu": [
+        ("-DROW_WARPS=1", "-DROW_PACKS=3"),
+        ("-DROW_WARPS=1", "-DROW_PACKS=8"),
+        ("-DROW_WARPS=4", "-DROW_PACKS=4"),
+    ],
     "layernorm_backward.cu": [
         ("-DTEAM=96", "-DTEAMS=8", "-DPACKS=1", "-DSTAGES=2"),
         ("-DTEAM=224", "-DTEAMS=4", "-DPACKS=1", "-DSTAGES=2"),

@@ -42,6 +42,9 @@ from cupygpt.tensors import LEAST_SUMMED_ROWS, Array, decay_segments, parameter_
 FLUSH_BYTES = 256 << 20
 """Written between two timed calls: several times the largest L2 cache."""
 
+BUSY_FLUSHES = 4
+"""They take the GPU longer than the host needs to queue what is timed."""
+
 COPY_BYTES = 1 << 30
 PRODUCT_SIZE = 8192
 
@@ -137,31 +140,34 @@ def bench(args: argparse.Namespace) -> None:
 class Timer:
     """Times single calls by CUDA events, each after the L2 cache was overwritten.
 
-    What counts is how much longer that takes with the call than without: the events themselves take
-    microseconds, as long as some calls.
+    What counts is how much longer that takes with the call than without. All is queued while the GPU
+    is busy, as CUDA graphs, so that the time is the GPU's alone.
     """
 
     def __init__(self, device: Any, repeats: int) -> None:
         self._device, self._repeats = device, repeats
         self._buffer = device.zeros(FLUSH_BYTES // 4, np.float32)
         self._sum, self._partials = (device.zeros(n, np.float32) for n in (1, MAX_PARTS))
-        for call in (self._dirty, self._clean):
-            call()
-        self._alone = {
-            flush: self._median(flush, lambda: None) for flush in (self._dirty, self._clean)
-        }
+        self._clean()  # loads its kernel
+        self._alone = {flush: self._median(flush) for flush in (self._dirty, self._clean)}
 
-    def seconds(self, call: Callable[[], None], *, reads_only: bool = False) -> float:
-        """Duration of one call.
+    def seconds(
+        self, call: Callable[[], None], *, reads_only: bool = False, captured: bool = True
+    ) -> float:
+        """Duration of one call; in a graph, unless it is not to be `captured`.
 
         What a call leaves in the cache unwritten, its successor writes back. So a call that writes
         finds the cache full of such lines, and one that only reads finds it clean: each pays for as
         many bytes as it moves.
         """
-        for _ in range(3):
-            call()
+        call()  # loads its kernels, and chooses its algorithms
         flush = self._clean if reads_only else self._dirty
-        return self._median(flush, call) - self._alone[flush]
+
+        def both() -> None:
+            flush()
+            call()
+
+        return self._median(both, captured=captured) - self._alone[flush]
 
     def _dirty(self) -> None:
         self._buffer.fill(0)
@@ -170,12 +176,15 @@ class Timer:
         self._buffer.fill(0)
         global_norm(self._sum, self._buffer, self._partials)
 
-    def _median(self, flush: Callable[[], None], call: Callable[[], None]) -> float:
+    def _median(self, work: Callable[[], None], *, captured: bool = True) -> float:
+        run = self._device.capture(work).launch if captured else work
+        run()
         times = []
         for _ in range(self._repeats):
+            for _ in range(BUSY_FLUSHES):
+                self._dirty()
             start = self._device.record()
-            flush()  # the GPU is busy with this while the call is being queued
-            call()
+            run()
             times.append(self._device.elapsed_ms(start, self._device.record()))
         return 1e-3 * float(statistics.median(times))
 
@@ -188,7 +197,8 @@ def limits(setting: Setting, timer: Timer) -> tuple[float, float]:
     def copy() -> None:
         target.data.copy_from_device_async(source.data, COPY_BYTES, device.stream)
 
-    copy_rate = 2 * COPY_BYTES / timer.seconds(copy)
+    # In a graph it would be left to a copy engine, which is slower than the multiprocessors.
+    copy_rate = 2 * COPY_BYTES / timer.seconds(copy, captured=False)
     a, b, out = (setting.numbers((PRODUCT_SIZE, PRODUCT_SIZE), seed) for seed in range(3))
     seconds = timer.seconds(lambda: linear_forward(out, a, b, None, tf32=setting.tf32))
     return copy_rate, 2 * PRODUCT_SIZE**3 / seconds

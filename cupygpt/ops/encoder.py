@@ -2,30 +2,27 @@
 
 import numpy as np
 
-from cupygpt.kernels import Kernel, ceil_div, num_lanes, rows_launch
+from cupygpt.kernels import Kernel, ceil_div, num_lanes
 from cupygpt.ops.host import for_blocks, on_host, share
 from cupygpt.tensors import Array
 
 LEAST_COLUMNS = 32
 """Columns worth a thread of their own on the CPU."""
-FORWARD_ROWS = 4
-"""Rows per thread; ROWS in encoder.cu."""
-WPE_THREADS = 128
-RUN_POSITIONS = 32
-RUN_PACKS = 3 * 16
-"""Sorted positions, and packs of columns, per block of wte_backward; its GROUPS and columns."""
-RUN_THREADS = 512
+WARP, BLOCK_WARPS = 32, 8
+FORWARD_ROWS = 2
+"""Texts per block of encoder_forward; ROWS in encoder.cu."""
+BACKWARD_COLUMNS, WARP_POSITIONS = 128, 32
+"""How encoder_backward is cut; COLUMNS and POSITIONS in encoder.cu."""
 
 _forward = Kernel(
     "encoder.cu",
     "encoder_forward",
-    "out:floatX* tokens:i32* wte:floatX* wpe:floatX* N:i32 T:i32 C:i32",
+    "out:floatX* tokens:i32* wte:floatX* wpe:floatX* B:i32 T:i32 C:i32",
 )
-_wpe_backward = Kernel("encoder.cu", "wpe_backward", "dwpe:f32* dout:floatX* B:i32 T:i32 C:i32")
-_wte_backward = Kernel(
+_backward = Kernel(
     "encoder.cu",
-    "wte_backward",
-    "dwte:f32* dout:floatX* tokens:i32* order:i32* N:i32 C:i32",
+    "encoder_backward",
+    "dwte:f32* dwpe:f32* dout:floatX* tokens:i32* order:i32* B:i32 T:i32 C:i32",
 )
 
 
@@ -35,14 +32,16 @@ def encoder_forward(out: Array, tokens: Array, wte: Array, wpe: Array) -> None:
     Written: out (B, T, C) floatX. Read: tokens (B, T) int32 in [0, V), wte (Vp, C), wpe (maxT, C)
     with maxT >= T. After llm.c train_gpt2.c, encoder_forward.
     """
-    T, C = out.shape[1:]
+    B, T, C = out.shape
     if on_host(out):
         np.take(wte, tokens, axis=0, out=out, mode="clip")  # "raise" would copy; ids are checked
         out += wpe[:T]
         return
-    N = int(tokens.size)
-    launch = rows_launch(ceil_div(N, FORWARD_ROWS), C // num_lanes(out))
-    _forward(out, tokens, wte, wpe, N, T, C, **launch)
+    slices = ceil_div(C, WARP * num_lanes(out))
+    _forward(
+        out, tokens, wte, wpe, B, T, C,
+        grid=slices * ceil_div(B, FORWARD_ROWS) * ceil_div(T, BLOCK_WARPS), block=WARP * BLOCK_WARPS,
+    )  # fmt: skip
 
 
 def token_order(tokens: np.ndarray) -> np.ndarray:
@@ -63,11 +62,10 @@ def encoder_backward(dwte: Array, dwpe: Array, dout: Array, tokens: Array, order
         _numpy_backward(dwte, dwpe, dout, tokens, order)
         return
     B, T, C = dout.shape
-    packs = C // num_lanes(dout)
-    _wpe_backward(dwpe, dout, B, T, C, grid=ceil_div(T * packs, WPE_THREADS), block=WPE_THREADS)
-    _wte_backward(
-        dwte, dout, tokens, order, B * T, C,
-        grid=ceil_div(B * T, RUN_POSITIONS) * ceil_div(packs, RUN_PACKS), block=RUN_THREADS,
+    blocks_of_slice = ceil_div(T, BLOCK_WARPS) + ceil_div(B * T, BLOCK_WARPS * WARP_POSITIONS)
+    _backward(
+        dwte, dwpe, dout, tokens, order, B, T, C,
+        grid=ceil_div(C, BACKWARD_COLUMNS) * blocks_of_slice, block=WARP * BLOCK_WARPS,
     )  # fmt: skip
 
 

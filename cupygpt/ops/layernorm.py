@@ -17,11 +17,12 @@ BLOCK_ELEMENTS = 1 << 16
 """Elements of one block on the CPU: a few temporaries of this size stay in the second-level cache."""
 
 WARP = 32
-BLOCK_WARPS = 8
-TEAM_WARP_CHANNELS = 512
-"""Channels per warp where a row takes more than one: 16 floats of it in each thread."""
-SINGLE_WARP_CHANNELS = 768
-"""Up to here one warp keeps the row, 24 floats of it in each thread."""
+BLOCK_WARPS = 2
+"""Where each has a row of its own: small blocks make room for the next as soon as they are done."""
+SINGLE_WARP_PACKS = 8
+"""Up to here one warp keeps a row, so many packs of it in each thread."""
+TEAM_WARP_PACKS = 4
+"""Packs per thread where a row takes more than one warp."""
 MAX_TEAM_WARPS = 32
 
 BACKWARD_THREADS = 768
@@ -154,9 +155,10 @@ def layernorm_backward(
 
 def row_defines(C: int, lanes: int) -> Defines:
     """How a row of C channels is spread over threads: warps per row, packs of `lanes` per thread."""
-    warps = 1 if C <= SINGLE_WARP_CHANNELS else ceil_div(C, TEAM_WARP_CHANNELS)
+    packs = ceil_div(C, WARP * lanes)
+    warps = 1 if packs <= SINGLE_WARP_PACKS else ceil_div(packs, TEAM_WARP_PACKS)
     warps = min(warps, MAX_TEAM_WARPS)
-    return {"ROW_WARPS": warps, "ROW_PACKS": ceil_div(C, warps * WARP * lanes)}
+    return {"ROW_WARPS": warps, "ROW_PACKS": ceil_div(packs, warps)}
 
 
 def backward_defines(C: int, lanes: int, shared_bytes: int) -> Defines:

@@ -55,15 +55,20 @@ def test_backward(
 
 @pytest.mark.parametrize(
     ("runs", "C"),
-    [([32, 1], 24), ([33, 3], 24), ([10, 200, 32, 32, 31], 24), ([700], 24), ([300, 5], 200)],
+    [
+        ([32, 1], 24),
+        ([31, 33, 3], 24),  # the second run fills the positions behind the first warp's: it is long
+        ([31, 32, 3], 24),  # all but the last of them
+        ([10, 200, 32, 32, 31], 24),
+        ([700], 24),
+        ([100, 90, 110, 400], 24),  # more than one such run in a block
+        ([300, 5], 200),  # the second slice of columns is not full
+    ],
 )
 def test_backward_of_heavy_tokens(
     dev: Device, rng: np.random.Generator, runs: list[int], C: int
 ) -> None:
-    """Runs of equal tokens around the 32 rows that one group of threads adds up alone.
-
-    With 200 columns a block goes over the rows of the long one several times.
-    """
+    """Runs of equal tokens around the 32 positions behind its own that a warp looks at."""
     tokens = np.repeat(np.arange(len(runs)), runs)
     check_backward(dev, rng, rng.permutation(tokens)[None], C, 128)
 
