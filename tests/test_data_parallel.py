@@ -28,6 +28,9 @@ from cupygpt.step import OptimizerSettings, Trainer, mean_loss
 CONFIG = GPTConfig(maxT=16, V=65, L=2, NH=2, C=16)
 P = CONFIG.num_parameters
 T, STEPS = 8, 20
+LOSS_RTOL = 1e-5
+"""Rounding grows from step to step, to 3e-6 on a processor with AVX-512; other masks or rows of one
+rank change losses by over 1e-3."""
 
 
 class Result:
@@ -93,7 +96,7 @@ def test_ranks_equal_one_process_with_the_same_rows(
     (alone,) = train(tokens, 1, 12)
     ranks = train(tokens, world, B, accumulation=accumulation, zero=zero)
     for rank in ranks:
-        np.testing.assert_allclose(rank.losses, alone.losses, rtol=2e-6)
+        np.testing.assert_allclose(rank.losses, alone.losses, rtol=LOSS_RTOL)
         np.testing.assert_allclose(rank.norms, alone.norms, rtol=2e-5)
         np.testing.assert_array_equal(rank.losses, ranks[0].losses)
         np.testing.assert_array_equal(rank.norms, ranks[0].norms)
@@ -105,7 +108,7 @@ def test_ranks_equal_one_process_with_the_same_rows(
 def test_dropout_is_that_of_one_process_with_all_rows(tokens: Path) -> None:
     (alone,) = train(tokens, 1, 12, dropout=0.3)
     for rank in train(tokens, 3, 4, dropout=0.3):
-        np.testing.assert_allclose(rank.losses, alone.losses, rtol=2e-6)
+        np.testing.assert_allclose(rank.losses, alone.losses, rtol=LOSS_RTOL)
 
 
 def test_runs_repeat_and_zero1_changes_no_bit(tokens: Path) -> None:
