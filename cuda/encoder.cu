@@ -99,123 +99,124 @@ struct Sorted {
         : row(at >= 0 && at < N ? order[at] : -1), token(row < 0 ? -1 : tokens[row]) {}
 };
 
-// A warp has the runs of equal tokens that begin at its positions. It adds up short ones alone, each
-// lane for its columns, looking for their rows at as many positions again behind its own. Returns
-// where a run begins that ends beyond those, or -1: there can be but one.
-__device__ __forceinline__ int add_short_runs(const Lane& lane, const int* order,
-                                              const int* tokens, long long first, int N) {
+// A warp has the POSITIONS sorted positions from `first` on: a window. A run that begins there it
+// follows into the next window; if that has nothing else, the run is long. Then each window adds up
+// its own rows: the first adds them to dwte, the others leave them in `continued`, this window's row
+// of sums, for encoder_backward_finish.
+__device__ __forceinline__ void add_window(const Lane& lane, float* continued, const int* order,
+                                           const int* tokens, long long first, int N) {
     const int number = threadIdx.x % WARP;
     const Sorted own(order, tokens, first + number, N);
-    const Sorted behind(order, tokens, first + POSITIONS + number, N);
-    int before = __shfl_up_sync(FULL_WARP, own.token, 1);
-    if (number == 0) before = Sorted(order, tokens, first - 1, N).token;
-    const unsigned begins = __ballot_sync(FULL_WARP, own.token != before && own.token >= 0);
-    const int last = __shfl_sync(FULL_WARP, own.token, WARP - 1);
-    const unsigned others = __ballot_sync(FULL_WARP, behind.token != last);
+    const Sorted next(order, tokens, first + POSITIONS + number, N);
+    // The token before the window, and the one before the window before it.
+    const int earlier = number < 2 ? Sorted(order, tokens, first - 1 - number * POSITIONS, N).token : 0;
+    const int before = __shfl_sync(FULL_WARP, earlier, 0), last_but_one = __shfl_sync(FULL_WARP, earlier, 1);
+    const int last = __shfl_sync(FULL_WARP, own.token, POSITIONS - 1);
     const int num_positions = __popc(__ballot_sync(FULL_WARP, own.token >= 0));
-    if (begins == 0) return -1;  // the one run here began earlier, or there are no positions
+    // Bit i: the tokens of positions i - 1 and i differ.
+    const int left = __shfl_up_sync(FULL_WARP, own.token, 1);
+    unsigned begins = __ballot_sync(
+        FULL_WARP, own.token >= 0 && own.token != (number == 0 ? before : left));
+    const unsigned others = __ballot_sync(FULL_WARP, next.token != last);
+    int stop = num_positions;
+    if (begins != 0 && others != 0) stop += __ffs(others) - 1;
+    // Rows of a long run at the beginning: all of them, or it also filled the window before.
+    const int num_continued = begins != 0 ? __ffs(begins) - 1 : num_positions;
+    const bool is_long = num_continued == POSITIONS || last_but_one == before;
+    if (num_continued > 0 && is_long) begins |= 1;
 
-    int stop = num_positions, long_run = -1;
-    if (last >= 0) {
-        stop += others != 0 ? __ffs(others) - 1 : 0;
-        if (others == 0) long_run = stop = WARP - 1 - __clz(begins);
-    }
     Floats<4> sum = filled<4>(0.0f);
-    for (int start = __ffs(begins) - 1; start < stop; start += AHEAD) {
+    for (int start = begins != 0 ? __ffs(begins) - 1 : stop; start < stop; start += AHEAD) {
         Quad loaded[AHEAD];
         Floats<4> totals[AHEAD];
         int ended[AHEAD];  // the token whose run ends here, or -1
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             const int at = start + i;  // the same in all lanes
-            const int row = __shfl_sync(FULL_WARP, at < WARP ? own.row : behind.row, at % WARP);
+            const int row = __shfl_sync(FULL_WARP, at < WARP ? own.row : next.row, at % WARP);
             const int token = __shfl_sync(FULL_WARP, own.token, min(at, WARP - 1));
             const bool ends = at + 1 == stop || (at + 1 < WARP && begins >> (at + 1) & 1);
             ended[i] = ends ? token : -1;
             if (at >= stop || !lane.inside) continue;
             loaded[i] = lane.row(row);
-            if (ends) totals[i] = load<4>(lane.dwte + (long long)token * lane.C);
+            if (ends && at >= num_continued)
+                totals[i] = load<4>(lane.dwte + (long long)token * lane.C);
         }
 #pragma unroll
         for (int i = 0; i < AHEAD; i++) {
             if (start + i >= stop || !lane.inside) continue;
             add(sum, unpack(loaded[i]));
             if (ended[i] < 0) continue;
-            add(totals[i], sum);
-            // Not to drive out rows of dout.
-            store_streaming(lane.dwte + (long long)ended[i] * lane.C, totals[i]);
+            if (start + i < num_continued) {
+                store(continued, sum);
+            } else {
+                add(totals[i], sum);
+                // Not to drive out rows of dout.
+                store_streaming(lane.dwte + (long long)ended[i] * lane.C, totals[i]);
+            }
             sum = filled<4>(0.0f);
         }
     }
-    return long_run;
 }
 
-// The sum of this warp's share of a run's rows, from a sorted position on.
-__device__ __forceinline__ Floats<4> share_of_run(const Lane& lane, const int* order,
-                                                  const int* tokens, int token, long long first,
-                                                  int N) {
-    const int number = threadIdx.x % WARP;
-    Floats<4> sum = filled<4>(0.0f);
-    Sorted here(order, tokens, first + number, N);
-    while (true) {
-        const int num_rows = __popc(__ballot_sync(FULL_WARP, here.token == token));
-        if (num_rows == 0) return sum;
-        const int rows = here.row;
-        first += WARPS * WARP;
-        here = Sorted(order, tokens, first + number, N);  // under way while rows are added
-        for (int start = 0; start < num_rows; start += 2 * AHEAD) {
-            Quad loaded[2 * AHEAD];
-#pragma unroll
-            for (int i = 0; i < 2 * AHEAD; i++) {
-                const int row = __shfl_sync(FULL_WARP, rows, (start + i) % WARP);
-                if (start + i < num_rows && lane.inside) loaded[i] = lane.row(row);
-            }
-#pragma unroll
-            for (int i = 0; i < 2 * AHEAD; i++)
-                if (start + i < num_rows && lane.inside) add(sum, unpack(loaded[i]));
-        }
-    }
-}
-
-// dwte[token, :] += sum of dout[n, :] over the rows n of that token, dwpe[t, :] += sum over b of
-// dout[b, t, :]; dout (B, T, C). `order` (B * T) sorts the rows by token, so each token's rows are
-// one run of neighbours, added in that order without atomics. Both sums need all of dout, its rows in
-// two orders. A warp has one position t or POSITIONS sorted ones; those of a slice come first.
+// dwte[token, :] += sum of dout[n, :] over the rows n of that token, but for what is left in `sums`;
+// dwpe[t, :] += sum over b of dout[b, t, :]. dout (B, T, C), sums (ceil(B * T / POSITIONS), C).
+// `order` (B * T) sorts the rows by token, so each token's rows are one run of neighbours, added in
+// that order without atomics. Both sums need all of dout, its rows in two orders. A warp has one
+// position t or one window; in each slice the positions come first.
 // Grid: ceil(C / COLUMNS) * (ceil(T / WARPS) + ceil(B * T / (WARPS * POSITIONS))).
-extern "C" __global__ void __launch_bounds__(WARPS* WARP, 3)
-encoder_backward(float* dwte, float* dwpe, const floatX* dout, const int* tokens, const int* order,
-                 int B, int T, int C) {
-    __shared__ long long long_runs[WARPS];  // where those begin that no warp adds up alone, or -1
-    __shared__ __align__(16) float sums[WARPS][COLUMNS];
-    const int warp = threadIdx.x / WARP, number = threadIdx.x % WARP, N = B * T;
+extern "C" __global__ void __launch_bounds__(WARPS* WARP, 24 / WARPS)
+encoder_backward(float* dwte, float* dwpe, float* sums, const floatX* dout, const int* tokens,
+                 const int* order, int B, int T, int C) {
+    const int warp = threadIdx.x / WARP, N = B * T;
     const int position_blocks = (T + WARPS - 1) / WARPS;
-    const int sorted_blocks = (N + WARPS * POSITIONS - 1) / (WARPS * POSITIONS);
-    const int block = blockIdx.x % (position_blocks + sorted_blocks);
-    const int column = blockIdx.x / (position_blocks + sorted_blocks) * COLUMNS + 4 * number;
+    const int window_blocks = (N + WARPS * POSITIONS - 1) / (WARPS * POSITIONS);
+    const int block = blockIdx.x % (position_blocks + window_blocks);
+    const int slice = blockIdx.x / (position_blocks + window_blocks);
+    const int column = slice * COLUMNS + threadIdx.x % WARP * 4;
     const Lane lane{dwte + column, dwpe + column, dout + column, C, column < C};
     if (block < position_blocks) {
         add_position(lane, block * WARPS + warp, B, T);
-        return;
+    } else {
+        const long long window = (long long)(block - position_blocks) * WARPS + warp;
+        add_window(lane, sums + window * C + column, order, tokens, window * POSITIONS, N);
     }
+}
 
-    const long long first = ((long long)(block - position_blocks) * WARPS + warp) * POSITIONS;
-    const int long_run = add_short_runs(lane, order, tokens, first, N);
-    if (number == 0) long_runs[warp] = long_run < 0 ? -1 : first + long_run;
-    __syncthreads();
-    for (int owner = 0; owner < WARPS; owner++) {
-        const long long begin = long_runs[owner];
-        if (begin < 0) continue;  // the same in all threads
-        const int token = tokens[order[begin]];
-        const Floats<4> share = share_of_run(lane, order, tokens, token, begin + warp * WARP, N);
-        store(sums[warp] + 4 * number, share);
-        __syncthreads();
-        if (warp == 0 && lane.inside) {
-            Floats<4> sum = load<4>(sums[0] + 4 * number);
+// dwte[token, :] += the sums that the windows behind a long run's first have left. A warp has the run
+// whose second window is `window`, if there is such a run, and COLUMNS columns.
+// Grid: ceil(C / COLUMNS) * ceil(number of windows / WARPS).
+extern "C" __global__ void encoder_backward_finish(float* dwte, const float* sums,
+                                                   const int* tokens, const int* order, int N,
+                                                   int C) {
+    const int num_windows = (N + POSITIONS - 1) / POSITIONS;
+    const int blocks = (num_windows + WARPS - 1) / WARPS, number = threadIdx.x % WARP;
+    const int window = blockIdx.x % blocks * WARPS + threadIdx.x / WARP;
+    const int column = blockIdx.x / blocks * COLUMNS + number * 4;
+    if (window >= num_windows) return;
+    // First and last token of the window, and the last ones of the two before it.
+    const int distances[4] = {0, POSITIONS - 1, -1, -1 - POSITIONS};
+    int token = -1;
 #pragma unroll
-            for (int other = 1; other < WARPS; other++)
-                add(sum, load<4>(sums[other] + 4 * number));
-            lane.add_to(lane.dwte + (long long)token * C, sum);
-        }
-        __syncthreads();  // the sums have been read
+    for (int i = 0; i < 4; i++)
+        if (number == i)
+            token = Sorted(order, tokens, (long long)window * POSITIONS + distances[i], N).token;
+    const int own = __shfl_sync(FULL_WARP, token, 0), last = __shfl_sync(FULL_WARP, token, 1);
+    const int before = __shfl_sync(FULL_WARP, token, 2), earlier = __shfl_sync(FULL_WARP, token, 3);
+    if (own < 0 || last != own || before != own || earlier == own) return;
+
+    Floats<4> sum = filled<4>(0.0f);
+    int count = WARP;
+    for (int first = window; count == WARP; first += WARP) {
+        const Sorted head(order, tokens, (long long)(first + number) * POSITIONS, N);
+        count = __popc(__ballot_sync(FULL_WARP, head.token == own));
+        if (column >= C) continue;
+#pragma unroll 8
+        for (int i = 0; i < count; i++) add(sum, load<4>(sums + (long long)(first + i) * C + column));
     }
+    if (column >= C) return;
+    float* gradient = dwte + (long long)own * C + column;
+    Floats<4> total = load<4>(gradient);
+    add(total, sum);
+    store(gradient, total);
 }

@@ -155,7 +155,9 @@ class GPT:
             for l in reversed(range(self.config.L)):  # noqa: E741
                 layer_done(l)
         dencoded = self._drop(self.scratch.dbtc, self.scratch.dresidual, micro_step, place=0)
-        encoder_backward(self.grads.wte, self.grads.wpe, dencoded, tokens, order)
+        encoder_backward(
+            self.grads.wte, self.grads.wpe, dencoded, tokens, order, self.scratch.row_sums
+        )
 
     def _backward(self, micro_step: int | None, layer_done: Callable[[int], None] | None) -> None:
         """The layers' share of backward, for one part: gradients up to scratch.dresidual."""
@@ -195,7 +197,7 @@ class GPT:
                 partials,
             )  # fmt: skip
             attention_backward(
-                dqkv, g.qkvb[l], datty, a.qkv[l], a.atty[l], a.lse[l], NH, s.lse_dot, s.dqkv_sums,
+                dqkv, g.qkvb[l], datty, a.qkv[l], a.atty[l], a.lse[l], NH, s.lse_dot, s.row_sums,
                 tf32=self.tf32,
             )  # fmt: skip
             linear_gradients(dbtc, g.qkvw[l], None, dqkv, ln1, p.qkvw[l], partials)

@@ -128,7 +128,8 @@ def scratch_specs(
     """Buffers whose content lives within one layer or one chunk of the head.
 
     `dbt4c` serves as the gradient of the MLP's hidden layer, and then as that of the attention:
-    its first 3C columns' worth of memory is `dqkv`, the rest `datty`.
+    its first 3C columns' worth of memory is `dqkv`, the rest `datty`. `row_sums` holds sums over few
+    rows: of dqkv in attention's backward, of the gradients of long runs in the embedding's.
     """
     specs = [
         TensorSpec("btc", (B, T, config.C)),
@@ -142,7 +143,7 @@ def scratch_specs(
             TensorSpec("dbt4c", (4 * B * T * config.C,)),
             TensorSpec("partials", (1024 * config.C,), "float32"),
             TensorSpec("lse_dot", (B, config.NH, T, 2), "float32"),
-            TensorSpec("dqkv_sums", (B, -(-T // LEAST_SUMMED_ROWS), 3 * config.C), "float32"),
+            TensorSpec("row_sums", (B, -(-T // LEAST_SUMMED_ROWS), 3 * config.C), "float32"),
         ]
     return specs
 

@@ -222,6 +222,7 @@ def _embedding(s: Setting) -> Iterator[Operation]:
     out = s.numbers((B, T, C), 2)
     tokens = s.device.zeros(B * T, np.int32).reshape(B, T)
     order = s.device.zeros(B * T, np.int32)
+    sums = s.device.zeros(B * -(-T // LEAST_SUMMED_ROWS) * C, np.float32)
     ids = np.random.default_rng(0).integers(0, config.V, (B, T), dtype=np.int32)
     s.device.upload(tokens, ids)
     s.device.upload(order, token_order(ids))
@@ -233,7 +234,7 @@ def _embedding(s: Setting) -> Iterator[Operation]:
     )
     yield Operation(
         "encoder_backward",
-        lambda: encoder_backward(dwte, dwpe, out, tokens, order),
+        lambda: encoder_backward(dwte, dwpe, out, tokens, order, sums),
         out.nbytes + 2 * (num_used + T) * C * dwte.itemsize,
     )
 

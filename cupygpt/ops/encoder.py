@@ -11,8 +11,8 @@ LEAST_COLUMNS = 32
 WARP, BLOCK_WARPS = 32, 8
 FORWARD_ROWS = 2
 """Texts per block of encoder_forward; ROWS in encoder.cu."""
-BACKWARD_COLUMNS, WARP_POSITIONS = 128, 32
-"""How encoder_backward is cut; COLUMNS and POSITIONS in encoder.cu."""
+BACKWARD_COLUMNS, WINDOW = 128, 32
+"""Of a warp in encoder_backward; COLUMNS and POSITIONS in encoder.cu."""
 
 _forward = Kernel(
     "encoder.cu",
@@ -22,7 +22,12 @@ _forward = Kernel(
 _backward = Kernel(
     "encoder.cu",
     "encoder_backward",
-    "dwte:f32* dwpe:f32* dout:floatX* tokens:i32* order:i32* B:i32 T:i32 C:i32",
+    "dwte:f32* dwpe:f32* sums:f32* dout:floatX* tokens:i32* order:i32* B:i32 T:i32 C:i32",
+)
+_finish = Kernel(
+    "encoder.cu",
+    "encoder_backward_finish",
+    "dwte:f32* sums:f32* tokens:i32* order:i32* N:i32 C:i32",
 )
 
 
@@ -51,21 +56,30 @@ def token_order(tokens: np.ndarray) -> np.ndarray:
     return order.astype(np.int32)
 
 
-def encoder_backward(dwte: Array, dwpe: Array, dout: Array, tokens: Array, order: Array) -> None:
+def encoder_backward(
+    dwte: Array, dwpe: Array, dout: Array, tokens: Array, order: Array, sums: Array
+) -> None:
     """dwte[tokens[b, t]] += dout[b, t] and dwpe[t] += dout[b, t], summed in a fixed order.
 
     Accumulated: dwte (Vp, C), dwpe (maxT, C) float32. Read: dout (B, T, C), tokens (B, T) int32,
     order (B * T,) int32 as `token_order` makes it: rows of one token become neighbours, so that
-    they are added up in a fixed order without atomics.
+    they are added up in a fixed order without atomics. Scratch: sums, float32, at least
+    ceil(B * T / 32) * C elements.
     """
     if on_host(dwte):
         _numpy_backward(dwte, dwpe, dout, tokens, order)
         return
     B, T, C = dout.shape
-    blocks_of_slice = ceil_div(T, BLOCK_WARPS) + ceil_div(B * T, BLOCK_WARPS * WARP_POSITIONS)
+    slices, num_windows = ceil_div(C, BACKWARD_COLUMNS), ceil_div(B * T, WINDOW)
+    assert sums.size >= num_windows * C, (sums.size, num_windows, C)
+    position_blocks, window_blocks = ceil_div(T, BLOCK_WARPS), ceil_div(num_windows, BLOCK_WARPS)
     _backward(
-        dwte, dwpe, dout, tokens, order, B, T, C,
-        grid=ceil_div(C, BACKWARD_COLUMNS) * blocks_of_slice, block=WARP * BLOCK_WARPS,
+        dwte, dwpe, sums, dout, tokens, order, B, T, C,
+        grid=slices * (position_blocks + window_blocks), block=WARP * BLOCK_WARPS,
+    )  # fmt: skip
+    _finish(
+        dwte, sums, tokens, order, B * T, C,
+        grid=slices * window_blocks, block=WARP * BLOCK_WARPS, like=dout,
     )  # fmt: skip
 
 

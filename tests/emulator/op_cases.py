@@ -43,7 +43,7 @@ for file in ("attention_wgmma_forward.cu", "attention_wgmma_backward.cu"):
 check("bias.cu", test_bias.test_backward, (300, 40))
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=True)
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=False)
-check("encoder.cu", test_encoder.test_backward_of_heavy_tokens, [100, 90, 110, 400], 24)
+check("encoder.cu", test_encoder.test_backward_of_heavy_tokens, [5, 91, 32, 60], 24)
 check("encoder.cu", test_encoder.test_backward_of_heavy_tokens, [300, 5], 200)
 check("head_wgmma.cu", test_head.test_fused_head, (70, 128, 700), floatX="bfloat16")
 check("gelu.cu", test_gelu.test_backward_with_bias, (300, 40))

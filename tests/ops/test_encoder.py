@@ -36,7 +36,8 @@ def check_backward(
     dwte, dwpe = dev.accumulated((Vp, C), "float32"), dev.accumulated((T + 2, C), "float32")
     device_tokens = dev.input(tokens, "int32")
     order = dev.input(token_order(tokens), "int32")
-    encoder_backward(dwte, dwpe, dout, device_tokens, order)
+    sums = dev.output((-(-B * T // 32), C), "float32")
+    encoder_backward(dwte, dwpe, dout, device_tokens, order, sums)
     want, plain = twice(lambda d: oracle.encoder_backward(tokens, d, Vp, T + 2), dev.values(dout))
     heaviest = int(np.bincount(tokens.ravel()).max())
     for name, got, w, p, n in zip(
@@ -57,18 +58,18 @@ def test_backward(
     ("runs", "C"),
     [
         ([32, 1], 24),
-        ([31, 33, 3], 24),  # the second run fills the positions behind the first warp's: it is long
-        ([31, 32, 3], 24),  # all but the last of them
+        ([31, 33, 3], 24),  # the second run begins in a window and fills the next: it is long
+        ([31, 32, 3], 24),  # all but the last position of the next: short
         ([10, 200, 32, 32, 31], 24),
-        ([700], 24),
-        ([100, 90, 110, 400], 24),  # more than one such run in a block
+        ([5, 91, 32, 60], 24),  # a long run ends where a window does, short and long ones begin
+        ([700, 5, 1200], 24),  # over more windows than a warp has lanes
         ([300, 5], 200),  # the second slice of columns is not full
     ],
 )
 def test_backward_of_heavy_tokens(
     dev: Device, rng: np.random.Generator, runs: list[int], C: int
 ) -> None:
-    """Runs of equal tokens around the 32 positions behind its own that a warp looks at."""
+    """Runs of equal tokens around the windows of 32 positions that warps have."""
     tokens = np.repeat(np.arange(len(runs)), runs)
     check_backward(dev, rng, rng.permutation(tokens)[None], C, 128)
 
