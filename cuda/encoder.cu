@@ -65,6 +65,11 @@ __device__ __forceinline__ void add(Floats<4>& sum, const Floats<4>& x) {
 #pragma unroll
     for (int k = 0; k < 4; k++) sum[k] += x[k];
 }
+__device__ __forceinline__ void add_to(float* gradient, const Floats<4>& sum) {
+    Floats<4> total = load<4>(gradient);
+    add(total, sum);
+    store(gradient, total);
+}
 
 // A lane's columns of all matrices; what lies beyond C is neither read nor written.
 struct Lane {
@@ -76,11 +81,6 @@ struct Lane {
     __device__ __forceinline__ Quad row(long long n) const {
         return *reinterpret_cast<const Quad*>(dout + n * C);
     }
-    __device__ __forceinline__ void add_to(float* gradient, const Floats<4>& sum) const {
-        Floats<4> total = load<4>(gradient);
-        add(total, sum);
-        store(gradient, total);
-    }
 };
 
 // dwpe[t, :] += sum over b of dout[b, t, :].
@@ -89,7 +89,7 @@ __device__ __forceinline__ void add_position(const Lane& lane, int t, int B, int
     Floats<4> sum = filled<4>(0.0f);
 #pragma unroll 8
     for (int b = 0; b < B; b++) add(sum, unpack(lane.row((long long)b * T + t)));
-    lane.add_to(lane.dwpe + (long long)t * lane.C, sum);
+    add_to(lane.dwpe + (long long)t * lane.C, sum);
 }
 
 // The row of dout at a sorted position, and its token; both -1 outside.
@@ -108,21 +108,21 @@ __device__ __forceinline__ void add_window(const Lane& lane, float* continued, c
     const int number = threadIdx.x % WARP;
     const Sorted own(order, tokens, first + number, N);
     const Sorted next(order, tokens, first + POSITIONS + number, N);
-    // The token before the window, and the one before the window before it.
-    const int earlier = number < 2 ? Sorted(order, tokens, first - 1 - number * POSITIONS, N).token : 0;
-    const int before = __shfl_sync(FULL_WARP, earlier, 0), last_but_one = __shfl_sync(FULL_WARP, earlier, 1);
+    // The last tokens of the two windows before.
+    const int ends = number < 2 ? Sorted(order, tokens, first - 1 - number * POSITIONS, N).token : -1;
+    const int before = __shfl_sync(FULL_WARP, ends, 0), earlier = __shfl_sync(FULL_WARP, ends, 1);
     const int last = __shfl_sync(FULL_WARP, own.token, POSITIONS - 1);
     const int num_positions = __popc(__ballot_sync(FULL_WARP, own.token >= 0));
-    // Bit i: the tokens of positions i - 1 and i differ.
     const int left = __shfl_up_sync(FULL_WARP, own.token, 1);
+    // Bit i: at position i begins what the warp adds up.
     unsigned begins = __ballot_sync(
         FULL_WARP, own.token >= 0 && own.token != (number == 0 ? before : left));
     const unsigned others = __ballot_sync(FULL_WARP, next.token != last);
     int stop = num_positions;
     if (begins != 0 && others != 0) stop += __ffs(others) - 1;
-    // Rows of a long run at the beginning: all of them, or it also filled the window before.
+    // A run from an earlier window is long if it fills this one or has filled the one before.
     const int num_continued = begins != 0 ? __ffs(begins) - 1 : num_positions;
-    const bool is_long = num_continued == POSITIONS || last_but_one == before;
+    const bool is_long = num_continued == POSITIONS || earlier == before;
     if (num_continued > 0 && is_long) begins |= 1;
 
     Floats<4> sum = filled<4>(0.0f);
@@ -135,11 +135,11 @@ __device__ __forceinline__ void add_window(const Lane& lane, float* continued, c
             const int at = start + i;  // the same in all lanes
             const int row = __shfl_sync(FULL_WARP, at < WARP ? own.row : next.row, at % WARP);
             const int token = __shfl_sync(FULL_WARP, own.token, min(at, WARP - 1));
-            const bool ends = at + 1 == stop || (at + 1 < WARP && begins >> (at + 1) & 1);
-            ended[i] = ends ? token : -1;
+            const bool is_end = at + 1 == stop || (at + 1 < WARP && begins >> (at + 1) & 1);
+            ended[i] = is_end ? token : -1;
             if (at >= stop || !lane.inside) continue;
             loaded[i] = lane.row(row);
-            if (ends && at >= num_continued)
+            if (is_end && at >= num_continued)
                 totals[i] = load<4>(lane.dwte + (long long)token * lane.C);
         }
 #pragma unroll
@@ -165,7 +165,7 @@ __device__ __forceinline__ void add_window(const Lane& lane, float* continued, c
 // that order without atomics. Both sums need all of dout, its rows in two orders. A warp has one
 // position t or one window; in each slice the positions come first.
 // Grid: ceil(C / COLUMNS) * (ceil(T / WARPS) + ceil(B * T / (WARPS * POSITIONS))).
-extern "C" __global__ void __launch_bounds__(WARPS* WARP, 24 / WARPS)
+extern "C" __global__ void __launch_bounds__(WARPS* WARP, 3)
 encoder_backward(float* dwte, float* dwpe, float* sums, const floatX* dout, const int* tokens,
                  const int* order, int B, int T, int C) {
     const int warp = threadIdx.x / WARP, N = B * T;
@@ -183,40 +183,53 @@ encoder_backward(float* dwte, float* dwpe, float* sums, const floatX* dout, cons
     }
 }
 
-// dwte[token, :] += the sums that the windows behind a long run's first have left. A warp has the run
-// whose second window is `window`, if there is such a run, and COLUMNS columns.
-// Grid: ceil(C / COLUMNS) * ceil(number of windows / WARPS).
-extern "C" __global__ void encoder_backward_finish(float* dwte, const float* sums,
-                                                   const int* tokens, const int* order, int N,
-                                                   int C) {
-    const int num_windows = (N + POSITIONS - 1) / POSITIONS;
-    const int blocks = (num_windows + WARPS - 1) / WARPS, number = threadIdx.x % WARP;
-    const int window = blockIdx.x % blocks * WARPS + threadIdx.x / WARP;
-    const int column = blockIdx.x / blocks * COLUMNS + number * 4;
-    if (window >= num_windows) return;
-    // First and last token of the window, and the last ones of the two before it.
-    const int distances[4] = {0, POSITIONS - 1, -1, -1 - POSITIONS};
-    int token = -1;
-#pragma unroll
-    for (int i = 0; i < 4; i++)
-        if (number == i)
-            token = Sorted(order, tokens, (long long)window * POSITIONS + distances[i], N).token;
-    const int own = __shfl_sync(FULL_WARP, token, 0), last = __shfl_sync(FULL_WARP, token, 1);
-    const int before = __shfl_sync(FULL_WARP, token, 2), earlier = __shfl_sync(FULL_WARP, token, 3);
-    if (own < 0 || last != own || before != own || earlier == own) return;
+constexpr int LEFT_AHEAD = 16;  // of the sums that windows have left: loaded together
 
-    Floats<4> sum = filled<4>(0.0f);
-    int count = WARP;
-    for (int first = window; count == WARP; first += WARP) {
-        const Sorted head(order, tokens, (long long)(first + number) * POSITIONS, N);
-        count = __popc(__ballot_sync(FULL_WARP, head.token == own));
-        if (column >= C) continue;
-#pragma unroll 8
-        for (int i = 0; i < count; i++) add(sum, load<4>(sums + (long long)(first + i) * C + column));
+// dwte[token, :] += the sums that the windows behind a long run's first have left. A warp looks whether
+// its window is the second of such a run; those that the block has found, all its warps add up.
+// Grid: ceil(number of windows / WARPS).
+extern "C" __global__ void __launch_bounds__(WARPS* WARP)
+encoder_backward_finish(float* dwte, const float* sums, const int* tokens, const int* order, int N,
+                        int C) {
+    __shared__ int found[WARPS];  // the token of each warp's run, or -1
+    const int warp = threadIdx.x / WARP, number = threadIdx.x % WARP;
+    auto token_at = [&](int window, int position) {
+        return Sorted(order, tokens, (long long)window * POSITIONS + position, N).token;
+    };
+    const int own = blockIdx.x * WARPS + warp;
+    // First and last token of the window, and the last ones of the two before it.
+    const int position = number == 0   ? 0
+                         : number == 1 ? POSITIONS - 1
+                         : number == 2 ? -1
+                                       : -1 - POSITIONS;
+    const int token = number < 4 ? token_at(own, position) : -1;
+    const int first = __shfl_sync(FULL_WARP, token, 0), last = __shfl_sync(FULL_WARP, token, 1);
+    const int before = __shfl_sync(FULL_WARP, token, 2), earlier = __shfl_sync(FULL_WARP, token, 3);
+    if (number == 0) found[warp] = first == last && first == before && first != earlier ? first : -1;
+    __syncthreads();
+
+    for (int i = 0; i < WARPS; i++) {
+        if (found[i] < 0) continue;
+        for (int left = warp * COLUMNS; left < C; left += WARPS * COLUMNS) {
+            const int column = left + number * 4;
+            Floats<4> sum = filled<4>(0.0f);
+            int count = WARP;
+            for (int window = blockIdx.x * WARPS + i; count == WARP; window += WARP) {
+                const bool continues = token_at(window + number, 0) == found[i];
+                count = __popc(__ballot_sync(FULL_WARP, continues));
+                if (column >= C) continue;
+                const float* rows = sums + (long long)window * C + column;
+                for (int start = 0; start < count; start += LEFT_AHEAD) {
+                    Floats<4> loaded[LEFT_AHEAD];
+#pragma unroll
+                    for (int n = 0; n < LEFT_AHEAD; n++)
+                        if (start + n < count) loaded[n] = load<4>(rows + (long long)(start + n) * C);
+#pragma unroll
+                    for (int n = 0; n < LEFT_AHEAD; n++)
+                        if (start + n < count) add(sum, loaded[n]);
+                }
+            }
+            if (column < C) add_to(dwte + (long long)found[i] * C + column, sum);
+        }
     }
-    if (column >= C) return;
-    float* gradient = dwte + (long long)own * C + column;
-    Floats<4> total = load<4>(gradient);
-    add(total, sum);
-    store(gradient, total);
 }

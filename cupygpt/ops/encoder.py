@@ -79,7 +79,7 @@ def encoder_backward(
     )  # fmt: skip
     _finish(
         dwte, sums, tokens, order, B * T, C,
-        grid=slices * window_blocks, block=WARP * BLOCK_WARPS, like=dout,
+        grid=window_blocks, block=WARP * BLOCK_WARPS, like=dout,
     )  # fmt: skip
 
 
