@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-import share_cores  # noqa: F401  # isort: skip - before NumPy
+import cupygpt  # noqa: F401  # isort: skip - before NumPy: see there
 import numpy as np
 import pytest
 from devices import DEVICES, Device, make_device
