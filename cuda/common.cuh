@@ -22,10 +22,6 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
     return __float2bfloat16(x);
 }
 
-// What remains of x after it was stored as T.
-template <class T>
-__device__ __forceinline__ float rounded(float x) { return to_float(from_float<T>(x)); }
-
 // ---- 128-bit accesses -------------------------------------------------------------------------
 
 // Elements of floatX in one 128-bit access: 4 or 8.

@@ -1,8 +1,8 @@
 // Token plus position embedding and its gradients; contract in ops/encoder.py.
 //
-// Rows of wte, of dwte and of dout are wanted more than once, in no order that helps. So the blocks go
-// through the matrices in slices of columns that the second-level cache holds: what the first of them
-// has read from memory, the others find there.
+// Rows of wte and of dout are wanted more than once, in no order that helps. So the blocks go through
+// the matrices in slices of columns that the second-level cache holds: what the first of them has read
+// from memory, the others find there.
 #include "common.cuh"
 
 constexpr int WARPS = 8;  // of a block
@@ -42,7 +42,7 @@ extern "C" __global__ void encoder_forward(floatX* out, const int* tokens, const
 // ---- gradients --------------------------------------------------------------------------------
 
 constexpr int COLUMNS = 4 * WARP;  // of a slice: four for each lane
-constexpr int POSITIONS = WARP;    // in sorted order, that a warp looks after
+constexpr int WINDOW = WARP;       // positions in sorted order that a warp looks after
 constexpr int AHEAD = 16 / sizeof(floatX);  // rows of dout that are loaded together
 
 // Four elements as they lie in memory. Not a whole pack: the gradients of four fill 16 bytes, so
@@ -99,7 +99,7 @@ struct Sorted {
         : row(at >= 0 && at < N ? order[at] : -1), token(row < 0 ? -1 : tokens[row]) {}
 };
 
-// A warp has the POSITIONS sorted positions from `first` on: a window. A run that begins there it
+// A warp has a window of sorted positions, from `first` on. A run that begins there it
 // follows into the next window; if that has nothing else, the run is long. Then each window adds up
 // its own rows: the first adds them to dwte, the others leave them in `continued`, this window's row
 // of sums, for encoder_backward_finish.
@@ -107,22 +107,22 @@ __device__ __forceinline__ void add_window(const Lane& lane, float* continued, c
                                            const int* tokens, long long first, int N) {
     const int number = threadIdx.x % WARP;
     const Sorted own(order, tokens, first + number, N);
-    const Sorted next(order, tokens, first + POSITIONS + number, N);
+    const Sorted next(order, tokens, first + WINDOW + number, N);
     // The last tokens of the two windows before.
-    const int ends = number < 2 ? Sorted(order, tokens, first - 1 - number * POSITIONS, N).token : -1;
+    const int ends = number < 2 ? Sorted(order, tokens, first - 1 - number * WINDOW, N).token : -1;
     const int before = __shfl_sync(FULL_WARP, ends, 0), earlier = __shfl_sync(FULL_WARP, ends, 1);
-    const int last = __shfl_sync(FULL_WARP, own.token, POSITIONS - 1);
+    const int last = __shfl_sync(FULL_WARP, own.token, WINDOW - 1);
     const int num_positions = __popc(__ballot_sync(FULL_WARP, own.token >= 0));
-    const int left = __shfl_up_sync(FULL_WARP, own.token, 1);
+    const int neighbour = __shfl_up_sync(FULL_WARP, own.token, 1);
     // Bit i: at position i begins what the warp adds up.
     unsigned begins = __ballot_sync(
-        FULL_WARP, own.token >= 0 && own.token != (number == 0 ? before : left));
+        FULL_WARP, own.token >= 0 && own.token != (number == 0 ? before : neighbour));
     const unsigned others = __ballot_sync(FULL_WARP, next.token != last);
     int stop = num_positions;
     if (begins != 0 && others != 0) stop += __ffs(others) - 1;
     // A run from an earlier window is long if it fills this one or has filled the one before.
     const int num_continued = begins != 0 ? __ffs(begins) - 1 : num_positions;
-    const bool is_long = num_continued == POSITIONS || earlier == before;
+    const bool is_long = num_continued == WINDOW || earlier == before;
     if (num_continued > 0 && is_long) begins |= 1;
 
     Floats<4> sum = filled<4>(0.0f);
@@ -160,17 +160,17 @@ __device__ __forceinline__ void add_window(const Lane& lane, float* continued, c
 }
 
 // dwte[token, :] += sum of dout[n, :] over the rows n of that token, but for what is left in `sums`;
-// dwpe[t, :] += sum over b of dout[b, t, :]. dout (B, T, C), sums (ceil(B * T / POSITIONS), C).
+// dwpe[t, :] += sum over b of dout[b, t, :]. dout (B, T, C), sums (ceil(B * T / WINDOW), C).
 // `order` (B * T) sorts the rows by token, so each token's rows are one run of neighbours, added in
 // that order without atomics. Both sums need all of dout, its rows in two orders. A warp has one
 // position t or one window; in each slice the positions come first.
-// Grid: ceil(C / COLUMNS) * (ceil(T / WARPS) + ceil(B * T / (WARPS * POSITIONS))).
+// Grid: ceil(C / COLUMNS) * (ceil(T / WARPS) + ceil(B * T / (WARPS * WINDOW))).
 extern "C" __global__ void __launch_bounds__(WARPS* WARP, 3)
 encoder_backward(float* dwte, float* dwpe, float* sums, const floatX* dout, const int* tokens,
                  const int* order, int B, int T, int C) {
     const int warp = threadIdx.x / WARP, N = B * T;
     const int position_blocks = (T + WARPS - 1) / WARPS;
-    const int window_blocks = (N + WARPS * POSITIONS - 1) / (WARPS * POSITIONS);
+    const int window_blocks = (N + WARPS * WINDOW - 1) / (WARPS * WINDOW);
     const int block = blockIdx.x % (position_blocks + window_blocks);
     const int slice = blockIdx.x / (position_blocks + window_blocks);
     const int column = slice * COLUMNS + threadIdx.x % WARP * 4;
@@ -179,11 +179,11 @@ encoder_backward(float* dwte, float* dwpe, float* sums, const floatX* dout, cons
         add_position(lane, block * WARPS + warp, B, T);
     } else {
         const long long window = (long long)(block - position_blocks) * WARPS + warp;
-        add_window(lane, sums + window * C + column, order, tokens, window * POSITIONS, N);
+        add_window(lane, sums + window * C + column, order, tokens, window * WINDOW, N);
     }
 }
 
-constexpr int LEFT_AHEAD = 16;  // of the sums that windows have left: loaded together
+constexpr int SUMS_AHEAD = 16;  // that are loaded together
 
 // dwte[token, :] += the sums that the windows behind a long run's first have left. A warp looks whether
 // its window is the second of such a run; those that the block has found, all its warps add up.
@@ -194,24 +194,20 @@ encoder_backward_finish(float* dwte, const float* sums, const int* tokens, const
     __shared__ int found[WARPS];  // the token of each warp's run, or -1
     const int warp = threadIdx.x / WARP, number = threadIdx.x % WARP;
     auto token_at = [&](int window, int position) {
-        return Sorted(order, tokens, (long long)window * POSITIONS + position, N).token;
+        return Sorted(order, tokens, (long long)window * WINDOW + position, N).token;
     };
     const int own = blockIdx.x * WARPS + warp;
-    // First and last token of the window, and the last ones of the two before it.
-    const int position = number == 0   ? 0
-                         : number == 1 ? POSITIONS - 1
-                         : number == 2 ? -1
-                                       : -1 - POSITIONS;
-    const int token = number < 4 ? token_at(own, position) : -1;
-    const int first = __shfl_sync(FULL_WARP, token, 0), last = __shfl_sync(FULL_WARP, token, 1);
-    const int before = __shfl_sync(FULL_WARP, token, 2), earlier = __shfl_sync(FULL_WARP, token, 3);
-    if (number == 0) found[warp] = first == last && first == before && first != earlier ? first : -1;
+    // The last tokens of the window and of the two before.
+    const int ends = number < 3 ? token_at(own - number, WINDOW - 1) : -1;
+    const int last = __shfl_sync(FULL_WARP, ends, 0), before = __shfl_sync(FULL_WARP, ends, 1);
+    const int earlier = __shfl_sync(FULL_WARP, ends, 2);
+    if (number == 0) found[warp] = last == before && before != earlier ? last : -1;
     __syncthreads();
 
     for (int i = 0; i < WARPS; i++) {
         if (found[i] < 0) continue;
-        for (int left = warp * COLUMNS; left < C; left += WARPS * COLUMNS) {
-            const int column = left + number * 4;
+        for (int slice = warp * COLUMNS; slice < C; slice += WARPS * COLUMNS) {
+            const int column = slice + number * 4;
             Floats<4> sum = filled<4>(0.0f);
             int count = WARP;
             for (int window = blockIdx.x * WARPS + i; count == WARP; window += WARP) {
@@ -219,13 +215,13 @@ encoder_backward_finish(float* dwte, const float* sums, const int* tokens, const
                 count = __popc(__ballot_sync(FULL_WARP, continues));
                 if (column >= C) continue;
                 const float* rows = sums + (long long)window * C + column;
-                for (int start = 0; start < count; start += LEFT_AHEAD) {
-                    Floats<4> loaded[LEFT_AHEAD];
+                for (int start = 0; start < count; start += SUMS_AHEAD) {
+                    Floats<4> loaded[SUMS_AHEAD];
 #pragma unroll
-                    for (int n = 0; n < LEFT_AHEAD; n++)
+                    for (int n = 0; n < SUMS_AHEAD; n++)
                         if (start + n < count) loaded[n] = load<4>(rows + (long long)(start + n) * C);
 #pragma unroll
-                    for (int n = 0; n < LEFT_AHEAD; n++)
+                    for (int n = 0; n < SUMS_AHEAD; n++)
                         if (start + n < count) add(sum, loaded[n]);
                 }
             }

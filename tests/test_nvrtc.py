@@ -56,8 +56,8 @@ LIMITS: dict[str, Limit] = {
     "attention_dq": Limit(registers=255, spill_bytes=128),
     # Two blocks of 1024 threads on an SM leave 32 registers; sm_100 alone spills some.
     "classifier": Limit(registers=64, spill_bytes=28),
-    # Some words outside the loops.
-    "encoder_backward": Limit(registers=80, spill_bytes=44),
+    # A few words outside the loops, on GPUs before Hopper.
+    "encoder_backward": Limit(registers=80, spill_bytes=32),
 }
 
 

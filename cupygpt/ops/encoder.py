@@ -12,7 +12,7 @@ WARP, BLOCK_WARPS = 32, 8
 FORWARD_ROWS = 2
 """Texts per block of encoder_forward; ROWS in encoder.cu."""
 BACKWARD_COLUMNS, WINDOW = 128, 32
-"""Of a warp in encoder_backward; COLUMNS and POSITIONS in encoder.cu."""
+"""Of a warp in encoder_backward; COLUMNS and WINDOW in encoder.cu."""
 
 _forward = Kernel(
     "encoder.cu",
