@@ -146,7 +146,10 @@ def test_a_run_goes_on_with_other_numbers_of_gpus(
     straight, changing = tmp_path / "straight", tmp_path / "changing"
     assert main([*flags, "-b", "16", "-n", "20", "-o", str(straight)]) == 0
     assert main([*flags, "-b", "16", "-n", "4", "-o", str(changing)]) == 0
-    for steps, gpus, zero in ((8, 2, "1"), (12, most, "0"), (16, most, "1")):
+    # With four GPUs: 2 → 4 and 4 → 2, each with and without parts.
+    for steps, gpus, zero in (
+        (7, 2, "1"), (10, most, "0"), (13, 2, "0"), (16, most, "1"), (18, 2, "1"),
+    ):  # fmt: skip
         resume = ["--resume", str(changing), "-n", str(steps)]
         train(*resume, "-b", str(16 // gpus), "--gpus", str(gpus), "-z", zero)
     assert main(["--resume", str(changing), "-n", "20", "-b", "16", "-z", "0"]) == 0
