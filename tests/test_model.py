@@ -12,7 +12,8 @@ from cupygpt.device import CPU
 from cupygpt.feed import pack
 from cupygpt.init import initialize
 from cupygpt.memory import RunShape
-from cupygpt.step import OptimizerSettings, Trainer
+from cupygpt.ops.encoder import token_order
+from cupygpt.step import UNSTACKED, OptimizerSettings, Trainer
 from cupygpt.tensors import cut_packed, parameter_specs
 
 CONFIG = GPTConfig(maxT=16, V=65, L=2, NH=2, C=32)
@@ -76,6 +77,33 @@ def test_gradients_are_those_of_the_whole_batch(
         found.append(gradients(trainer, *tokens()))
     np.testing.assert_allclose(found[1], found[0], rtol=1e-9, atol=1e-14)
     np.testing.assert_array_equal(found[2], found[1])
+
+
+@pytest.mark.parametrize("dropout_p", [0.0, 0.3])
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_layer_is_done_when_nothing_more_is_added_to_it(
+    monkeypatch: pytest.MonkeyPatch, cores: int, dropout_p: float
+) -> None:
+    """Ranks sum a layer's gradients from then on."""
+    monkeypatch.setattr(model, "num_parts", lambda array: cores)
+    trainer, (x, y) = make_trainer(dropout_p=dropout_p), tokens()
+    seen = {}
+
+    def keep(layer: int) -> None:
+        seen[layer] = {
+            name: grad[layer].copy()
+            for name, grad in trainer.grads.items()
+            if name not in UNSTACKED
+        }
+
+    trainer.model.forward(x, micro_step=0)
+    trainer.model.backward(x, y, token_order(x), 0.1, micro_step=0, layer_done=keep)
+    assert list(seen) == [1, 0]
+    for name, grad in trainer.grads.items():
+        for layer, then in seen.items():
+            if name not in UNSTACKED:
+                assert then[name].any(), name
+                np.testing.assert_array_equal(then[name], grad[layer], name)
 
 
 def test_every_parameter_has_its_own_derivative() -> None:

@@ -69,14 +69,19 @@ def test_gpus_train_as_one_with_all_rows(
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
-def test_runs_repeat_bit_for_bit_whatever_is_shared(tmp_path: Path, precision: str) -> None:
+@pytest.mark.parametrize("gpus", [2, 4])
+def test_runs_repeat_bit_for_bit_whatever_is_shared(
+    tmp_path: Path, num_gpus: int, gpus: int, precision: str
+) -> None:
     """Two runs, a run without the graph, and one with ZeRO-1: the same weights and log."""
+    if num_gpus < gpus:
+        pytest.skip(f"needs {gpus} GPUs, this machine shows {num_gpus}")
     flags = files(tmp_path, "-d", "128", "--dropout", "0.1", "-n", "20", precision=precision)
     variants = [["-z", "0"], ["-z", "0"], ["-z", "0", "--no-graph"], ["-z", "1"]]
     ends = []
     for number, variant in enumerate(variants):
         run = tmp_path / str(number)
-        train(*flags, *variant, "--gpus", "2", "-o", str(run))
+        train(*flags, *variant, "--gpus", str(gpus), "-o", str(run))
         ends.append((main_log(run), parameters(run)))
     for log, weights in ends[1:]:
         assert log == ends[0][0]
