@@ -27,11 +27,13 @@ _measures = False
 
 
 @contextmanager
-def measuring(run_folder: Path | None) -> Iterator[None]:
+def measuring(run_folder: Path | None, *, keep: bool = True) -> Iterator[None]:
     """Inside, the algorithms of new kinds of products are chosen by the clock, and kept.
 
     Such a product is computed many times into its output: this is for buffers that hold nothing.
-    Without `run_folder` the user's cache alone is read and written.
+    Without `run_folder` the user's cache alone is read and written. Of the ranks of a run only one
+    may `keep` what it knows: all would write the same file at once, whenever another run's choices
+    come into the user's cache meanwhile.
     """
     global _measures
     _choices.update(_read(cache_file()))
@@ -43,14 +45,15 @@ def measuring(run_folder: Path | None) -> Iterator[None]:
         yield
     finally:
         _measures = False
-    # Ranks that find all choices made write nothing: they would get in each other's way.
+    if not keep:
+        return
     if run_folder is not None and _read(run_folder / FILE_NAME) != _choices:
-        _write(run_folder / FILE_NAME)
+        _write(run_folder / FILE_NAME, _choices)
     if len(_choices) > known:
         path = cache_file()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path)
+            _write(path, {**_choices, **_read(path)})  # another run may have written meanwhile
         except (OSError, RunError):
             return  # the next run measures again; this one has its choices in its folder
 
@@ -115,6 +118,6 @@ def _read(path: Path) -> dict[str, int]:
         return {}
 
 
-def _write(path: Path) -> None:
+def _write(path: Path, choices: dict[str, int]) -> None:
     with atomic_write(path) as file:
-        file.write(json.dumps(_choices, indent=1, ensure_ascii=False).encode())
+        file.write(json.dumps(choices, indent=1, ensure_ascii=False).encode())

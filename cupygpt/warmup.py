@@ -17,7 +17,8 @@ def warm_up(
 
     A rehearsal finds out which kernels are needed: it makes all calls of a step, an evaluation
     and a sample, and only notes the launches. Matrix products do run, on buffers that hold
-    nothing yet, and choose their algorithms; the choices are kept in `folder` (gemm_choice.py).
+    nothing yet, and choose their algorithms; rank 0 keeps the choices in `folder`
+    (gemm_choice.py).
     """
     if device.name != "cuda":
         return
@@ -29,7 +30,7 @@ def warm_up(
         trainer.rehearse()
         generator.rehearse()
 
-    with measuring(folder):
+    with measuring(folder, keep=trainer.rank == 0):
         jobs = collect(rehearse)
     with console.progress(f"compiling {len(jobs)} kernel files") as show:
         precompile(jobs, progress=show, set_up_thread=device.activate)

@@ -56,6 +56,25 @@ def test_a_choice_is_kept_for_the_run_and_for_the_next(tmp_path: Path, timed: li
     assert len(timed) == 2
 
 
+def test_one_rank_keeps_the_choices(tmp_path: Path, timed: list[int]) -> None:
+    """The others know more where another run has filled the cache in between: they write nothing."""
+    cache_file().parent.mkdir()
+    cache_file().write_text('{"another run": 1}')
+    with measuring(tmp_path, keep=False):
+        assert choose("mine", three(), 1, None) == 2
+    assert not (tmp_path / "products.json").exists()
+    assert cache_file().read_text() == '{"another run": 1}'
+
+
+def test_choices_of_runs_that_start_together_are_all_kept(timed: list[int]) -> None:
+    with measuring(None):
+        choose("mine", three(), 1, None)
+        choose("both", three(), 1, None)
+        cache_file().parent.mkdir()
+        cache_file().write_text('{"another run": 1, "both": 0}')
+    assert json.loads(cache_file().read_text()) == {"another run": 1, "both": 0, "mine": 2}
+
+
 def test_the_runs_own_choices_count_most(tmp_path: Path, timed: list[int]) -> None:
     cache_file().parent.mkdir()
     cache_file().write_text('{"p": 1, "q": 1}')
