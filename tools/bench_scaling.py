@@ -4,7 +4,9 @@ python tools/bench_scaling.py --gpus 1 2 4                          # GPT-2 124M
 python tools/bench_scaling.py --gpus 1 2 --zero --peer torch-compile
 
 The batch per GPU stays the same, so perfect scaling is the same time per step; the share of it is
-the last column. Rows run one after the other, each in processes of its own.
+the last column. Rows run one after the other, each in processes of its own. A window must last
+some seconds: a GPU that comes from a pause runs above the clock that its power limit lets it keep,
+and that would flatter whichever row has the cooler GPU.
 """
 
 import argparse
@@ -66,7 +68,7 @@ def main() -> int:
     parser.add_argument("--no-graph", action="store_true", help="launch each kernel by itself")
     parser.add_argument("--zero", action="store_true", help="also with ZeRO-1")
     parser.add_argument("--peer", choices=list(PEERS), action="append", default=[])
-    parser.add_argument("--steps", type=int, default=20, help="timed steps in each window")
+    parser.add_argument("--steps", type=int, default=50, help="timed steps in each window")
     parser.add_argument("--windows", type=int, default=3, help="the median window is reported")
     parser.add_argument("--json", action="store_true", help="print one JSON object per row")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
