@@ -1,5 +1,6 @@
 // One AdamW update (Loshchilov and Hutter 2019, arXiv:1711.05101); contract in ops/adamw.py.
-#include "common.cuh"
+#include "lib/packs.cuh"
+#include "lib/philox.cuh"
 
 constexpr float EPSILON = 1e-8f;
 constexpr int MAX_TOGGLES = 16;
@@ -15,13 +16,13 @@ __device__ __forceinline__ void store_at_random(float* address, const Pack& pack
 }
 __device__ __forceinline__ void store_at_random(__nv_bfloat16* address, const Pack& pack,
                                                 const unsigned* rng, long long index) {
-    unsigned long long number = (unsigned long long)index / LANES;
+    unsigned long long number = (unsigned long long)index / PACK_SIZE;
     uint4 random = philox(make_uint4((unsigned)number, (unsigned)(number >> 32), rng[2],
                                      ROUNDING_SITE), rng[0], rng[1]);
     const unsigned words[4] = {random.x, random.y, random.z, random.w};
-    unsigned halves[LANES];
+    unsigned halves[PACK_SIZE];
 #pragma unroll
-    for (int k = 0; k < LANES; k++) {
+    for (int k = 0; k < PACK_SIZE; k++) {
         unsigned noise = words[k / 2] >> (k % 2 * 16) & 0xffffu;
         halves[k] = (__float_as_uint(pack[k]) + noise) >> 16;
     }
@@ -30,7 +31,7 @@ __device__ __forceinline__ void store_at_random(__nv_bfloat16* address, const Pa
                    halves[4] | halves[5] << 16, halves[6] | halves[7] << 16);
 }
 
-// params floatX; master (null without), m, v, grads float; num_packs * LANES of each. norm (1):
+// params floatX; master (null without), m, v, grads float; num_packs * PACK_SIZE of each. norm (1):
 // norm of all gradients; controls (3): learning rate, 1 - beta1^t, 1 - beta2^t; params begins at
 // element `origin` of the flat vector, for the random numbers. Weight decay
 // applies from toggle0 to toggle1, from toggle2 to toggle3, and so on; unused toggles lie behind
@@ -46,8 +47,8 @@ extern "C" __global__ void adamw(floatX* params, float* master, float* m, float*
                                  long long toggle9, long long toggle10, long long toggle11,
                                  long long toggle12, long long toggle13, long long toggle14,
                                  long long toggle15) {
-    long long index = global_thread() * LANES;
-    if (index >= num_packs * LANES) return;
+    long long index = global_thread() * PACK_SIZE;
+    if (index >= num_packs * PACK_SIZE) return;
     const long long toggles[MAX_TOGGLES] = {
         toggle0, toggle1, toggle2,  toggle3,  toggle4,  toggle5,  toggle6,  toggle7,
         toggle8, toggle9, toggle10, toggle11, toggle12, toggle13, toggle14, toggle15};
@@ -60,11 +61,11 @@ extern "C" __global__ void adamw(floatX* params, float* master, float* m, float*
     float keep = passed % 2 == 1 ? 1.0f - rate * weight_decay : 1.0f;
     float step = rate / controls[1];
     float rescale = 1.0f / sqrtf(controls[2]);
-    Pack p = master ? load<LANES>(master + index) : load_pack(params + index);
-    Pack g = load<LANES>(grads + index);
-    Pack first = load<LANES>(m + index), second = load<LANES>(v + index);
+    Pack p = master ? load<PACK_SIZE>(master + index) : load_pack(params + index);
+    Pack g = load<PACK_SIZE>(grads + index);
+    Pack first = load<PACK_SIZE>(m + index), second = load<PACK_SIZE>(v + index);
 #pragma unroll
-    for (int k = 0; k < LANES; k++) {
+    for (int k = 0; k < PACK_SIZE; k++) {
         float gradient = clip * g[k];
         first[k] = beta1 * first[k] + one_minus_beta1 * gradient;
         second[k] = beta2 * second[k] + one_minus_beta2 * gradient * gradient;

@@ -1,5 +1,5 @@
 // Conversions between float and bfloat16; contract in ops/cast.py. One thread per 8 elements.
-#include "common.cuh"
+#include "lib/packs.cuh"
 
 extern "C" __global__ void to_bfloat16(__nv_bfloat16* out, const float* inp, long long num_packs) {
     long long pack = global_thread();

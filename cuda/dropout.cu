@@ -1,5 +1,6 @@
 // Dropout whose mask is a function of (seed, step, site, element); contract in ops/dropout.py.
-#include "common.cuh"
+#include "lib/packs.cuh"
+#include "lib/philox.cuh"
 
 // out = inp * scale where the element's random word is at least `threshold`, else 0; out may be
 // inp. state: seed low, seed high, step. Elements 4i to 4i + 3 take the words of counter i, where
@@ -9,11 +10,11 @@ extern "C" __global__ void dropout(floatX* out, const floatX* inp, const unsigne
                                    unsigned threshold, float scale) {
     long long pack = global_thread();
     if (pack >= num_packs) return;
-    Pack x = load_pack(inp + pack * LANES);
+    Pack x = load_pack(inp + pack * PACK_SIZE);
     unsigned key0 = state[0], key1 = state[1], step = state[2];
 #pragma unroll
-    for (int k = 0; k < LANES; k += 4) {
-        unsigned long long index = (unsigned long long)(first + pack * LANES + k) / 4;
+    for (int k = 0; k < PACK_SIZE; k += 4) {
+        unsigned long long index = (unsigned long long)(first + pack * PACK_SIZE + k) / 4;
         uint4 counter = make_uint4((unsigned)index, (unsigned)(index >> 32), step, site);
         uint4 words = philox(counter, key0, key1);
         x[k] = words.x >= threshold ? x[k] * scale : 0.0f;
@@ -21,5 +22,5 @@ extern "C" __global__ void dropout(floatX* out, const floatX* inp, const unsigne
         x[k + 2] = words.z >= threshold ? x[k + 2] * scale : 0.0f;
         x[k + 3] = words.w >= threshold ? x[k + 3] * scale : 0.0f;
     }
-    store(out + pack * LANES, x);
+    store(out + pack * PACK_SIZE, x);
 }

@@ -3,12 +3,12 @@
 // Rows of wte and of dout are wanted more than once, in no order that helps. So the blocks go through
 // the matrices in slices of columns that the second-level cache holds: what the first of them has read
 // from memory, the others find there.
-#include "common.cuh"
+#include "lib/packs.cuh"
 
 constexpr int WARPS = 8;  // of a block
 
 constexpr int ROWS = 2;  // of one thread, one position in as many texts: they are loaded together
-constexpr int FORWARD_COLUMNS = LANES * WARP;  // of a slice: a pack for each lane
+constexpr int FORWARD_COLUMNS = PACK_SIZE * WARP;  // of a slice: a pack for each lane
 
 // out[b, t, :] = wte[tokens[b, t], :] + wpe[t, :]; out (B, T, C), tokens (B, T). A warp has a position
 // t in ROWS texts. Grid: ceil(C / FORWARD_COLUMNS) * ceil(B / ROWS) * ceil(T / WARPS).
@@ -18,7 +18,7 @@ extern "C" __global__ void encoder_forward(floatX* out, const int* tokens, const
     const int t = blockIdx.x % position_blocks * WARPS + threadIdx.x / WARP;
     const int first = blockIdx.x / position_blocks % text_blocks * ROWS;
     const int slice = blockIdx.x / (position_blocks * text_blocks);
-    const int column = slice * FORWARD_COLUMNS + threadIdx.x % WARP * LANES;
+    const int column = slice * FORWARD_COLUMNS + threadIdx.x % WARP * PACK_SIZE;
     if (t >= T || column >= C) return;
     auto row = [&](int i) { return (long long)(first + i) * T + t; };
     int token[ROWS];
@@ -34,7 +34,7 @@ extern "C" __global__ void encoder_forward(floatX* out, const int* tokens, const
         if (token[i] < 0) continue;
         Pack x = unpack(of_token[i]);
 #pragma unroll
-        for (int k = 0; k < LANES; k++) x[k] += p[k];
+        for (int k = 0; k < PACK_SIZE; k++) x[k] += p[k];
         store_streaming(out + row(i) * C + column, x);  // not to drive out rows of wte
     }
 }
@@ -54,7 +54,7 @@ __device__ __forceinline__ Floats<4> unpack(const Quad& quad) {
     Floats<4> values;
 #pragma unroll
     for (int i = 0; i < int(sizeof(floatX)); i++) {
-        if constexpr (LANES == 4)
+        if constexpr (PACK_SIZE == 4)
             values[i] = __uint_as_float(quad.words[i]);
         else
             unpack_bfloat16(values[2 * i], values[2 * i + 1], quad.words[i]);

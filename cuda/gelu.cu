@@ -1,5 +1,5 @@
 // GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415); contract in ops/gelu.py.
-#include "chunk_sum.cuh"
+#include "lib/row_sums.cuh"
 
 // 2u = SCALE * (x + CUBIC * x^3); 0.5 (1 + tanh u) is the logistic function of 2u.
 constexpr float SCALE = 1.5957691216057308f;  // 2 sqrt(2 / pi)
@@ -10,20 +10,20 @@ __device__ __forceinline__ float logistic_of_2u(float x) {
     return __fdividef(1.0f, 1.0f + __expf(-SCALE * x * (1.0f + CUBIC * x * x)));
 }
 
-// out = gelu(inp); both num_packs * LANES floatX. One thread per pack.
+// out = gelu(inp); both num_packs * PACK_SIZE floatX. One thread per pack.
 extern "C" __global__ void gelu_forward(floatX* out, const floatX* inp, long long num_packs) {
     long long pack = global_thread();
     if (pack >= num_packs) return;
-    Pack x = load_pack(inp + pack * LANES);
+    Pack x = load_pack(inp + pack * PACK_SIZE);
 #pragma unroll
-    for (int k = 0; k < LANES; k++) x[k] *= logistic_of_2u(x[k]);
-    store(out + pack * LANES, x);
+    for (int k = 0; k < PACK_SIZE; k++) x[k] *= logistic_of_2u(x[k]);
+    store(out + pack * PACK_SIZE, x);
 }
 
 // The gradient at x, given that of gelu(x). With s = logistic(2u): gelu' = s (1 + x (1 - s) (2u)').
 __device__ __forceinline__ Pack gradient_at(const Pack& x, Pack gradient) {
 #pragma unroll
-    for (int k = 0; k < LANES; k++) {
+    for (int k = 0; k < PACK_SIZE; k++) {
         float s = logistic_of_2u(x[k]);
         float slope = SCALE + 3.0f * SCALE * CUBIC * x[k] * x[k];
         gradient[k] *= s * (1.0f + x[k] * (1.0f - s) * slope);
@@ -35,8 +35,8 @@ __device__ __forceinline__ Pack gradient_at(const Pack& x, Pack gradient) {
 extern "C" __global__ void gelu_backward(floatX* dinp, const floatX* inp, long long num_packs) {
     long long pack = global_thread();
     if (pack >= num_packs) return;
-    Pack x = load_pack(inp + pack * LANES), gradient = load_pack(dinp + pack * LANES);
-    store(dinp + pack * LANES, gradient_at(x, gradient));
+    Pack x = load_pack(inp + pack * PACK_SIZE), gradient = load_pack(dinp + pack * PACK_SIZE);
+    store(dinp + pack * PACK_SIZE, gradient_at(x, gradient));
 }
 
 struct Backward {

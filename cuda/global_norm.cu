@@ -1,6 +1,6 @@
 // The norm of all gradients in two steps; contract in ops/global_norm.py, after llm.c's idea of
 // block sums that one more block adds up (global_norm.cuh).
-#include "block_reduce.cuh"
+#include "lib/reduce.cuh"
 
 // partials[block] = sum of squares of the packs block * blockDim + thread, + total threads, ...
 extern "C" __global__ void squares(float* partials, const float* grads, long long num_packs) {

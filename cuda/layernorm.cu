@@ -3,7 +3,7 @@
 // A team of ROW_WARPS warps owns a row and keeps it in registers as it lies in memory, ROW_PACKS packs
 // per thread: the row is read once, and mean and variance are both exact sums. Both constants follow
 // from C (ops/layernorm.py, row_defines). Teams of one warp share a block; a larger team is a block.
-#include "block_reduce.cuh"
+#include "lib/reduce.cuh"
 
 constexpr int TEAM = ROW_WARPS * WARP;
 constexpr float EPSILON = 1e-5f;
@@ -20,7 +20,7 @@ __device__ __forceinline__ int team_row() {
 }
 // First column of this thread's pack p.
 __device__ __forceinline__ int pack_column(int p) {
-    return (p * TEAM + (int)threadIdx.x % TEAM) * LANES;
+    return (p * TEAM + (int)threadIdx.x % TEAM) * PACK_SIZE;
 }
 
 // This thread's packs of a row, zeros beyond C.
@@ -41,7 +41,7 @@ __device__ __forceinline__ void normalize(floatX* out, float* mean_out, float* r
     for (int p = 0; p < ROW_PACKS; p++) {
         const Pack x = unpack(row[p]);
 #pragma unroll
-        for (int k = 0; k < LANES; k++) sum += x[k];
+        for (int k = 0; k < PACK_SIZE; k++) sum += x[k];
     }
     const float mean = team_sum<0>(sum) / C;
     float squares = 0.0f;
@@ -50,7 +50,7 @@ __device__ __forceinline__ void normalize(floatX* out, float* mean_out, float* r
         if (pack_column(p) >= C) continue;
         const Pack x = unpack(row[p]);
 #pragma unroll
-        for (int k = 0; k < LANES; k++) squares += (x[k] - mean) * (x[k] - mean);
+        for (int k = 0; k < PACK_SIZE; k++) squares += (x[k] - mean) * (x[k] - mean);
     }
     const float rstd = 1.0f / sqrtf(team_sum<1>(squares) / C + EPSILON);
 #pragma unroll
@@ -60,7 +60,7 @@ __device__ __forceinline__ void normalize(floatX* out, float* mean_out, float* r
         const Pack w = load_pack(weight + column), b = load_pack(bias + column);
         Pack x = unpack(row[p]);
 #pragma unroll
-        for (int k = 0; k < LANES; k++) x[k] = (x[k] - mean) * rstd * w[k] + b[k];
+        for (int k = 0; k < PACK_SIZE; k++) x[k] = (x[k] - mean) * rstd * w[k] + b[k];
         store(out + column, x);
     }
     if (threadIdx.x % TEAM == 0) *mean_out = mean, *rstd_out = rstd;
@@ -94,7 +94,7 @@ extern "C" __global__ void residual_layernorm_forward(floatX* residual, floatX* 
         Pack sum = unpack(row[p]);
         const Pack addend = unpack(other[p]);
 #pragma unroll
-        for (int k = 0; k < LANES; k++) sum[k] += addend[k];
+        for (int k = 0; k < PACK_SIZE; k++) sum[k] += addend[k];
         row[p] = pack_raw(sum);
         if (pack_column(p) < C) store_raw(residual + offset + pack_column(p), row[p]);
     }

@@ -6,8 +6,8 @@
 // at a time; each thread fetches what it alone reads, so that they need no barrier. The constants
 // follow from C (ops/layernorm.py, backward_defines). Without STAGES, for rows beyond the size of
 // shared memory, threads read where they need.
-#include "column_sum.cuh"
-#include "ptx.cuh"
+#include "lib/row_sums.cuh"
+#include "lib/ptx.cuh"
 
 constexpr int WARPS = TEAM > WARP ? TEAM / WARP : 1;  // of a team; smaller teams share a warp
 constexpr int TEAM_LANES = TEAM > WARP ? WARP : TEAM;
@@ -39,7 +39,7 @@ __device__ __forceinline__ void team_sums(float& first, float& second, int slot)
 
 // First column of this thread's pack p.
 __device__ __forceinline__ int pack_column(int p) {
-    return (p * TEAM + (int)threadIdx.x % TEAM) * LANES;
+    return (p * TEAM + (int)threadIdx.x % TEAM) * PACK_SIZE;
 }
 
 // A row's packs of this thread in each of three matrices.
@@ -79,7 +79,7 @@ layernorm_backward(floatX* dinp, float* partials, const floatX* dout, const floa
     for (int p = 0; p < PACKS; p++) {
         weights[p] = RawPack{};
         if (pack_column(p) < C) weights[p] = load_raw(weight + pack_column(p));
-        dweight[p] = dbias[p] = dsum[p] = filled<LANES>(0.0f);
+        dweight[p] = dbias[p] = dsum[p] = filled<PACK_SIZE>(0.0f);
     }
 
     auto row_at = [&](long long n, int stage) {
@@ -113,7 +113,7 @@ layernorm_backward(floatX* dinp, float* partials, const floatX* dout, const floa
             if (n >= N || pack_column(p) >= C) continue;
             const Pack g = row.read(0, p), x = row.read(1, p), w = unpack(weights[p]);
 #pragma unroll
-            for (int k = 0; k < LANES; k++) {
+            for (int k = 0; k < PACK_SIZE; k++) {
                 const float normed = x[k] * scale + offset, dnormed = g[k] * w[k];
                 dweight[p][k] += g[k] * normed;
                 dbias[p][k] += g[k];
@@ -131,7 +131,7 @@ layernorm_backward(floatX* dinp, float* partials, const floatX* dout, const floa
             const Pack g = row.read(0, p), x = row.read(1, p), w = unpack(weights[p]);
             Pack out = row.read(2, p);
 #pragma unroll
-            for (int k = 0; k < LANES; k++) {
+            for (int k = 0; k < PACK_SIZE; k++) {
                 const float normed = x[k] * scale + offset;
                 out[k] += (g[k] * w[k] - sum - normed * projection) * scale;
                 dsum[p][k] += out[k];

@@ -1,5 +1,5 @@
 // Sum of the per-token losses; contract in ops/classifier.py.
-#include "block_reduce.cuh"
+#include "lib/reduce.cuh"
 
 // mean[0] = scale * sum of losses (N). One block: thread t adds elements t, t + blockDim, ...
 extern "C" __global__ void loss_mean(float* mean, const float* losses, int N, float scale) {

@@ -3,7 +3,7 @@
 // Probabilities become integers (WEIGHT_ONE for the largest), so that every sum is exact and the
 // order of additions does not matter. Nothing is sorted: top-k, top-p and the draw each ask for a
 // head of the order "largest logit first, then lowest id", whose last logit is found bit by bit.
-#include "block_reduce.cuh"
+#include "lib/reduce.cuh"
 
 typedef unsigned long long u64;
 constexpr float WEIGHT_ONE = 1099511627776.0f;  // 2^40: 2^16 tokens of it stay below 2^64

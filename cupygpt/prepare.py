@@ -15,8 +15,8 @@ from cupygpt.cli import run_cli
 from cupygpt.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from cupygpt.data.shards import Tokens
-    from cupygpt.tokenizer import Tokenizer
+    from cupygpt.data.token_files import Tokens
+    from cupygpt.data.tokenizer import Tokenizer
 
 TINYSHAKESPEARE = "tinyshakespeare"
 PYTHON_DOCS = "python-docs"
@@ -75,8 +75,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def prepare(args: argparse.Namespace) -> None:
     """Write the token files that `args` ask for and say what they are."""
     _check(args)
-    from cupygpt.data.output import ShardSeries, remove_stale
-    from cupygpt.tokenizer import load_tokenizer
+    from cupygpt.data.shard_writer import ShardSeries, remove_stale
+    from cupygpt.data.tokenizer import load_tokenizer
 
     [corpus] = args.what if args.what[0] in PREFIXES else [None]
     default_spec = "bytes" if corpus == PYTHON_DOCS else "gpt2"
@@ -132,9 +132,10 @@ def _corpus_parts(
     args: argparse.Namespace, corpus: str, tokenizer: "Tokenizer"
 ) -> Iterator[tuple["Tokens", "Tokens"]]:
     from cupygpt.data import corpora
+    from cupygpt.data.python_docs import python_docs_text
 
     if corpus == PYTHON_DOCS:
-        docs = corpora.python_docs_text()
+        docs = python_docs_text()
         for note in docs.notes:
             _say(f"note: {note}")
         yield corpora.python_docs_tokens(docs, tokenizer)
@@ -155,9 +156,9 @@ def _file_parts(
 ) -> Iterator[tuple["Tokens", "Tokens"]]:
     import numpy as np
 
-    from cupygpt.data.output import split_off_end
     from cupygpt.data.paths import matching_files
-    from cupygpt.data.text import read_text
+    from cupygpt.data.shard_writer import split_off_end
+    from cupygpt.data.text_files import read_text
 
     hint = "Check the path. Built-in texts: tinyshakespeare, python-docs."
     paths = [

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cupygpt.checkpoint import best_step, model_path
+from cupygpt.checkpoint.checkpoint import best_step, model_path
 from cupygpt.cli import run_cli
 from cupygpt.errors import CheckpointError, ConfigError, TokenizerError
-from cupygpt.runfolder import RECORD, newest_run, read_record
+from cupygpt.training.run_folder import RECORD, newest_run, read_record
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ def sample(args: argparse.Namespace) -> None:
     """Load the weights, then print `--num` texts as they are drawn."""
     _check(args)
     # Imported late: --help and wrong flags answer at once.
+    from cupygpt.checkpoint.model_file import load_model
     from cupygpt.console import printable
-    from cupygpt.device import choose_device
-    from cupygpt.generate import Generator, Sampling
-    from cupygpt.modelfile import load_model
-    from cupygpt.tensors import cut_packed, parameter_specs
-    from cupygpt.tokenizer import StreamDecoder, default_tokenizer_spec, load_tokenizer
+    from cupygpt.data.tokenizer import StreamDecoder, default_tokenizer_spec, load_tokenizer
+    from cupygpt.device.choose import choose_device
+    from cupygpt.model.generate import Generator, Sampling
+    from cupygpt.model.tensors import cut_packed, parameter_specs
 
     source = find_source(args.source)
     model = load_model(source.path)

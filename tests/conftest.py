@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import cupygpt  # noqa: F401  # isort: skip - before NumPy: see there
 import numpy as np
 import pytest
-from devices import DEVICES, Device, make_device
+from support.devices import DEVICES, Device, make_device
 
 
 @pytest.fixture(params=DEVICES)

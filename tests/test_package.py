@@ -22,10 +22,10 @@ def test_the_wheel_carries_the_kernels(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "installed")
-    for source in (ROOT / "cuda").iterdir():
-        assert f"cupygpt/cuda/{source.name}" in names
+    for source in (ROOT / "cuda").rglob("*.cu*"):
+        assert f"cupygpt/cuda/{source.relative_to(ROOT / 'cuda').as_posix()}" in names
     assert not any(name.startswith(("tests/", "tools/")) for name in names)
-    program = "from cupygpt.kernels import find_cuda_dir; print(find_cuda_dir())"
+    program = "from cupygpt.kernels.load import find_cuda_dir; print(find_cuda_dir())"
     found = subprocess.run(
         [sys.executable, "-c", program],
         cwd=tmp_path,

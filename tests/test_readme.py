@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from data_files import shakespeare_file, use_gpt2_files
+from support.data_files import shakespeare_file, use_gpt2_files
 
 ROOT = Path(__file__).parents[1]
 SHORTER = {

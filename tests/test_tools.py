@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_runs import write_files
+from support.small_runs import write_files
 
-from cupygpt.modelfile import load_model
+from cupygpt.checkpoint.model_file import load_model
 
 TOOLS = Path(__file__).parents[1] / "tools"
 

@@ -20,16 +20,19 @@ import numpy as np
 
 from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
 from cupygpt.console import format_bytes
-from cupygpt.device import CPU, Device, check_precision, choose_device, default_precision
+from cupygpt.data.step_loader import pack
+from cupygpt.device.choose import choose_device
+from cupygpt.device.cpu import CPU
+from cupygpt.device.device import Device
+from cupygpt.device.precision import check_precision, default_precision
 from cupygpt.distributed.collectives import Collectives
 from cupygpt.errors import ConfigError
-from cupygpt.feed import pack
-from cupygpt.gemm_choice import measuring
-from cupygpt.generate import Generator, Sampling
-from cupygpt.init import initial_parameters
-from cupygpt.kernels import collect
-from cupygpt.memory import RunShape, memory_plan, shape_of_run
-from cupygpt.step import OptimizerSettings, Trainer
+from cupygpt.kernels.load import record_kernels
+from cupygpt.kernels.matmul_choice import measuring
+from cupygpt.model.generate import Generator, Sampling
+from cupygpt.model.init_weights import initial_parameters
+from cupygpt.model.memory_plan import RunShape, memory_plan, shape_of_run
+from cupygpt.training.trainer import OptimizerSettings, Trainer
 
 WARMUP_STEPS = 3
 
@@ -112,7 +115,7 @@ def bench(args: argparse.Namespace) -> None:
         case.config, case.B, case.T, precision, on_gpu=on_gpu, recompute=args.recompute
     )
     ours = Ours(device, shape, tf32=precision == "tf32", graph=on_gpu and not args.no_graph)
-    ours.warm_up()
+    ours.compile_ahead()
     contestants: dict[str, Contestant] = {"cupygpt": ours}
     for peer in args.peer:
         contestants[peer] = torch_peer(case, peer, device, precision)
@@ -152,7 +155,7 @@ class Ours:
         )
         if not isinstance(device, CPU):
             with measuring(None):
-                collect(self.trainer.rehearse)
+                record_kernels(self.trainer.dry_run)
         self.trainer.load_parameters(initial_parameters(shape.config, seed=42))
         self._batches = random_batches(shape.config, shape.B, shape.T)
         self._count = 0
@@ -185,7 +188,7 @@ class Ours:
         planned = sum(memory_plan(self.shape).values())
         return f"{format_bytes(planned)} planned for buffers, {format_bytes(self._held)} taken"
 
-    def warm_up(self) -> None:
+    def compile_ahead(self) -> None:
         """The first steps, and the memory held after them, before a peer takes any."""
         for _ in range(WARMUP_STEPS):
             self.window_ms(1)
@@ -208,7 +211,7 @@ def report(ours: Ours, precision: str, windows: dict[str, list[float]]) -> None:
     print(f"{shape.config.describe()}; B {shape.B}, T {shape.T}")
     peak = None
     if device.name == "cuda":
-        from cupygpt.gpus import peak_flops
+        from cupygpt.device.peak_flops import peak_flops
 
         gpu: Any = device
         peak = peak_flops(gpu.gpu_name(), precision)

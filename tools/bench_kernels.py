@@ -18,26 +18,23 @@ from typing import Any
 
 import numpy as np
 
-from cupygpt.bfloat16 import to_bfloat16
+from cupygpt.arrays import Array, to_bfloat16
 from cupygpt.cli import run_cli
 from cupygpt.config import GPTConfig, config_from_descriptor
-from cupygpt.device import choose_device
+from cupygpt.data.step_loader import token_order
+from cupygpt.device.choose import choose_device
 from cupygpt.errors import ConfigError
+from cupygpt.model.tensors import decay_segments, parameter_specs
 from cupygpt.ops.adamw import adamw
-from cupygpt.ops.attention import attention_backward, attention_forward
+from cupygpt.ops.attention import LEAST_SUMMED_ROWS, attention_backward, attention_forward
 from cupygpt.ops.bias import bias_backward
 from cupygpt.ops.classifier import classifier
 from cupygpt.ops.dropout import dropout
-from cupygpt.ops.encoder import encoder_backward, encoder_forward, token_order
+from cupygpt.ops.encoder import encoder_backward, encoder_forward
 from cupygpt.ops.gelu import gelu_backward, gelu_bias_backward, gelu_forward
 from cupygpt.ops.global_norm import MAX_PARTS, global_norm
-from cupygpt.ops.layernorm import (
-    layernorm_backward,
-    layernorm_forward,
-    residual_layernorm_forward,
-)
+from cupygpt.ops.layernorm import layernorm_backward, layernorm_forward, residual_layernorm_forward
 from cupygpt.ops.linear import linear_backward, linear_forward
-from cupygpt.tensors import LEAST_SUMMED_ROWS, Array, decay_segments, parameter_specs
 
 FLUSH_BYTES = 256 << 20
 """Written between two timed calls: several times the largest L2 cache."""

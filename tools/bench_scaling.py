@@ -22,13 +22,13 @@ from typing import Any
 from cupygpt.cli import run_cli  # isort: skip - before NumPy: see cupygpt/__init__.py
 from bench import CASES, PEERS, WARMUP_STEPS, Contestant, Ours, random_batches
 
-from cupygpt.device import check_precision, default_precision
+from cupygpt.device.precision import check_precision, default_precision
 from cupygpt.distributed.collectives import make_collectives
-from cupygpt.distributed.devices import choose_rank_device
 from cupygpt.distributed.launcher import launch
+from cupygpt.distributed.rank_device import choose_rank_device
 from cupygpt.distributed.ranks import first_alone, join_ranks
 from cupygpt.errors import ConfigError, RunError
-from cupygpt.memory import shape_of_run
+from cupygpt.model.memory_plan import shape_of_run
 
 JOIN_S = 120.0
 

@@ -8,11 +8,11 @@ import argparse
 import sys
 from pathlib import Path
 
+from cupygpt.checkpoint.model_file import VERSIONS, save_model
 from cupygpt.cli import run_cli
 from cupygpt.config import GPT2_VOCAB, GPTConfig
 from cupygpt.errors import ConfigError
-from cupygpt.init import initial_parameters
-from cupygpt.modelfile import VERSIONS, save_model
+from cupygpt.model.init_weights import initial_parameters
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cupygpt.config import GPTConfig
-from cupygpt.tensors import cut_packed, parameter_specs
+from cupygpt.model.tensors import cut_packed, parameter_specs
 
 
 class Block(nn.Module):

@@ -12,7 +12,13 @@ from dataclasses import replace
 
 from cupygpt.cli import run_cli
 from cupygpt.config import config_from_descriptor
-from cupygpt.memory import MEMORY_MARGIN, RunShape, largest_batch, memory_plan, shape_of_run
+from cupygpt.model.memory_plan import (
+    MEMORY_MARGIN,
+    RunShape,
+    largest_batch,
+    memory_plan,
+    shape_of_run,
+)
 
 RUNTIME_BYTES = 600 << 20
 """What CUDA itself and the loaded kernels take of a card: about this on an H200."""

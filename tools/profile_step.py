@@ -17,15 +17,16 @@ from typing import Any
 import numpy as np
 from bench import Ours
 
-import cupygpt.model
-import cupygpt.step
 from cupygpt.cli import run_cli
 from cupygpt.config import config_from_descriptor
-from cupygpt.device import check_precision, choose_device, default_precision
+from cupygpt.device.choose import choose_device
+from cupygpt.device.precision import check_precision, default_precision
 from cupygpt.errors import ConfigError
-from cupygpt.memory import shape_of_run
+from cupygpt.model import gpt
+from cupygpt.model.memory_plan import shape_of_run
+from cupygpt.training import trainer
 
-OPS, CALLS_OPS = "cupygpt.ops.", "cupygpt.ops.parts"
+OPS, CALLS_OPS = "cupygpt.ops.", "cupygpt.device.batch_split"
 BUSY_BYTES = 256 << 20
 BUSY_FILLS = 400
 """Filling so much memory so often takes longer than queueing a step."""
@@ -61,11 +62,11 @@ def profile(args: argparse.Namespace) -> None:
     )
     tf32 = precision == "tf32"
     captured = Ours(device, shape, tf32=tf32, graph=True)
-    captured.warm_up()
+    captured.compile_ahead()
     graph_ms = captured.window_ms(args.steps)
     del captured  # its buffers make room for the next one's
     ours = Ours(device, shape, tf32=tf32, graph=False)
-    ours.warm_up()
+    ours.compile_ahead()
     clock = Clock(device)
     with timed_calls(clock):
         for _ in range(args.steps):
@@ -115,7 +116,7 @@ class Clock:
 def timed_calls(clock: Clock) -> Iterator[None]:
     """Every op that model.py and step.py import goes through the clock."""
     replaced: list[tuple[Any, str, Any]] = []
-    for module in (cupygpt.model, cupygpt.step):
+    for module in (gpt, trainer):
         for name, function in vars(module).items():
             home = getattr(function, "__module__", "")
             if callable(function) and home.startswith(OPS) and home != CALLS_OPS:

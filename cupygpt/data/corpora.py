@@ -10,19 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from cupygpt.data.python_docs import PythonDocs, python_docs_text
+from cupygpt.data.tokenizer import ByteTokenizer, Tokenizer
 from cupygpt.errors import DataError
-from cupygpt.tokenizer import ByteTokenizer, Tokenizer
-
-__all__ = [
-    "PythonDocs",
-    "encode_documents",
-    "hold_out",
-    "python_docs_text",
-    "python_docs_tokens",
-    "tinyshakespeare_text",
-    "tinyshakespeare_tokens",
-    "unigram_bigram_nats",
-]
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -32,9 +21,6 @@ SHAKESPEARE_VAL_TOKENS = 32_768
 DOWNLOAD_TIMEOUT_S = 20.0
 
 HELD_OUT_EVERY = 20
-
-LANDMARK_TOKENS = 2**22
-BIGRAM_STRENGTH = 10.0
 
 
 def tinyshakespeare_text(source: Path | None = None) -> str:
@@ -103,42 +89,6 @@ def hold_out(documents: Sequence[str]) -> tuple[list[str], list[str]]:
     held_out = range(HELD_OUT_EVERY // 2 - 1, len(documents), HELD_OUT_EVERY)
     train = [text for i, text in enumerate(documents) if i not in held_out]
     return train, [documents[i] for i in held_out]
-
-
-def unigram_bigram_nats(train: npt.ArrayLike, val: npt.ArrayLike, V: int) -> tuple[float, float]:
-    """Loss in nats per token of a unigram and a bigram model: landmarks for a training run.
-
-    Both are fitted on `train` (n,) and evaluated on `val` (m,), each predicting val[1:], ids
-    below V; of either array the first 4 Mi tokens count. Unigram: add-one smoothing, p(b) =
-    (c(b) + 1) / (n + V). Bigram: Dirichlet smoothing towards the unigram, p(b | a) =
-    (c(a, b) + 10 p(b)) / (c(a) + 10), where c(a) counts the times a is followed by anything.
-
-    Raises DataError if `val` has fewer than 2 tokens or `train` none.
-    """
-    seen = np.asarray(train)[:LANDMARK_TOKENS].astype(np.int64)
-    asked = np.asarray(val)[:LANDMARK_TOKENS].astype(np.int64)
-    if len(seen) < 1 or len(asked) < 2:
-        raise DataError(
-            f"{len(seen)} training and {len(asked)} validation tokens; at least 1 and 2 are needed."
-        )
-    unigram = (np.bincount(seen, minlength=V) + 1.0) / (len(seen) + V)
-    prior = unigram[asked[1:]]
-    pairs, counts = np.unique(seen[:-1] * V + seen[1:], return_counts=True)
-    wanted = asked[:-1] * V + asked[1:]
-    pair_counts = _counts_of(wanted, pairs, counts)
-    context_counts = np.bincount(seen[:-1], minlength=V)[asked[:-1]]
-    bigram = (pair_counts + BIGRAM_STRENGTH * prior) / (context_counts + BIGRAM_STRENGTH)
-    return float(-np.log(prior).mean()), float(-np.log(bigram).mean())
-
-
-def _counts_of(
-    wanted: npt.NDArray[np.int64], known: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]
-) -> npt.NDArray[np.int64]:
-    """counts[i] where wanted equals known[i] (sorted), 0 where it equals none."""
-    if not len(known):
-        return np.zeros_like(wanted)
-    at = np.minimum(np.searchsorted(known, wanted), len(known) - 1)
-    return np.where(known[at] == wanted, counts[at], 0)
 
 
 def _download(url: str) -> bytes:

@@ -21,7 +21,7 @@ from cupygpt.data.rows import (
     check_sizes,
     read_rows,
 )
-from cupygpt.data.shards import TokenShard
+from cupygpt.data.token_files import TokenShard
 from cupygpt.errors import DataError
 
 __all__ = ["Batch", "Position", "Prefetcher", "TrainLoader", "ValidationBatches"]

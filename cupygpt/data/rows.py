@@ -11,7 +11,7 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.data.shards import TokenShard, id_error
+from cupygpt.data.token_files import TokenShard, id_error
 from cupygpt.errors import DataError
 
 Ids: TypeAlias = npt.NDArray[np.int32]

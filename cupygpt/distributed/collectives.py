@@ -7,7 +7,7 @@ bits and a run repeats.
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from cupygpt.tensors import Array
+from cupygpt.arrays import Array
 
 
 class Collectives(Protocol):
@@ -41,6 +41,6 @@ def make_collectives(device: Any, ranks: Any) -> Collectives | None:
         from cupygpt.distributed.nccl import NcclCollectives
 
         return NcclCollectives(device, ranks)
-    from cupygpt.distributed.collectives_for_tests import SocketCollectivesForTests
+    from cupygpt.distributed.sockets import SocketCollectivesForTests
 
     return SocketCollectivesForTests(ranks)

@@ -10,7 +10,7 @@ from types import FrameType
 from typing import Any
 
 from cupygpt.cli import INTERRUPTED
-from cupygpt.distributed.environment import LOOPBACK, PORT, free_port
+from cupygpt.distributed.launcher_env import LOOPBACK, PORT, free_port
 from cupygpt.distributed.watchdog import FAILED, LAUNCHER_PID
 
 POLL_S = 0.05

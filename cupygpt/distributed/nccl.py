@@ -11,10 +11,10 @@ from typing import Any
 import cupy
 from cupy.cuda import nccl
 
-from cupygpt.cuda_device import CUDA
+from cupygpt.arrays import Array
+from cupygpt.device.cuda import CUDA
 from cupygpt.distributed.ranks import Ranks, from_first
 from cupygpt.errors import DeviceError
-from cupygpt.tensors import Array
 
 
 class NcclCollectives:

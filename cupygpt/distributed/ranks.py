@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from cupygpt.cli import INTERRUPTED
-from cupygpt.distributed.environment import Place, find_place
+from cupygpt.distributed.launcher_env import Place, find_place
+from cupygpt.distributed.messages import Closed, Wire
 from cupygpt.distributed.rendezvous import Meeting, meet
 from cupygpt.distributed.watchdog import FAILED, Watchdog, die
-from cupygpt.distributed.wire import Closed, Wire
 from cupygpt.errors import ConfigError, CupyGPTError, RunError
 
 HEAD_START_S = 2.0

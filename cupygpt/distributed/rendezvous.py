@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import cupygpt
-from cupygpt.distributed.environment import LOOPBACK, PORT, Place
-from cupygpt.distributed.wire import Closed, Wire
+from cupygpt.distributed.launcher_env import LOOPBACK, PORT, Place
+from cupygpt.distributed.messages import Closed, Wire
 from cupygpt.errors import ConfigError, CupyGPTError, RunError
 
 GREETING = "cupygpt ranks, protocol 1"

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from cupygpt.distributed.wire import Closed, Wire
+from cupygpt.distributed.messages import Closed, Wire
 
 BEAT_S = 1.0
 MISSED_BEATS = 30

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cupygpt.arrays import Array
+from cupygpt.device.cpu_threads import for_blocks, on_host
 from cupygpt.errors import KernelError
-from cupygpt.kernels import Kernel, ceil_div, num_packs
-from cupygpt.ops.host import for_blocks, on_host
-from cupygpt.tensors import Array
+from cupygpt.kernels.kernel import Kernel
+from cupygpt.kernels.launch import Launch, ceil_div, num_packs
 
 EPSILON = 1e-8
 BLOCK_ELEMENTS = 1 << 17
@@ -66,10 +67,25 @@ def adamw(
         raise KernelError("adamw: bfloat16 parameters need master weights or rng_state.")
     packs = num_packs(params)
     _adamw(
-        params, master, m, v, grads, norm, controls, rng_state, first, packs,
-        beta1, 1.0 - beta1, beta2, 1.0 - beta2, weight_decay, grad_clip,
-        *_decay_toggles(segments), grid=ceil_div(packs, THREADS), block=THREADS,
-    )  # fmt: skip
+        params,
+        master,
+        m,
+        v,
+        grads,
+        norm,
+        controls,
+        rng_state,
+        first,
+        packs,
+        beta1,
+        1.0 - beta1,
+        beta2,
+        1.0 - beta2,
+        weight_decay,
+        grad_clip,
+        *_decay_toggles(segments),
+        launch=Launch(ceil_div(packs, THREADS), THREADS),
+    )
 
 
 def _decay_toggles(segments: Sequence[tuple[int, int, bool]]) -> list[int]:

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cupygpt.kernels import Defines, Kernel, ceil_div, is_hopper
+from cupygpt.arrays import Array
+from cupygpt.device.cpu_threads import for_blocks, on_host, share
+from cupygpt.kernels.kernel import Kernel
+from cupygpt.kernels.launch import Defines, Launch, ceil_div, is_hopper
 from cupygpt.ops.bias import add_column_sums, bias_backward
-from cupygpt.ops.host import for_blocks, on_host, share
-from cupygpt.tensors import Array
 
 QUERY_BLOCK = 64
 """Queries handled at once on the CPU; keys after the block's last query are skipped."""
@@ -41,32 +42,37 @@ BUSY_BLOCKS = 512
 """With this many blocks of 128 rows a large GPU (132 SMs) stays busy, and warps own 32 rows instead
 of 16: they load half as much from shared memory per product, but blocks are fewer and heavier."""
 
+LEAST_SUMMED_ROWS = 32
+"""Rows of dqkv that a row of their sums stands for, at the least."""
+
 _ROWS = "T:i32 NH:i32"
 _DKDV = f"dqkv:floatX* sums:f32* dout:floatX* qkv:floatX* lse_dot:f32* {_ROWS}"
 _DQ = f"dqkv:floatX* sums:f32* lse_dot:f32* dout:floatX* out:floatX* qkv:floatX* lse:f32* {_ROWS}"
-_forward = Kernel("attention.cu", "attention_forward", f"out:floatX* lse:f32* qkv:floatX* {_ROWS}")
-_dkdv = Kernel("attention.cu", "attention_dkdv", _DKDV)
-_dq = Kernel("attention.cu", "attention_dq", _DQ)
+_forward = Kernel(
+    "attention/cuda_cores.cu", "attention_forward", f"out:floatX* lse:f32* qkv:floatX* {_ROWS}"
+)
+_dkdv = Kernel("attention/cuda_cores.cu", "attention_dkdv", _DKDV)
+_dq = Kernel("attention/cuda_cores.cu", "attention_dq", _DQ)
 _decode = Kernel(
-    "attention.cu",
+    "attention/cuda_cores.cu",
     "attention_decode",
     "out:floatX* cache:floatX* qkv:floatX* start:i32 T:i32 maxT:i32 NH:i32",
 )
 _mma_forward = Kernel(
-    "attention_mma_forward.cu",
+    "attention/mma_forward.cu",
     "attention_mma_forward",
     f"out:floatX* lse:f32* qkv:floatX* {_ROWS}",
 )
-_mma_dkdv = Kernel("attention_mma_backward.cu", "attention_mma_dkdv", _DKDV)
-_mma_dq = Kernel("attention_mma_backward.cu", "attention_mma_dq", _DQ)
+_mma_dkdv = Kernel("attention/mma_backward.cu", "attention_mma_dkdv", _DKDV)
+_mma_dq = Kernel("attention/mma_backward.cu", "attention_mma_dq", _DQ)
 _wgmma_forward = Kernel(
-    "attention_wgmma_forward.cu",
+    "attention/wgmma_forward.cu",
     "attention_wgmma_forward",
     f"out:floatX* lse:f32* qkv:floatX* {_ROWS}",
     arch="sm_90a",
 )
-_wgmma_dkdv = Kernel("attention_wgmma_backward.cu", "attention_wgmma_dkdv", _DKDV, arch="sm_90a")
-_wgmma_dq = Kernel("attention_wgmma_backward.cu", "attention_wgmma_dq", _DQ, arch="sm_90a")
+_wgmma_dkdv = Kernel("attention/wgmma_backward.cu", "attention_wgmma_dkdv", _DKDV, arch="sm_90a")
+_wgmma_dq = Kernel("attention/wgmma_backward.cu", "attention_wgmma_dq", _DQ, arch="sm_90a")
 
 
 def attention_forward(out: Array, lse: Array, qkv: Array, NH: int, *, tf32: bool = False) -> None:
@@ -163,7 +169,9 @@ def attention_decode(out: Array, cache: Array, qkv: Array, start: int, NH: int) 
     if not on_host(out):
         _, _, maxT, HS = cache.shape
         defines = _cuda_core_defines(HS)
-        _decode(out, cache, qkv, start, T, maxT, NH, grid=T * NH, block=THREADS, defines=defines)
+        _decode(
+            out, cache, qkv, start, T, maxT, NH, launch=Launch(T * NH, THREADS, defines=defines)
+        )
         return
     queries, keys, values = _split_heads(qkv[None], NH)
     stop = start + T
@@ -233,13 +241,8 @@ class _Launch:
 
     def __call__(self, *args: Any, heads: int) -> None:
         """Launch for `heads` = B * NH heads; the last two arguments are T and NH."""
-        self.kernel(
-            *args,
-            grid=heads * ceil_div(args[-2], self.block_rows) * self.parts,
-            block=self.threads,
-            shared_mem=self.shared_bytes,
-            defines=self.defines,
-        )
+        blocks = heads * ceil_div(args[-2], self.block_rows) * self.parts
+        self.kernel(*args, launch=Launch(blocks, self.threads, self.shared_bytes, self.defines))
 
 
 class _Launches(NamedTuple):

@@ -1,13 +1,12 @@
 """Addition of a bias to every row, and its gradient."""
 
-from typing import Any
-
 import numpy as np
 
-from cupygpt.kernels import Kernel, ceil_div, num_lanes, rows_launch
-from cupygpt.ops.host import for_blocks, on_host, share
-from cupygpt.ops.parts import accumulate
-from cupygpt.tensors import Array
+from cupygpt.arrays import Array
+from cupygpt.device.batch_split import accumulate
+from cupygpt.device.cpu_threads import for_blocks, on_host, share
+from cupygpt.kernels.kernel import Kernel
+from cupygpt.kernels.launch import Launch, ceil_div, pack_size, rows_launch
 
 MAX_CHUNKS = 256
 """Chunks of rows whose sums fit the scratch of 256 OC elements."""
@@ -17,7 +16,7 @@ SUM_THREADS = 256
 SUM_PACKS = 32
 """Most packs of columns per block of these: a warp reads 512 bytes of a row."""
 ROWS_AHEAD = 4
-"""Rows that a thread loads together, as in chunk_sum.cuh."""
+"""Rows that a thread loads together, as in lib/row_sums.cuh."""
 LEAST_SHARE = 1 << 17
 """Elements worth a thread of their own on the CPU."""
 FINISH_COLUMNS = 32
@@ -44,7 +43,7 @@ def bias_add(out: Array, bias: Array) -> None:
         return
     OC = int(bias.size)
     N = int(out.size) // OC
-    _add(out, bias, N, OC, **rows_launch(N, OC // num_lanes(out)))
+    _add(out, bias, N, OC, launch=rows_launch(N, OC // pack_size(out)))
 
 
 def bias_backward(dbias: Array, dout: Array, partials: Array) -> None:
@@ -58,20 +57,20 @@ def bias_backward(dbias: Array, dout: Array, partials: Array) -> None:
         _numpy_backward(dbias, dout.reshape(-1, OC))
         return
     launch = SumLaunch(dout, OC)
-    _backward_partials(partials, dout, launch.N, OC, launch.chunk_rows, **launch.partials)
+    _backward_partials(partials, dout, launch.N, OC, launch.chunk_rows, launch=launch.partials)
     launch.finish(dbias, partials, like=dout)
 
 
 class SumLaunch:
     """How the sums over the rows of a matrix of OC columns are spread over blocks.
 
-    A kernel built on sum_chunk in chunk_sum.cuh runs with `partials` as its launch; then `finish`
+    A kernel built on sum_chunk in lib/row_sums.cuh runs with `partials` as its launch; then `finish`
     adds what it left in the scratch of 256 OC elements to the result.
     """
 
     def __init__(self, matrix: Array, OC: int) -> None:
         self.N = int(matrix.size) // OC
-        lanes = num_lanes(matrix)
+        lanes = pack_size(matrix)
         packs = OC // lanes
         x = min(packs, SUM_PACKS)
         tiles = ceil_div(packs, x)
@@ -79,11 +78,7 @@ class SumLaunch:
         chunks = min(MAX_CHUNKS, max(1, SUM_BLOCKS // tiles), ceil_div(self.N, y * ROWS_AHEAD))
         self.chunk_rows = ceil_div(self.N, chunks)
         self.num_chunks = ceil_div(self.N, self.chunk_rows)
-        self.partials: dict[str, Any] = {
-            "grid": (tiles, self.num_chunks),
-            "block": (x, y),
-            "shared_mem": 4 * lanes * x * y,
-        }
+        self.partials = Launch((tiles, self.num_chunks), (x, y), shared_bytes=4 * lanes * x * y)
 
     def finish(self, dbias: Array, partials: Array, *, like: Array) -> None:
         """dbias += the sum of the chunks' sums."""
@@ -97,9 +92,13 @@ def add_column_sums(total: Array, sums: Array, num_rows: int, *, like: Array) ->
     """
     OC = int(total.size)
     _backward_finish(
-        total, sums, num_rows, OC,
-        grid=ceil_div(OC, FINISH_COLUMNS), block=FINISH_THREADS, like=like,
-    )  # fmt: skip
+        total,
+        sums,
+        num_rows,
+        OC,
+        launch=Launch(ceil_div(OC, FINISH_COLUMNS), FINISH_THREADS),
+        like=like,
+    )
 
 
 def _numpy_backward(dbias: np.ndarray, dout: np.ndarray) -> None:

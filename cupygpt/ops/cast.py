@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from cupygpt.bfloat16 import from_bfloat16, to_bfloat16
+from cupygpt.arrays import Array, from_bfloat16, to_bfloat16
+from cupygpt.device.cpu_threads import on_host
 from cupygpt.errors import KernelError
-from cupygpt.kernels import Kernel, ceil_div
-from cupygpt.ops.host import on_host
-from cupygpt.tensors import Array
+from cupygpt.kernels.kernel import Kernel
+from cupygpt.kernels.launch import Launch, ceil_div
 
 PACK = 8
 THREADS = 256
@@ -31,4 +31,4 @@ def cast(out: Array, inp: Array) -> None:
         )
     packs = int(out.size) // PACK
     kernel = _to_bfloat16 if to_bits else _to_float32
-    kernel(out, inp, packs, grid=ceil_div(packs, THREADS), block=THREADS)
+    kernel(out, inp, packs, launch=Launch(ceil_div(packs, THREADS), THREADS))

@@ -2,12 +2,12 @@
 
 import numpy as np
 
-from cupygpt.kernels import PACK_BYTES, Kernel, ceil_div, multiprocessors, num_lanes
-from cupygpt.ops.host import for_blocks, on_host
-from cupygpt.tensors import Array
+from cupygpt.arrays import Array
+from cupygpt.device.cpu_threads import for_blocks, on_host
+from cupygpt.kernels.kernel import Kernel
+from cupygpt.kernels.launch import PACK_BYTES, Launch, ceil_div, multiprocessors, pack_size
 
 BLOCK_ELEMENTS = 1 << 17
-SUM_THREADS = 1024
 MAX_THREADS = {4: 1024, 8: 768}
 """Of a block, by the elements of a pack; as in classifier.cu."""
 WARP = 32
@@ -24,7 +24,6 @@ _classifier = Kernel(
 _classifier_loss = Kernel(
     "classifier.cu", "classifier_loss", "losses:f32* logits:floatX* targets:i32* V:i32 Vp:i32"
 )
-_loss_mean = Kernel("loss_mean.cu", "loss_mean", "mean:f32* losses:f32* N:i32 scale:f32")
 
 
 def classifier(losses: Array, logits: Array, targets: Array, V: int, dloss: float | None) -> None:
@@ -39,10 +38,10 @@ def classifier(losses: Array, logits: Array, targets: Array, V: int, dloss: floa
         _numpy_classifier(losses, logits, targets, V, dloss)
         return
     N, Vp = logits.shape
-    lanes = num_lanes(logits)
+    lanes = pack_size(logits)
     block = min(MAX_THREADS[lanes], ceil_div(Vp, lanes * WARP) * WARP)
     if dloss is None:
-        _classifier_loss(losses, logits, targets, V, Vp, grid=N, block=block)
+        _classifier_loss(losses, logits, targets, V, Vp, launch=Launch(N, block))
         return
     processors, packs = multiprocessors(logits), ceil_div(Vp, lanes)
     # As many rows at once as there is room for, two at most where a row takes many threads.
@@ -53,20 +52,16 @@ def classifier(losses: Array, logits: Array, targets: Array, V: int, dloss: floa
     block_bytes = kept * PACK_BYTES + BLOCK_RESERVED_BYTES
     resident = min(THREADS // block, MAX_BLOCKS, processors.shared_bytes // block_bytes)
     _classifier(
-        losses, logits, targets, N, V, Vp, kept, dloss,
-        grid=min(N, processors.count * resident), block=block, shared_mem=kept * PACK_BYTES,
-    )  # fmt: skip
-
-
-def loss_mean(mean: Array, losses: Array, scale: float) -> None:
-    """mean[0] = scale * sum(losses), in a fixed order.
-
-    Written: mean (1,) float32. Read: losses (N,) float32.
-    """
-    if on_host(mean):
-        mean[0] = losses.sum(dtype=np.float64) * scale
-        return
-    _loss_mean(mean, losses, len(losses), scale, grid=1, block=SUM_THREADS)
+        losses,
+        logits,
+        targets,
+        N,
+        V,
+        Vp,
+        kept,
+        dloss,
+        launch=Launch(min(N, processors.count * resident), block, shared_bytes=kept * PACK_BYTES),
+    )
 
 
 def _numpy_classifier(

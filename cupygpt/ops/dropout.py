@@ -7,9 +7,10 @@ resumed run, the backward pass and every device therefore draw the same masks.
 
 import numpy as np
 
-from cupygpt.kernels import Kernel, ceil_div, num_packs
-from cupygpt.ops.host import for_blocks, on_host
-from cupygpt.tensors import Array
+from cupygpt.arrays import Array
+from cupygpt.device.cpu_threads import for_blocks, on_host
+from cupygpt.kernels.kernel import Kernel
+from cupygpt.kernels.launch import Launch, ceil_div, num_packs
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -41,9 +42,16 @@ def dropout(out: Array, inp: Array, state: Array, site: int, p: float, first: in
         return
     packs = num_packs(out)
     _dropout(
-        out, inp, state, first, packs, site, threshold, scale,
-        grid=ceil_div(packs, THREADS), block=THREADS,
-    )  # fmt: skip
+        out,
+        inp,
+        state,
+        first,
+        packs,
+        site,
+        threshold,
+        scale,
+        launch=Launch(ceil_div(packs, THREADS), THREADS),
+    )
 
 
 def _numpy_dropout(

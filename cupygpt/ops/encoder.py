@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from cupygpt.kernels import Kernel, ceil_div, num_lanes
-from cupygpt.ops.host import for_blocks, on_host, share
-from cupygpt.tensors import Array
+from cupygpt.arrays import Array
+from cupygpt.device.cpu_threads import for_blocks, on_host, share
+from cupygpt.kernels.kernel import Kernel
+from cupygpt.kernels.launch import Launch, ceil_div, pack_size
 
 LEAST_COLUMNS = 32
 """Columns worth a thread of their own on the CPU."""
@@ -42,18 +43,19 @@ def encoder_forward(out: Array, tokens: Array, wte: Array, wpe: Array) -> None:
         np.take(wte, tokens, axis=0, out=out, mode="clip")  # "raise" would copy; ids are checked
         out += wpe[:T]
         return
-    slices = ceil_div(C, WARP * num_lanes(out))
+    slices = ceil_div(C, WARP * pack_size(out))
     _forward(
-        out, tokens, wte, wpe, B, T, C,
-        grid=slices * ceil_div(B, FORWARD_ROWS) * ceil_div(T, BLOCK_WARPS), block=WARP * BLOCK_WARPS,
-    )  # fmt: skip
-
-
-def token_order(tokens: np.ndarray) -> np.ndarray:
-    """Positions (B * T,) int32 that sort the tokens: made on the host, for encoder_backward."""
-    # Ids fit in 16 bits, for which NumPy sorts by radix: about a tenth of the time.
-    order = np.argsort(tokens.astype(np.uint16), axis=None, kind="stable")
-    return order.astype(np.int32)
+        out,
+        tokens,
+        wte,
+        wpe,
+        B,
+        T,
+        C,
+        launch=Launch(
+            slices * ceil_div(B, FORWARD_ROWS) * ceil_div(T, BLOCK_WARPS), WARP * BLOCK_WARPS
+        ),
+    )
 
 
 def encoder_backward(
@@ -74,13 +76,27 @@ def encoder_backward(
     assert sums.size >= num_windows * C, (sums.size, num_windows, C)
     position_blocks, window_blocks = ceil_div(T, BLOCK_WARPS), ceil_div(num_windows, BLOCK_WARPS)
     _backward(
-        dwte, dwpe, sums, dout, tokens, order, B, T, C,
-        grid=slices * (position_blocks + window_blocks), block=WARP * BLOCK_WARPS,
-    )  # fmt: skip
+        dwte,
+        dwpe,
+        sums,
+        dout,
+        tokens,
+        order,
+        B,
+        T,
+        C,
+        launch=Launch(slices * (position_blocks + window_blocks), WARP * BLOCK_WARPS),
+    )
     _finish(
-        dwte, sums, tokens, order, B * T, C,
-        grid=window_blocks, block=WARP * BLOCK_WARPS, like=dout,
-    )  # fmt: skip
+        dwte,
+        sums,
+        tokens,
+        order,
+        B * T,
+        C,
+        launch=Launch(window_blocks, WARP * BLOCK_WARPS),
+        like=dout,
+    )
 
 
 def _numpy_backward(

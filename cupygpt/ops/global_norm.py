@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 
-from cupygpt.kernels import Kernel, ceil_div, num_packs
-from cupygpt.ops.host import for_blocks, on_host
-from cupygpt.tensors import Array
+from cupygpt.arrays import Array
+from cupygpt.device.cpu_threads import for_blocks, on_host
+from cupygpt.kernels.kernel import Kernel
+from cupygpt.kernels.launch import Launch, ceil_div, num_packs
 
 BLOCK_ELEMENTS = 1 << 16
 MAX_PARTS = 1024
@@ -29,8 +30,8 @@ def global_norm(norm: Array, grads: Array, partials: Array) -> None:
         return
     packs = num_packs(grads)
     num_parts = min(MAX_PARTS, ceil_div(packs, THREADS * MIN_PACKS_PER_THREAD))
-    _squares(partials, grads, packs, grid=num_parts, block=THREADS)
-    _norm(norm, partials, num_parts, grid=1, block=MAX_PARTS)
+    _squares(partials, grads, packs, launch=Launch(num_parts, THREADS))
+    _norm(norm, partials, num_parts, launch=Launch(1, MAX_PARTS))
 
 
 def _numpy_norm(norm: np.ndarray, grads: np.ndarray, partials: np.ndarray) -> None:

@@ -1,14 +1,13 @@
 """LayerNorm over the last axis, alone and fused with the residual addition before it."""
 
-from typing import Any
-
 import numpy as np
 
-from cupygpt.kernels import PACK_BYTES, Defines, Kernel, ceil_div, multiprocessors, num_lanes
+from cupygpt.arrays import Array
+from cupygpt.device.batch_split import accumulate
+from cupygpt.device.cpu_threads import for_blocks, on_host
+from cupygpt.kernels.kernel import Kernel
+from cupygpt.kernels.launch import PACK_BYTES, Defines, Launch, ceil_div, multiprocessors, pack_size
 from cupygpt.ops.bias import bias_backward
-from cupygpt.ops.host import for_blocks, on_host
-from cupygpt.ops.parts import accumulate
-from cupygpt.tensors import Array
 
 EPSILON = 1e-5
 MAX_PARTS = 341
@@ -75,7 +74,17 @@ def layernorm_forward(
         _numpy_forward(out, mean.reshape(-1), rstd.reshape(-1), inp, weight, bias)
         return
     N = int(mean.size)
-    _forward(out, mean, rstd, inp, weight, bias, N, C, **_launch(N, row_defines(C, num_lanes(out))))
+    _forward(
+        out,
+        mean,
+        rstd,
+        inp,
+        weight,
+        bias,
+        N,
+        C,
+        launch=_forward_launch(N, row_defines(C, pack_size(out))),
+    )
 
 
 def residual_layernorm_forward(
@@ -103,9 +112,18 @@ def residual_layernorm_forward(
         return
     N, C = int(mean.size), int(out.shape[-1])
     _residual_forward(
-        residual, out, mean, rstd, inp1, inp2, weight, bias, N, C,
-        **_launch(N, row_defines(C, num_lanes(out))),
-    )  # fmt: skip
+        residual,
+        out,
+        mean,
+        rstd,
+        inp1,
+        inp2,
+        weight,
+        bias,
+        N,
+        C,
+        launch=_forward_launch(N, row_defines(C, pack_size(out))),
+    )
 
 
 def layernorm_backward(
@@ -135,22 +153,41 @@ def layernorm_backward(
         return
     N, C = int(mean.size), int(inp.shape[-1])
     processors = multiprocessors(dinp)
-    defines = backward_defines(C, num_lanes(dinp), processors.shared_bytes_of_block)
+    defines = backward_defines(C, pack_size(dinp), processors.shared_bytes_of_block)
     team, teams = defines["TEAM"], defines["TEAMS"]
     stage_bytes = 3 * PACK_BYTES * defines["PACKS"] * team * teams
     sum_bytes = 12 * C * teams if teams > 1 else 0
     resident = processors.count * max(1, BACKWARD_THREADS // (team * teams))
     blocks = min(MAX_PARTS, resident, ceil_div(N, teams))
     _backward(
-        dinp, partials, dout, inp, weight, mean, rstd, N, C,
-        grid=blocks, block=team * teams, shared_mem=max(defines["STAGES"] * stage_bytes, sum_bytes),
-        defines=defines,
-    )  # fmt: skip
+        dinp,
+        partials,
+        dout,
+        inp,
+        weight,
+        mean,
+        rstd,
+        N,
+        C,
+        launch=Launch(
+            blocks,
+            team * teams,
+            shared_bytes=max(defines["STAGES"] * stage_bytes, sum_bytes),
+            defines=defines,
+        ),
+    )
     _backward_finish(
-        dweight, dbias, dsum, partials, blocks, C,
-        grid=(ceil_div(C, FINISH_COLUMNS), 2 if dsum is None else 3), block=FINISH_THREADS,
-        defines=defines, like=dinp,
-    )  # fmt: skip
+        dweight,
+        dbias,
+        dsum,
+        partials,
+        blocks,
+        C,
+        launch=Launch(
+            (ceil_div(C, FINISH_COLUMNS), 2 if dsum is None else 3), FINISH_THREADS, defines=defines
+        ),
+        like=dinp,
+    )
 
 
 def row_defines(C: int, lanes: int) -> Defines:
@@ -190,10 +227,10 @@ def backward_defines(C: int, lanes: int, shared_bytes: int) -> Defines:
     }
 
 
-def _launch(N: int, defines: Defines) -> dict[str, Any]:
+def _forward_launch(N: int, defines: Defines) -> Launch:
     warps = defines["ROW_WARPS"]
     teams = BLOCK_WARPS if warps == 1 else 1
-    return {"grid": ceil_div(N, teams), "block": teams * warps * WARP, "defines": defines}
+    return Launch(ceil_div(N, teams), teams * warps * WARP, defines=defines)
 
 
 def _numpy_forward(

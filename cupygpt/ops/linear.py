@@ -4,13 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from cupygpt.bfloat16 import from_bfloat16, to_bfloat16
-from cupygpt.gemm import matmul
+from cupygpt.arrays import Array, from_bfloat16, to_bfloat16
+from cupygpt.device.batch_split import accumulate
+from cupygpt.device.cpu_threads import for_blocks, on_host, share
+from cupygpt.kernels.matmul import matmul
 from cupygpt.ops.bias import bias_add, bias_backward
 from cupygpt.ops.gelu import gelu_bias_backward, gelu_forward
-from cupygpt.ops.host import for_blocks, on_host, share
-from cupygpt.ops.parts import accumulate
-from cupygpt.tensors import Array
 
 TILE_ELEMENTS = 1 << 18
 """Elements of dweight that are computed beside it before they are added: 1 MB of float32."""
@@ -98,9 +97,14 @@ def linear_gelu_forward(
         return
     OC, C = weight.shape
     matmul(
-        out.reshape(-1, OC), inp.reshape(-1, C), weight,
-        transpose_b=True, bias=bias, epilogue="gelu", aux=hidden.reshape(-1, OC),
-    )  # fmt: skip
+        out.reshape(-1, OC),
+        inp.reshape(-1, C),
+        weight,
+        transpose_b=True,
+        bias=bias,
+        epilogue="gelu",
+        aux=hidden.reshape(-1, OC),
+    )
 
 
 def gelu_linear_backward(

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from cupygpt.kernels import Kernel, ceil_div
-from cupygpt.ops.host import on_host
-from cupygpt.tensors import Array
+from cupygpt.arrays import Array
+from cupygpt.device.cpu_threads import on_host
+from cupygpt.kernels.kernel import Kernel
+from cupygpt.kernels.launch import Launch, ceil_div
 
 MAX_THREADS = 1024
 WARP = 32
@@ -39,7 +40,7 @@ def sample_token(
         token[0] = _numpy_sample(logits[:V], float(uniform[0]), temperature, top_k, top_p)
         return
     block = min(MAX_THREADS, ceil_div(V, WARP) * WARP)
-    _sample(token, logits, uniform, V, temperature, top_k, top_p, grid=1, block=block)
+    _sample(token, logits, uniform, V, temperature, top_k, top_p, launch=Launch(1, block))
 
 
 def _numpy_sample(

@@ -97,7 +97,10 @@ def load(path: Path, options: Sequence[str], *, checked: bool = True) -> Emulate
     Raises CompileError as EmulatedModule.
     """
     path = path.resolve()
-    path = _substitutes.get(path.parent, path.parent) / path.name
+    for folder, other in _substitutes.items():
+        if folder in path.parents:
+            path = other / path.relative_to(folder)
+        options = [f"-I{other}" if option == f"-I{folder}" else option for option in options]
     key = (path, tuple(options), checked)
     if key not in _loaded:
         _loaded[key] = EmulatedModule(path, options, checked=checked)
@@ -106,7 +109,7 @@ def load(path: Path, options: Sequence[str], *, checked: bool = True) -> Emulate
 
 @contextmanager
 def substituted(folder: Path, other: Path) -> Iterator[None]:
-    """While it lasts, `load` takes the files of one folder from another.
+    """While it lasts, `load` takes the files below one folder, and its headers, from another.
 
     This is how mutants reach launch code that knows nothing of them.
     """

@@ -15,25 +15,25 @@ _BARRIER = re.compile(r"\b__sync(?:threads|warp)\s*\([^;]*?\)\s*;")
 
 
 def barriers(source: Path, options: Sequence[str]) -> set[tuple[Path, int]]:
-    """(file, line) of each barrier that is compiled into a .cu file, its folder's headers included."""
+    """(file, line) of each barrier that is compiled into a .cu file, headers included."""
     rows = user_lines(preprocess(source, options))
     return {(Path(file), line) for file, line, row in rows if _BARRIER.search(row)}
 
 
-def mutate(file: Path, line: int, folder: Path) -> Path:
-    """Copy the file's folder to `folder`, the barrier on that line left out; returns the mutant."""
-    shutil.copytree(file.parent, folder, dirs_exist_ok=True)
+def mutate(file: Path, line: int, root: Path, folder: Path) -> Path:
+    """Copy all of `root` to `folder`, the barrier on that line of `file` left out; the mutant."""
+    shutil.copytree(root, folder, dirs_exist_ok=True)
     rows = file.read_text().splitlines(keepends=True)
     rows[line - 1], count = _BARRIER.subn(";", rows[line - 1])
     assert count == 1, f"{file}:{line} holds {count} barriers, one was expected"
-    mutant = folder / file.name
+    mutant = folder / file.relative_to(root)
     mutant.write_text("".join(rows))
     return mutant
 
 
-def survives(original: Path, mutant: Path, cases: Iterable[Callable[[], None]]) -> bool:
-    """Whether all cases pass on the mutant."""
-    with substituted(original.parent, mutant.parent):
+def survives(root: Path, mutants: Path, cases: Iterable[Callable[[], None]]) -> bool:
+    """Whether all cases pass with the files below `mutants` in place of those below `root`."""
+    with substituted(root, mutants):
         for run in cases:
             try:
                 run()

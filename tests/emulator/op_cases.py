@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from devices import make_device
 from emulator.cases import case
 from ops import (
     test_attention,
@@ -15,10 +14,11 @@ from ops import (
     test_encoder,
     test_gelu,
     test_global_norm,
-    test_head,
     test_layernorm,
+    test_lm_head,
     test_sampling,
 )
+from support.devices import make_device
 
 
 def check(
@@ -34,18 +34,18 @@ def check(
 
 
 # More than two streamed tiles, so that each of the two stages is filled a second time.
-check("attention.cu", test_attention.test_attention, 1, 130, 1, 8)
-check("attention.cu", test_attention.test_decoding_in_pieces_equals_attention, 1, 8)
-check("attention_mma_forward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
-check("attention_mma_backward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
-for file in ("attention_wgmma_forward.cu", "attention_wgmma_backward.cu"):
+check("attention/cuda_cores.cu", test_attention.test_attention, 1, 130, 1, 8)
+check("attention/cuda_cores.cu", test_attention.test_decoding_in_pieces_equals_attention, 1, 8)
+check("attention/mma_forward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
+check("attention/mma_backward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
+for file in ("attention/wgmma_forward.cu", "attention/wgmma_backward.cu"):
     check(file, test_attention.test_attention_on_hopper, 1, 321, 1, 64, floatX="bfloat16")
 check("bias.cu", test_bias.test_backward, (300, 40))
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=True)
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=False)
 check("encoder.cu", test_encoder.test_backward_of_heavy_tokens, [5, 91, 32, 60], 24)
 check("encoder.cu", test_encoder.test_backward_of_heavy_tokens, [300, 5], 200)
-check("head_wgmma.cu", test_head.test_fused_head, (70, 128, 700), floatX="bfloat16")
+check("lm_head.cu", test_lm_head.test_fused_head, (70, 128, 700), floatX="bfloat16")
 check("gelu.cu", test_gelu.test_backward_with_bias, (300, 40))
 check("global_norm.cu", test_global_norm.test_small_size_under_the_checker)
 check("layernorm.cu", test_layernorm.test_forward, (1, 5, 1600))

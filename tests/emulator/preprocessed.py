@@ -13,15 +13,15 @@ DYNAMIC_SHARED = "smem"
 """The one name for dynamic shared memory: `extern __shared__ float smem[];`."""
 
 _UNSUPPORTED = {
-    r"\b(?:asm|__asm|__asm__)\b": "inline PTX outside cuda/ptx.cuh: put it there, in a wrapper "
+    r"\b(?:asm|__asm|__asm__)\b": "inline PTX outside cuda/lib/ptx.cuh: put it there, in a wrapper "
     "that takes generic pointers, and its host version into ptx_emulated.h",
     r"<<<": "a launch from a kernel (dynamic parallelism)",
     r"\b__managed__\b": "__managed__ memory",
     r"\b(?:tex[123]D\w*|surf[123]D\w*|cudaTextureObject_t|cudaSurfaceObject_t)\b": "textures",
     r"\b(?:cooperative_groups|this_grid|grid_group)\b": "cooperative_groups (grid-wide sync)",
-    r"\b(?:nvcuda|wmma)\b": "wmma: use the mma wrappers of cuda/ptx.cuh",
+    r"\b(?:nvcuda|wmma)\b": "wmma: use the mma wrappers of cuda/lib/ptx.cuh",
     r"\b__cluster_dims__\b": "thread block clusters",
-    r"\b__cvta_generic_to_shared\b": "shared-memory addresses outside cuda/ptx.cuh",
+    r"\b__cvta_generic_to_shared\b": "shared-memory addresses outside cuda/lib/ptx.cuh",
     r"\b__syncthreads_(?:count|and|or)\b": "__syncthreads with a vote",
     r"\b__activemask\b": "__activemask: only full-warp operations are emulated",
     r"\b__match_(?:any|all)_sync\b": "__match_sync",
@@ -57,7 +57,7 @@ class Entry:
 def user_lines(text: str) -> Iterator[tuple[str, int, str]]:
     """The lines of g++ -E output that come from the kernel's own files: (file, line, text).
 
-    Left out: the system's and the emulator's headers, and cuda/ptx.cuh, which the emulator replaces.
+    Left out: the system's and the emulator's headers, and cuda/lib/ptx.cuh, which the emulator replaces.
     """
     file, line, ours = "", 0, False
     for row in text.splitlines():

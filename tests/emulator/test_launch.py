@@ -101,7 +101,7 @@ def test_kernel_names_come_from_the_file(samples: Path) -> None:
 
 
 UNSUPPORTED = {
-    'asm volatile("membar.gl;");': "inline PTX outside cuda/ptx.cuh",
+    'asm volatile("membar.gl;");': "inline PTX outside cuda/lib/ptx.cuh",
     "other<<<1, 1>>>(out);": "dynamic parallelism",
     "__syncthreads_or(1);": "__syncthreads_or",
     "unsigned m = __activemask();": "__activemask",

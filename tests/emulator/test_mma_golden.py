@@ -68,7 +68,7 @@ def test_hardware_agrees_with_emulator() -> None:
 
 @pytest.mark.parametrize("header", ["ptx", "ptx_hopper"])
 def test_every_wrapper_has_a_host_version(header: str) -> None:
-    text = (CUDA_DIR / f"{header}.cuh").read_text()
+    text = (CUDA_DIR / "lib" / f"{header}.cuh").read_text()
     names = set(re.findall(r"__forceinline__ [\w ]+?(\w+)\(", text))
     host = (Path(INCLUDE_DIR) / f"{header}_emulated.h").read_text()
     made = {f"{n}_zfill" for n in re.findall(r"EMU_CP_ASYNC\((\w+)", host)}

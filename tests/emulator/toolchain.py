@@ -157,7 +157,7 @@ def _digest(*parts: str) -> str:
 def _texts(source: Path, flags: Sequence[str]) -> list[str]:
     """The text of every file that may be compiled into a module."""
     folders = [source.parent, *(Path(f[2:]) for f in flags if f.startswith("-I"))]
-    headers = {h for d in folders for end in ("*.cuh", "*.h", "*.inc") for h in d.glob(end)}
+    headers = {h for d in folders for end in ("*.cuh", "*.h", "*.inc") for h in d.rglob(end)}
     headers |= {h for h in INCLUDE_DIR.rglob("*") if h.is_file()}
     return [source.read_text(), *(h.read_text() for h in sorted(headers))]
 

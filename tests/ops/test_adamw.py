@@ -2,14 +2,14 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import oracle
 import pytest
-from devices import EPSILON, Device, round_to, twice
+from support import oracle
+from support.devices import EPSILON, Device, round_to, twice
 
 from cupygpt.config import GPTConfig
 from cupygpt.errors import KernelError
+from cupygpt.model.tensors import decay_segments, parameter_specs
 from cupygpt.ops.adamw import MAX_TOGGLES, _decay_toggles, adamw
-from cupygpt.tensors import decay_segments, parameter_specs
 
 SETTINGS = {"beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1, "grad_clip": 1.0}
 

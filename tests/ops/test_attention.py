@@ -10,15 +10,19 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import oracle
 import pytest
-from devices import DEVICES, EPSILON, STARTED_AT, Device, round_to
-from gpu import require_gpu
 from numpy.random import Generator
+from support import oracle
+from support.devices import DEVICES, EPSILON, STARTED_AT, Device, round_to
+from support.gpu import require_gpu
 
 from cupygpt.ops import attention
-from cupygpt.ops.attention import attention_backward, attention_decode, attention_forward
-from cupygpt.tensors import LEAST_SUMMED_ROWS
+from cupygpt.ops.attention import (
+    LEAST_SUMMED_ROWS,
+    attention_backward,
+    attention_decode,
+    attention_forward,
+)
 
 FLOAT32_DEVICES = [d for d in DEVICES if d.values[0][1] == "float32"]
 BFLOAT16_DEVICES = [d for d in DEVICES if d.values[0][1] == "bfloat16"]

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from devices import Device, round_to
+from support.devices import Device, round_to
 
 from cupygpt.errors import KernelError
 from cupygpt.ops.cast import cast

@@ -1,9 +1,10 @@
 import numpy as np
-import oracle
 import pytest
-from devices import STARTED_AT, Device, twice
+from support import oracle
+from support.devices import STARTED_AT, Device, twice
 
-from cupygpt.ops.classifier import classifier, loss_mean
+from cupygpt.ops.classifier import classifier
+from cupygpt.ops.loss_mean import loss_mean
 
 # (N, V, Vp): padding, none, an odd vocabulary, hardly any real column.
 SHAPES = [(3, 65, 128), (2, 128, 128), (70, 257, 384), (2, 2, 128)]

@@ -1,7 +1,7 @@
 import numpy as np
-import oracle
 import pytest
-from devices import Device
+from support import oracle
+from support.devices import Device
 
 from cupygpt.ops.dropout import dropout, philox
 

@@ -1,9 +1,10 @@
 import numpy as np
-import oracle
 import pytest
-from devices import STARTED_AT, Device, twice
+from support import oracle
+from support.devices import STARTED_AT, Device, twice
 
-from cupygpt.ops.encoder import encoder_backward, encoder_forward, token_order
+from cupygpt.data.step_loader import token_order
+from cupygpt.ops.encoder import encoder_backward, encoder_forward
 
 # (B, T, C, V, Vp): one token; T = 1; few rows; several blocks of sorted positions and of columns.
 SHAPES = [

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from devices import Device
+from support.devices import Device
 
 from cupygpt.ops.global_norm import MAX_PARTS, global_norm
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gpu import require_gpu
+from support.gpu import require_gpu
 
 from cupygpt.ops.bias import bias_add
 from cupygpt.ops.classifier import classifier

@@ -1,7 +1,7 @@
 import numpy as np
-import oracle
 import pytest
-from devices import STARTED_AT, Device, twice
+from support import oracle
+from support.devices import STARTED_AT, Device, twice
 
 from cupygpt.ops.layernorm import (
     backward_defines,

@@ -5,12 +5,12 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import oracle
 import pytest
-from devices import EPSILON, STARTED_AT, Device, twice
-from gpu import require_gpu
+from support import oracle
+from support.devices import EPSILON, STARTED_AT, Device, twice
+from support.gpu import require_gpu
 
-from cupygpt.bfloat16 import from_bfloat16, to_bfloat16
+from cupygpt.arrays import from_bfloat16, to_bfloat16
 from cupygpt.ops import linear
 from cupygpt.ops.linear import (
     gelu_linear_backward,

@@ -1,4 +1,4 @@
-// Host version of cuda/ptx.cuh: same names, same fragment layouts (PTX ISA, "Matrix fragments for
+// Host version of cuda/lib/ptx.cuh: same names, same fragment layouts (PTX ISA, "Matrix fragments for
 // mma.m16n8k8 / m16n8k16"; a golden test compares them with a GPU's answer).
 #pragma once
 #include "emulator_abi.h"

@@ -1,4 +1,4 @@
-// Host version of cuda/ptx_hopper.cuh: same names, and the matrix descriptors of the PTX ISA
+// Host version of cuda/lib/ptx_hopper.cuh: same names, and the matrix descriptors of the PTX ISA
 // ("Matrix descriptor format", "Strides"; 128-byte swizzle only).
 //
 // A product is carried out when it is waited for, the latest moment a GPU may choose: until then

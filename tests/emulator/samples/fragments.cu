@@ -1,5 +1,5 @@
 // One warp multiplies 16 x K by K x 8: the fragments of ptx.cuh against plain matrices.
-#include "ptx.cuh"
+#include "lib/ptx.cuh"
 
 // d = a b^T + c; a (16, 16) and b (8, 16) bf16, c and d (16, 8). Through shared memory and ldmatrix.
 extern "C" __global__ void mma_bf16(float* d, const unsigned short* a, const unsigned short* b,

@@ -1,6 +1,6 @@
 // out[i] = inp[i] + inp[i mirrored in its tile of 256]; n a multiple of 4. Tiles of a block's share
 // come through two buffers by cp.async, the next one while the present one is worked on.
-#include "ptx.cuh"
+#include "lib/ptx.cuh"
 #ifndef BUG
 #define BUG none
 #endif

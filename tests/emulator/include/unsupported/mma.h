@@ -1,1 +1,1 @@
-#error "mma.h (wmma) is not emulated: use the mma wrappers of cuda/ptx.cuh"
+#error "mma.h (wmma) is not emulated: use the mma wrappers of cuda/lib/ptx.cuh"

@@ -1,0 +1,107 @@
+"""llm.c model files: version 3 (float32) and 5 (bfloat16), read and written byte for byte.
+
+A header of 256 int32, then the 16 tensors of `parameter_specs` without gaps. Source: llm.c
+train_gpt2.py (write_model) and train_gpt2.cu (gpt2_write_to_checkpoint).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cupygpt.arrays import from_bfloat16, to_bfloat16
+from cupygpt.config import GPTConfig
+from cupygpt.errors import CheckpointError, ConfigError
+from cupygpt.llmc_header import HEADER_BYTES, HEADER_INTS, check_magic, read_header, write_parts
+
+MODEL_MAGIC = 20240326
+VERSIONS = {"fp32": 3, "bf16": 5}
+_ELEMENT_BYTES = {3: 4, 5: 2}
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """A loaded model: float32 parameters in file order, and what was repaired on the way."""
+
+    config: GPTConfig
+    precision: str
+    parameters: np.ndarray
+    warnings: tuple[str, ...]
+
+
+def save_model(path: Path, config: GPTConfig, parameters: np.ndarray, precision: str) -> int:
+    """Write `parameters` (P,) atomically as version 3 ("fp32") or 5 ("bf16").
+
+    They are float32, which version 5 rounds, or for that version bfloat16 already (uint16).
+    Returns the CRC-32 of the file. Raises RunError where the disk refuses.
+    """
+    is_bfloat16 = parameters.dtype == np.uint16
+    assert precision == "bf16" or not is_bfloat16, "version 3 holds float32"
+    body = to_bfloat16(parameters) if precision == "bf16" and not is_bfloat16 else parameters
+    header = np.zeros(HEADER_INTS, np.int32)
+    header[:8] = (
+        MODEL_MAGIC, VERSIONS[precision], config.maxT, config.V, config.L, config.NH, config.C,
+        config.Vp,
+    )  # fmt: skip
+    return write_parts(path, [header, body])
+
+
+def load_model(path: Path) -> ModelFile:
+    """Read a model file, checking magic, version, shape, exact size and finite weights.
+
+    Padding rows of wte that are not zero are zeroed, with a warning: llm.c's trainers take their
+    logits for gradients, which ruins a run. Raises CheckpointError.
+    """
+    header = read_header(path)
+    check_magic(path, header, MODEL_MAGIC)
+    config, precision = _shape(path, header)
+    element_bytes = _ELEMENT_BYTES[int(header[1])]
+    expected = HEADER_BYTES + element_bytes * config.num_parameters
+    actual = path.stat().st_size
+    if actual != expected:
+        raise CheckpointError(
+            f"{path}: {actual:,} bytes, but its header announces {expected:,} "
+            f"({config.num_parameters:,} parameters of {element_bytes} bytes). "
+            f"The file is {'cut short' if actual < expected else 'too long'}; copy it again."
+        )
+    dtype = np.float32 if precision == "fp32" else np.uint16
+    body = np.fromfile(path, dtype, offset=HEADER_BYTES)
+    parameters = body if precision == "fp32" else from_bfloat16(body)
+    # A sum is finite only if its terms are; it is the cheapest such test.
+    if not math.isfinite(float(np.sum(parameters, dtype=np.float64))):
+        raise CheckpointError(f"{path}: the weights hold NaN or infinity; use another checkpoint.")
+    return ModelFile(config, precision, parameters, tuple(_zero_padding(path, config, parameters)))
+
+
+def _shape(path: Path, header: np.ndarray) -> tuple[GPTConfig, str]:
+    version = int(header[1])
+    precision = {number: name for name, number in VERSIONS.items()}.get(version)
+    if precision is None:
+        raise CheckpointError(
+            f"{path}: model file version {version}; versions 3 (float32) and 5 (bfloat16) are "
+            f"supported. Export the model again with a current llm.c."
+        )
+    maxT, V, L, NH, C, Vp = (int(x) for x in header[2:8])
+    try:
+        config = GPTConfig(maxT=maxT, V=V, L=L, NH=NH, C=C)
+    except ConfigError as error:
+        raise CheckpointError(f"{path}: the header describes no usable model: {error}") from error
+    if config.Vp != Vp:
+        raise CheckpointError(
+            f"{path}: padded vocabulary {Vp}, but {V} rounds up to {config.Vp}. "
+            f"The header is damaged, or the file was not made by llm.c's layout."
+        )
+    return config, precision
+
+
+def _zero_padding(path: Path, config: GPTConfig, parameters: np.ndarray) -> Sequence[str]:
+    padding = parameters[config.V * config.C : config.Vp * config.C]
+    if not padding.any():
+        return []
+    padding[...] = 0
+    return [
+        f"{path}: the {config.Vp - config.V} padding rows of wte were not zero and have been "
+        f"zeroed; llm.c's own trainers would not learn from this file."
+    ]

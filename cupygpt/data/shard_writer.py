@@ -1,0 +1,110 @@
+"""The token files of one data set: training shards of a given size and one for validation."""
+
+import contextlib
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from cupygpt.data.token_files import Tokens, open_shards, shard_writer
+from cupygpt.errors import DataError
+
+
+class ShardSeries:
+    """Writes tokens to `<stem>.bin` or, past `shard_tokens`, to `<stem>_000001.bin` and on.
+
+    A context manager; an exception inside removes what it has written. `shard_tokens` is at least
+    2. A single token left over at the end joins the shard before it, as a file needs two.
+    """
+
+    def __init__(self, folder: Path, stem: str, shard_tokens: int) -> None:
+        assert shard_tokens >= 2
+        self.paths: list[Path] = []
+        self.num_tokens = 0
+        self._folder, self._stem = folder, stem
+        self._shard_tokens = shard_tokens
+        self._in_shard = 0
+        self._path: Path | None = None
+        self._open_shard = contextlib.ExitStack()
+        self._append: Callable[[npt.ArrayLike], None] | None = None
+
+    def append(self, tokens: npt.NDArray[np.uint16]) -> None:
+        """Write tokens (n,), beginning a new file where one is full."""
+        self.num_tokens += tokens.size
+        while tokens.size:
+            room = self._shard_tokens - self._in_shard
+            if self._append is None or (room <= 0 and tokens.size >= 2):
+                self._append = self._next_shard()
+                continue
+            taken = tokens[: max(room, 1)]
+            self._append(taken)
+            self._in_shard += taken.size
+            tokens = tokens[taken.size :]
+
+    def _next_shard(self) -> Callable[[npt.ArrayLike], None]:
+        self._finish_shard()
+        self._path = self._folder / f"{self._stem}_{len(self.paths) + 1:06}.bin"
+        self._in_shard = 0
+        return self._open_shard.enter_context(shard_writer(self._path))
+
+    def _finish_shard(self) -> None:
+        self._open_shard.close()
+        if self._path is not None:
+            self.paths.append(self._path)
+
+    def __enter__(self) -> "ShardSeries":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if error is not None:
+            self._open_shard.__exit__(kind, error, traceback)
+            self._remove()
+            return
+        try:
+            self._finish_shard()
+            if len(self.paths) == 1:
+                self.paths = [self.paths[0].replace(self._folder / f"{self._stem}.bin")]
+        except BaseException:
+            self._remove()
+            raise
+
+    def _remove(self) -> None:
+        for path in self.paths:
+            path.unlink(missing_ok=True)
+
+
+def remove_stale(folder: Path, name: str, written: list[Path]) -> list[Path]:
+    """Delete token files that an earlier run left under the same name; returns their paths.
+
+    Otherwise a pattern such as `name_train*.bin` would mix two data sets. Only whole token files
+    named `<name>_train.bin`, `<name>_train_NNNNNN.bin` or `<name>_val.bin` go.
+    """
+    ours = re.compile(re.escape(name) + r"_(train(_\d{6})?|val)\.bin")
+    removed = []
+    for path in sorted(folder.iterdir()):
+        if ours.fullmatch(path.name) and path not in written and _is_token_file(path):
+            path.unlink()
+            removed.append(path)
+    return removed
+
+
+def split_off_end(tokens: Tokens, owed: float) -> tuple[Tokens, Tokens, float]:
+    """`tokens` without its last int(owed), these, and what is still owed after them."""
+    count = min(int(owed), tokens.size)
+    return tokens[: tokens.size - count], tokens[tokens.size - count :], owed - count
+
+
+def _is_token_file(path: Path) -> bool:
+    try:
+        open_shards(str(path))
+    except DataError:
+        return False
+    return True

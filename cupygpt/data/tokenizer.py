@@ -1,0 +1,169 @@
+"""Tokenizers: text to ids and back. GPT-2's BPE, bytes, any tiktoken rank file, llm.c's table.
+
+Ids fit in 16 bits, because token files hold uint16. tiktoken is imported when first needed.
+"""
+
+import codecs
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from cupygpt.data import tokenizer_files
+from cupygpt.errors import TokenizerError
+
+if TYPE_CHECKING:
+    import tiktoken
+
+GPT2_VOCAB_SIZE = 50257
+BYTES_VOCAB_SIZE = 257
+END_OF_TEXT = b"<|endoftext|>"
+
+
+class Tokenizer(ABC):
+    """Text to token ids and back.
+
+    `name` is what `load_tokenizer` was given; `vocab_size` the number of ids; `eot` the id that
+    separates documents, or None where there is none.
+    """
+
+    def __init__(self, name: str, table: Sequence[bytes], eot: int | None) -> None:
+        self.name = name
+        self.vocab_size = len(table)
+        self.eot = eot
+        self._table = table
+
+    @abstractmethod
+    def encode(self, text: str) -> npt.NDArray[np.uint16]:
+        """The ids (n,) uint16 of ordinary text; the name of a special token is text like any other.
+
+        Half of a surrogate pair, which UTF-8 cannot hold, becomes U+FFFD. Raises TokenizerError
+        if this tokenizer can only decode.
+        """
+
+    def decode_bytes(self, ids: Iterable[int]) -> bytes:
+        """The bytes that `ids` stand for; `eot` gives `<|endoftext|>`, an unused id nothing.
+
+        Raises TokenizerError for an id outside [0, vocab_size).
+        """
+        return b"".join(map(self._bytes_of, ids))
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text that `ids` stand for; bytes that are not UTF-8 become U+FFFD."""
+        return self.decode_bytes(ids).decode("utf-8", errors="replace")
+
+    def _bytes_of(self, token: int) -> bytes:
+        if not 0 <= token < self.vocab_size:
+            raise TokenizerError(
+                f"token id {token} is not in the vocabulary of tokenizer {self.name} "
+                f"({self.vocab_size:,} ids). Name the tokenizer of the data with --tokenizer."
+            )
+        return self._table[token]
+
+
+class ByteTokenizer(Tokenizer):
+    """Ids 0 to 255 are the bytes of UTF-8 text, 256 is end of text; V = 257. Needs no files."""
+
+    def __init__(self) -> None:
+        super().__init__("bytes", [*(bytes([i]) for i in range(256)), END_OF_TEXT], 256)
+
+    def encode(self, text: str) -> npt.NDArray[np.uint16]:
+        """One id per byte of UTF-8."""
+        return np.frombuffer(_encodable(text).encode(), np.uint8).astype(np.uint16)
+
+
+class BPETokenizer(Tokenizer):
+    """Byte-pair encoding by tiktoken, with GPT-2's split pattern."""
+
+    def __init__(self, name: str, encoding: "tiktoken.Encoding", ranks: dict[bytes, int]) -> None:
+        table = [b""] * (max(ranks.values()) + 2)
+        for token, rank in ranks.items():
+            table[rank] = token
+        table[-1] = END_OF_TEXT
+        super().__init__(name, table, len(table) - 1)
+        self._encoding = encoding
+
+    def encode(self, text: str) -> npt.NDArray[np.uint16]:
+        """BPE tokens of the text; the id of end of text never occurs."""
+        return np.array(self._encoding.encode_ordinary(_encodable(text)), np.uint16)
+
+
+class DecodeOnlyTokenizer(Tokenizer):
+    """llm.c's tokenizer.bin: the bytes of each id, without the merges that encoding needs."""
+
+    def encode(self, text: str) -> npt.NDArray[np.uint16]:
+        """Always raises TokenizerError."""
+        raise TokenizerError(
+            f"{self.name}: a tokenizer of llm.c holds no merges, so it can decode but not encode "
+            f"{text[:20]!r}. Use --tokenizer gpt2 or a .tiktoken file."
+        )
+
+
+class StreamDecoder:
+    """Text from ids that come one by one, never breaking a character that spans several ids."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def feed(self, token: int) -> str:
+        """The text that became complete with this id; often all of it, sometimes none."""
+        return self._utf8.decode(self._tokenizer.decode_bytes([token]))
+
+    def flush(self) -> str:
+        """What is left of an unfinished character (U+FFFD, or nothing); starts afresh."""
+        rest = self._utf8.decode(b"", final=True)
+        self._utf8.reset()
+        return rest
+
+
+def load_tokenizer(spec: str) -> Tokenizer:
+    """The tokenizer named by `spec`: "gpt2", "bytes", or the path of a file.
+
+    gpt2: GPT-2's BPE, V = 50257, end of text 50256, from tiktoken's cache or the network.
+    A `.tiktoken` file (lines of base64 token and rank): V = highest rank + 2, the last id being
+    end of text; text is split by GPT-2's pattern, whatever the file was made with.
+    llm.c's tokenizer.bin, told by its magic number or its name: decoding only.
+
+    Raises TokenizerError, saying what is missing or damaged and what to do instead.
+    """
+    if spec == "bytes":
+        return ByteTokenizer()
+    if spec == "gpt2":
+        return _load_gpt2()
+    path = Path(spec).expanduser()
+    content = tokenizer_files.read(path)
+    if path.suffix == ".bin" or tokenizer_files.is_llmc(content):
+        return DecodeOnlyTokenizer(spec, *tokenizer_files.parse_llmc(path, content))
+    return _bpe_from_ranks(spec, tokenizer_files.parse_ranks(path, content))
+
+
+def default_tokenizer_spec(V: int) -> str | None:
+    """The tokenizer that a vocabulary of V ids suggests: "bytes", "gpt2" or None."""
+    return {BYTES_VOCAB_SIZE: "bytes", GPT2_VOCAB_SIZE: "gpt2"}.get(V)
+
+
+def _load_gpt2() -> Tokenizer:
+    from cupygpt.data import gpt2_bpe as gpt2_files
+
+    encoding = gpt2_files.load_encoding()
+    return BPETokenizer("gpt2", encoding, encoding._mergeable_ranks)
+
+
+def _bpe_from_ranks(name: str, ranks: dict[bytes, int]) -> Tokenizer:
+    import tiktoken
+
+    encoding = tiktoken.Encoding(
+        name, pat_str=tokenizer_files.GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={}
+    )
+    return BPETokenizer(name, encoding, ranks)
+
+
+def _encodable(text: str) -> str:
+    """`text` with lone surrogates replaced, as tiktoken does and as UTF-8 requires."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -1,0 +1,1 @@
+"""Where arrays live: the CPU and the GPU behind one interface."""

@@ -1,0 +1,1 @@
+"""From a .cu file to a launch, and matrix products by cuBLASLt."""

@@ -1,0 +1,193 @@
+"""Matrix products on the GPU: cuBLASLt with row-major arrays, descriptors cached by shape.
+
+CuPy's own products refuse to run while a stream is captured; these run eagerly and captured. The
+first call of a kind describes the product and takes the algorithm that was measured to be the
+fastest (gemm_choice.py), or without a measurement the one that cuBLASLt's heuristics put first
+(under 100 μs); later calls look it up. No call outside `measuring` waits for the device, and none
+but the first on a device allocates.
+"""
+
+import ctypes
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from cupygpt.arrays import Array
+from cupygpt.kernels import cublaslt
+from cupygpt.kernels import matmul_choice as gemm_choice
+from cupygpt.kernels.matmul_problem import Epilogue, Operand, Problem, problem_of, signature
+
+WORKSPACE_BYTES = 32 << 20
+"""Scratch memory per device: NVIDIA's advice for Hopper, ample for older GPUs."""
+
+MAX_CANDIDATES = 16
+"""Algorithms that the heuristics are asked for; they know about 8 of most products."""
+
+_TYPES = {"f": cublaslt.FLOAT32, "H": cublaslt.BFLOAT16}
+
+
+def matmul(
+    out: Array,
+    a: Array,
+    b: Array,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    accumulate: bool = False,
+    bias: Array | None = None,
+    epilogue: Epilogue | None = None,
+    aux: Array | None = None,
+    tf32: bool = False,
+) -> None:
+    """out = f(op(a) @ op(b) + bias), where op transposes on demand; `accumulate` adds to out.
+
+    Written: out (M, N); accumulated with `accumulate`. Read: op(a) (M, K), op(b) (K, N); bias (N,)
+    or None. `epilogue` None: f is the identity. "gelu": f is the tanh form of GELU, and its input
+    is also written to aux (M, N) unless that is None. "dgelu": out = (op(a) @ op(b)) times the
+    derivative of GELU at aux (M, N), which is read; no bias. On an H200 the GELU epilogues pay in
+    bfloat16 only: in TF32 they cost more than a GELU kernel of its own.
+
+    float32 operands give a float32 result, in true float32 or, with `tf32`, with operands rounded
+    to TF32. uint16 operands are bfloat16, summed in float32, for a float32 or bfloat16 result
+    (`tf32` does not concern them). bias and aux have the type of out. The last axis must be
+    contiguous; rows may lie apart, so row and column slices of a larger array will do. With an
+    epilogue and aux, rows of aux must lie a multiple of 8 elements apart.
+
+    All arrays are CuPy arrays on one device; the work is queued on CuPy's current stream. Products
+    of one device share a workspace and cached descriptors: issue them from one thread, on one
+    stream at a time. Raises KernelError for shapes, types and layouts that do not fit together or
+    that cuBLASLt does not know, with its status; DeviceError where cuBLASLt is missing.
+    """
+    if out.size == 0:
+        return
+    out_memory, a_address, b_address = out.data, a.data.ptr, b.data.ptr
+    device_id, out_address = out_memory.device_id, out_memory.ptr
+    key = (
+        signature(out), signature(a), signature(b),
+        None if bias is None else signature(bias), None if aux is None else signature(aux),
+        transpose_a, transpose_b, accumulate, epilogue, tf32,
+    )  # fmt: skip
+    context = _context(device_id)
+    plan = context.plans.get(key)
+    if plan is None:
+        plan = context.plans[key] = context.choose(
+            key, lambda plan: context.run(plan, out_address, a_address, b_address, bias, aux)
+        )
+    context.run(plan, out_address, a_address, b_address, bias, aux)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is passed to cublasLtMatmul for one kind of product, beside the addresses."""
+
+    problem: Problem
+    operation: int
+    layouts: tuple[int, int, int]
+    algorithm: cublaslt.HeuristicResult
+    algorithm_address: int
+    beta_address: int
+    set_bias: Callable[[int], None] | None
+    set_aux: Callable[[int], None] | None
+
+
+class _Context:
+    """cuBLASLt on one device: handle, workspace, and the plans made so far."""
+
+    def __init__(self, device_id: int) -> None:
+        import cupy
+
+        self.library = cublaslt.load_cublaslt()
+        self.device_id = device_id
+        self.current_stream = cupy.cuda.get_current_stream
+        with cupy.cuda.Device(device_id):
+            self.handle = self.library.create()
+            properties = cupy.cuda.runtime.getDeviceProperties(device_id)
+            # Straight from cudaMalloc: a pool could round it up, and the plan of the run counts it.
+            self._workspace = cupy.cuda.Memory(WORKSPACE_BYTES)
+        self.machine = f"{properties['name'].decode()}, cuBLASLt {self.library.version()}"
+        self.workspace_address = self._workspace.ptr
+        self.plans: dict[tuple[Any, ...], _Plan] = {}
+        self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
+        self._one_address = ctypes.addressof(self._one)
+
+    def choose(self, key: tuple[Any, ...], run: Callable[[_Plan], None]) -> _Plan:
+        """The plan with the algorithm that was chosen for this kind of product."""
+        candidates = self.candidates(key)
+        problem = candidates[0].problem
+        choice = gemm_choice.choose(
+            f"{self.machine}: {problem.identity()}",
+            [lambda plan=plan: run(plan) for plan in candidates],  # type: ignore[misc]
+            problem.flops,
+            self.current_stream(self.device_id),
+        )
+        return candidates[min(choice, len(candidates) - 1)]
+
+    def candidates(self, key: tuple[Any, ...]) -> list[_Plan]:
+        """Describe a product, once for each algorithm of the heuristics, the best first."""
+        problem, library = problem_of(key), self.library
+        operation = library.operation(
+            problem.compute, problem.transpose_A, problem.transpose_B, problem.epilogue
+        )
+        # The heuristics read the alignment of bias and aux off the addresses set here.
+        set_bias = set_aux = None
+        if problem.bias_alignment is not None:
+            set_bias = library.bias_setter(operation, problem.bias_alignment)
+        if problem.aux_alignment is not None:
+            set_aux = library.aux_setter(operation, problem.aux_alignment)
+            library.set_aux_leading(operation, problem.aux_leading)
+        A, B, D = problem.A, problem.B, problem.D
+        layouts = (_layout(library, A), _layout(library, B), _layout(library, D))
+        algorithms = library.algorithms(
+            self.handle,
+            operation,
+            layouts,
+            alignments=(A.alignment, B.alignment, D.alignment),
+            workspace_bytes=WORKSPACE_BYTES,
+            # Partial sums of a split K must not be rounded to bfloat16.
+            reduction_schemes=cublaslt.REDUCE_IN_COMPUTE_TYPE if D.type_code == "H" else None,
+            count=MAX_CANDIDATES,
+            what=problem.describe(),
+        )
+        beta = self._one if problem.accumulate else self._zero
+        return [
+            _Plan(
+                problem=problem,
+                operation=operation,
+                layouts=layouts,
+                algorithm=algorithm,
+                algorithm_address=ctypes.addressof(algorithm),
+                beta_address=ctypes.addressof(beta),
+                set_bias=set_bias,
+                set_aux=set_aux,
+            )
+            for algorithm in algorithms
+        ]
+
+    def run(
+        self, plan: _Plan, out: int, a: int, b: int, bias: Array | None, aux: Array | None
+    ) -> None:
+        """Queue the product on CuPy's current stream for this device; out, a, b are addresses."""
+        if bias is not None:
+            assert plan.set_bias is not None
+            plan.set_bias(bias.data.ptr)
+        if aux is not None:
+            assert plan.set_aux is not None
+            plan.set_aux(aux.data.ptr)
+        A_layout, B_layout, D_layout = plan.layouts
+        status = self.library.matmul(
+            self.handle, plan.operation, self._one_address, b, A_layout, a, B_layout,
+            plan.beta_address, out, D_layout, out, D_layout, plan.algorithm_address,
+            self.workspace_address, WORKSPACE_BYTES, self.current_stream(self.device_id).ptr,
+        )  # fmt: skip
+        if status:
+            self.library.check(status, plan.problem.describe())
+
+
+def _layout(library: cublaslt.CublasLt, operand: Operand) -> int:
+    return library.layout(_TYPES[operand.type_code], operand.rows, operand.cols, operand.leading)
+
+
+@cache
+def _context(device_id: int) -> _Context:
+    return _Context(device_id)

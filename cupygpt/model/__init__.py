@@ -1,0 +1,1 @@
+"""The network: its tensors, its passes, its memory, its text."""

@@ -1,0 +1,124 @@
+"""Text from a model, one token after the other, over a cache of keys and values."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cupygpt.config import GPTConfig
+from cupygpt.device.device import Device
+from cupygpt.model.tensors import PREFILL_ROWS, Tensors, arena_bytes, cut_aligned, decoder_specs
+from cupygpt.ops.attention import attention_decode
+from cupygpt.ops.encoder import encoder_forward
+from cupygpt.ops.gelu import gelu_forward
+from cupygpt.ops.layernorm import layernorm_forward, residual_layernorm_forward
+from cupygpt.ops.linear import linear_forward
+from cupygpt.ops.sampling import sample_token
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn: temperature 0 takes the likeliest, 0 for top_k means all."""
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+class Generator:
+    """Decodes with the given parameters; its buffers are small beside the model's.
+
+    `feed` appends tokens; the logits of the last one then give the next token's distribution.
+    """
+
+    def __init__(
+        self, device: Device, config: GPTConfig, params: Tensors, *, tf32: bool = False
+    ) -> None:
+        self.device, self.config, self.params = device, config, params
+        self.tf32 = tf32
+        self._position = 0
+        dtypes = {
+            "floatX": params.flat.dtype,
+            "float32": np.dtype(np.float32),
+            "int32": np.dtype(np.int32),
+        }
+        specs = decoder_specs(config)
+        size = arena_bytes(specs, lambda name: dtypes[name].itemsize)
+        self._buffers = cut_aligned(device.zeros(size, np.uint8), specs, dtypes)
+
+    def generate(
+        self, prompt: Sequence[int], count: int, sampling: Sampling, seed: Sequence[int]
+    ) -> Iterator[int]:
+        """Yield `count` tokens that continue `prompt` (at least one id); `seed` repeats them.
+
+        A text longer than the model's context goes on from its last half.
+        """
+        draws = np.random.RandomState(list(seed))
+        buffers, maxT = self._buffers, self.config.maxT
+        history = list(prompt)
+        self._position = 0
+        self._feed(history[-maxT:])
+        for _ in range(count):
+            uniform = np.array([draws.random_sample()], np.float32)
+            self.device.upload(buffers.uniform, np.minimum(uniform, np.float32(1 - 2**-24)))
+            self._draw(sampling)
+            token = int(self.device.download(buffers.token)[0])
+            yield token
+            history.append(token)
+            if self._position == maxT:
+                self._position = 0
+                self._feed(history[-max(1, maxT // 2) :])
+            else:
+                self._feed([token])
+
+    def dry_run(self) -> None:
+        """Make the calls of one token once, to see what they launch."""
+        self._position = 0
+        self._forward(np.zeros(1, np.int32))
+        self._draw(Sampling())
+
+    def _draw(self, sampling: Sampling) -> None:
+        buffers = self._buffers
+        sample_token(
+            buffers.token,
+            buffers.logits[0],
+            self.config.V,
+            buffers.uniform,
+            sampling.temperature,
+            sampling.top_k,
+            sampling.top_p,
+        )
+
+    def _feed(self, tokens: Sequence[int]) -> None:
+        for start in range(0, len(tokens), PREFILL_ROWS):
+            with np.errstate(over="ignore"):  # exp in GELU may overflow to infinity, as meant
+                self._forward(np.array(tokens[start : start + PREFILL_ROWS], np.int32))
+
+    def _forward(self, tokens: np.ndarray) -> None:
+        """Run n new positions through all layers; logits of the last one into the buffer."""
+        p, n, NH = self.params, len(tokens), self.config.NH
+        whole = self._buffers
+        self.device.upload(whole.tokens[:, :n], tokens[None])
+        # Two residual buffers take turns: an op may not write what it reads.
+        residual, other = whole.residual[0, :, :n], whole.residual[1, :, :n]
+        norm, branch, qkv = whole.norm[:, :n], whole.branch[:, :n], whole.qkv[:, :n]
+        hidden, activated = whole.hidden[0, :, :n], whole.hidden[1, :, :n]
+        mean, rstd = whole.statistics[0, :, :n], whole.statistics[1, :, :n]
+
+        encoder_forward(residual, whole.tokens[:, :n], p.wte, p.wpe[self._position :])
+        layernorm_forward(norm, mean, rstd, residual, p.ln1w[0], p.ln1b[0])
+        for l in range(self.config.L):  # noqa: E741
+            linear_forward(qkv, norm, p.qkvw[l], p.qkvb[l], tf32=self.tf32)
+            attention_decode(norm[0], whole.cache[l], qkv[0], self._position, NH)
+            linear_forward(branch, norm, p.attprojw[l], p.attprojb[l], tf32=self.tf32)
+            residual_layernorm_forward(
+                other, norm, mean, rstd, residual, branch, p.ln2w[l], p.ln2b[l]
+            )
+            linear_forward(hidden, norm, p.fcw[l], p.fcb[l], tf32=self.tf32)
+            gelu_forward(activated, hidden)
+            linear_forward(branch, activated, p.fcprojw[l], p.fcprojb[l], tf32=self.tf32)
+            last = l + 1 == self.config.L
+            weight, bias = (p.lnfw, p.lnfb) if last else (p.ln1w[l + 1], p.ln1b[l + 1])
+            residual_layernorm_forward(residual, norm, mean, rstd, other, branch, weight, bias)
+        linear_forward(whole.logits, norm[:, n - 1], p.wte, None, tf32=self.tf32)
+        self._position += n

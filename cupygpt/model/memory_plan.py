@@ -1,0 +1,142 @@
+"""The memory of a run, planned before it is allocated."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from cupygpt.config import GPT2_VOCAB, GPTConfig
+from cupygpt.distributed.zero import part_size
+from cupygpt.errors import DeviceError
+from cupygpt.kernels.matmul import WORKSPACE_BYTES
+from cupygpt.model.tensors import (
+    GPU_HEAD_ROWS,
+    MAX_HEAD_ROWS,
+    activation_specs,
+    arena_bytes,
+    decoder_specs,
+    scratch_specs,
+)
+
+MEMORY_MARGIN = 0.95
+"""Share of the free memory a plan may take; the rest is the interpreter's and the system's."""
+
+
+@dataclass(frozen=True)
+class RunShape:
+    """What the size of every buffer follows from; `precision` is float32, float64 or bfloat16.
+
+    `master` keeps a float32 copy of bfloat16 weights. `head_limit` is the most rows of logits that
+    exist at once with GPT-2's vocabulary; with a smaller one, as many more as take the same memory.
+    `shards` is the number of ranks that share the optimizer's state (ZeRO-1),
+    `workspace_bytes` what the library of matrix products takes for itself.
+    """
+
+    config: GPTConfig
+    B: int
+    T: int
+    recompute: int = 0
+    training: bool = True
+    precision: str = "float32"
+    master: bool = False
+    shards: int = 1
+    head_limit: int = MAX_HEAD_ROWS
+    workspace_bytes: int = 0
+
+    @property
+    def head_rows(self) -> int:
+        """Rows of logits held at once: all of a small batch, else equal chunks of the limit."""
+        limit = max(self.head_limit, self.head_limit * GPT2_VOCAB // self.config.V)
+        chunks = -(-self.B * self.T // limit)
+        return -(-self.B * self.T // chunks)
+
+    @property
+    def dtypes(self) -> dict[str, np.dtype]:
+        """NumPy dtype of each dtype name in the tensor tables; float64 runs are float64 throughout."""
+        float_x = np.dtype("uint16" if self.precision == "bfloat16" else self.precision)
+        statistics = float_x if self.precision == "float64" else np.dtype(np.float32)
+        return {"floatX": float_x, "float32": statistics, "int32": np.dtype(np.int32)}
+
+
+def shape_of_run(
+    config: GPTConfig,
+    B: int,
+    T: int,
+    precision: str,
+    *,
+    on_gpu: bool,
+    recompute: int = 0,
+    master_weights: bool = True,
+    shards: int = 1,
+) -> RunShape:
+    """The shape of a training run in `precision` (fp32, tf32 or bf16)."""
+    is_bfloat16 = precision == "bf16"
+    return RunShape(
+        config,
+        B,
+        T,
+        recompute=recompute,
+        precision="bfloat16" if is_bfloat16 else "float32",
+        master=is_bfloat16 and master_weights,
+        shards=shards,
+        head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
+        workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
+    )
+
+
+def memory_plan(shape: RunShape) -> dict[str, int]:
+    """Bytes by purpose, in the order in which they are allocated."""
+    config, B, T = shape.config, shape.B, shape.T
+
+    def size_of(name: str) -> int:
+        return shape.dtypes[name].itemsize
+
+    acts = activation_specs(config, B, T, recompute=shape.recompute, training=shape.training)
+    scratch = scratch_specs(config, B, T, training=shape.training, head_rows=shape.head_rows)
+    P, part = config.num_parameters, part_size(config.num_parameters, shape.shards)
+    plan = {"parameters": part * shape.shards * size_of("floatX")}
+    if shape.training:
+        plan["gradients"] = P * size_of("float32")
+        plan["optimizer"] = (3 if shape.master else 2) * part * size_of("float32")
+    plan["activations"] = arena_bytes(acts, size_of)
+    plan["scratch"] = arena_bytes(scratch, size_of) + shape.workspace_bytes
+    plan["sampling"] = arena_bytes(decoder_specs(config), size_of)
+    return plan
+
+
+def check_fits(shape: RunShape, free_bytes: int | None) -> None:
+    """Raise DeviceError with the figures, and the largest -b that fits, if the plan does not."""
+    if free_bytes is None:
+        return
+    needed = sum(memory_plan(shape).values())
+    budget = int(free_bytes * MEMORY_MARGIN)
+    if needed <= budget:
+        return
+    best = largest_batch(lambda B: sum(memory_plan(_with_batch(shape, B)).values()), budget)
+    advice = (
+        f"The largest batch that fits is -b {best} at -t {shape.T}."
+        if best
+        else "Not even -b 1 fits: use a smaller model or a smaller -t."
+    )
+    raise DeviceError(
+        f"batch {shape.B} × {shape.T} needs {needed / 2**30:.2f} GiB, "
+        f"{free_bytes / 2**30:.2f} GiB are free. {advice}"
+    )
+
+
+def largest_batch(needed: Callable[[int], int], budget: int) -> int:
+    """Largest B with needed(B) <= budget, 0 if there is none; `needed` must not fall with B."""
+    low, high = 0, 1
+    while needed(high) <= budget:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        if needed(middle) <= budget:
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _with_batch(shape: RunShape, B: int) -> RunShape:
+    return replace(shape, B=B)

@@ -1,0 +1,219 @@
+"""Every buffer of a run in one table, and the arenas that are cut from it.
+
+An arena is one flat allocation; its tensors are named views. The parameters lie in llm.c's file
+order without gaps, so the arena is the body of a model file, and gradients and moments share the
+layout. Activations and scratch are aligned for 128-bit accesses.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cupygpt.arrays import Array
+from cupygpt.config import GPTConfig
+from cupygpt.ops.attention import LEAST_SUMMED_ROWS
+from cupygpt.ops.lm_head import HEAD_ROW_FLOATS
+
+ALIGNMENT_BYTES = 256
+MAX_HEAD_ROWS = 256
+"""Rows of logits that exist at once on the CPU: 256 x 50304 float32 are 51 MB."""
+PREFILL_ROWS = 64
+"""Tokens of a prompt that go through the model together."""
+GPU_HEAD_ROWS = 8192
+"""The same on a GPU, where fewer and larger products count: 8192 x 50304 float32 are 1.65 GB."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, shape and dtype of one buffer; `floatX` stands for the precision of the run."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str = "floatX"
+    decay: bool = False
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+class Tensors:
+    """Named views of one arena, reached as attributes: `params.wte`, `acts.qkv[layer]`."""
+
+    def __init__(self, flat: Array, views: dict[str, Array]) -> None:
+        self.flat = flat
+        self._views = views
+
+    def __getattr__(self, name: str) -> Array:
+        try:
+            return self._views[name]
+        except KeyError:
+            raise AttributeError(f"no tensor named {name!r} in this arena") from None
+
+    def items(self) -> Iterable[tuple[str, Array]]:
+        """(name, view) pairs in table order."""
+        return self._views.items()
+
+
+def parameter_specs(config: GPTConfig) -> list[TensorSpec]:
+    """The 16 parameter tensors in file order; weight decay on the six matrices (llm.c)."""
+    L, C, Vp, maxT = config.L, config.C, config.Vp, config.maxT
+    return [
+        TensorSpec("wte", (Vp, C), decay=True),
+        TensorSpec("wpe", (maxT, C), decay=True),
+        TensorSpec("ln1w", (L, C)),
+        TensorSpec("ln1b", (L, C)),
+        TensorSpec("qkvw", (L, 3 * C, C), decay=True),
+        TensorSpec("qkvb", (L, 3 * C)),
+        TensorSpec("attprojw", (L, C, C), decay=True),
+        TensorSpec("attprojb", (L, C)),
+        TensorSpec("ln2w", (L, C)),
+        TensorSpec("ln2b", (L, C)),
+        TensorSpec("fcw", (L, 4 * C, C), decay=True),
+        TensorSpec("fcb", (L, 4 * C)),
+        TensorSpec("fcprojw", (L, C, 4 * C), decay=True),
+        TensorSpec("fcprojb", (L, C)),
+        TensorSpec("lnfw", (C,)),
+        TensorSpec("lnfb", (C,)),
+    ]
+
+
+def activation_specs(
+    config: GPTConfig, B: int, T: int, *, recompute: int, training: bool
+) -> list[TensorSpec]:
+    """What forward leaves for backward.
+
+    `recompute` 1 keeps one GELU output for all layers, 2 also one output of LN1 and LN2 each;
+    evaluation alone (`training` false) keeps one layer of everything but the residual stream.
+    """
+    L, C, NH = config.L, config.C, config.NH
+    saved = L if training else 1
+    norms = saved if recompute < 2 else 1
+    gelus = saved if recompute < 1 else 1
+    return [
+        TensorSpec("encoded", (B, T, C)),
+        TensorSpec("ln1", (norms, B, T, C)),
+        TensorSpec("ln1_mean", (saved, B, T), "float32"),
+        TensorSpec("ln1_rstd", (saved, B, T), "float32"),
+        TensorSpec("qkv", (saved, B, T, 3 * C)),
+        TensorSpec("atty", (saved, B, T, C)),
+        TensorSpec("lse", (saved, B, NH, T), "float32"),
+        TensorSpec("residual2", (saved, B, T, C)),
+        TensorSpec("ln2", (norms, B, T, C)),
+        TensorSpec("ln2_mean", (saved, B, T), "float32"),
+        TensorSpec("ln2_rstd", (saved, B, T), "float32"),
+        TensorSpec("fch", (saved, B, T, 4 * C)),
+        TensorSpec("fch_gelu", (gelus, B, T, 4 * C)),
+        TensorSpec("residual3", (saved, B, T, C)),
+        TensorSpec("lnf", (B, T, C)),
+        TensorSpec("lnf_mean", (B, T), "float32"),
+        TensorSpec("lnf_rstd", (B, T), "float32"),
+        TensorSpec("losses", (B, T), "float32"),
+    ]
+
+
+def scratch_specs(
+    config: GPTConfig, B: int, T: int, *, training: bool, head_rows: int
+) -> list[TensorSpec]:
+    """Buffers whose content lives within one layer or one chunk of the head.
+
+    `dbt4c` serves as the gradient of the MLP's hidden layer, and then as that of the attention:
+    its first 3C columns' worth of memory is `dqkv`, the rest `datty`. `row_sums` holds sums over few
+    rows: of dqkv in attention's backward, of the gradients of long runs in the embedding's.
+    """
+    specs = [
+        TensorSpec("btc", (B, T, config.C)),
+        TensorSpec("logits", (head_rows, config.Vp)),
+        TensorSpec("head_statistics", (HEAD_ROW_FLOATS * head_rows,), "float32"),
+    ]
+    if training:
+        specs += [
+            TensorSpec("dresidual", (B, T, config.C)),
+            TensorSpec("dbtc", (B, T, config.C)),
+            TensorSpec("dbt4c", (4 * B * T * config.C,)),
+            TensorSpec("partials", (1024 * config.C,), "float32"),
+            TensorSpec("lse_dot", (B, config.NH, T, 2), "float32"),
+            TensorSpec("row_sums", (B, -(-T // LEAST_SUMMED_ROWS), 3 * config.C), "float32"),
+        ]
+    return specs
+
+
+def decoder_specs(config: GPTConfig) -> list[TensorSpec]:
+    """Buffers for writing text: keys and values of the past, and a few rows of everything."""
+    C, rows = config.C, min(PREFILL_ROWS, config.maxT)
+    return [
+        TensorSpec("cache", (config.L, 2, config.NH, config.maxT, config.HS)),
+        TensorSpec("residual", (2, 1, rows, C)),
+        TensorSpec("norm", (1, rows, C)),
+        TensorSpec("branch", (1, rows, C)),
+        TensorSpec("qkv", (1, rows, 3 * C)),
+        TensorSpec("hidden", (2, 1, rows, 4 * C)),
+        TensorSpec("statistics", (2, 1, rows), "float32"),
+        TensorSpec("logits", (1, config.Vp)),
+        TensorSpec("uniform", (1,), "float32"),
+        TensorSpec("token", (1,), "int32"),
+        TensorSpec("tokens", (1, rows), "int32"),
+    ]
+
+
+def arena_bytes(specs: Sequence[TensorSpec], dtype_bytes: Callable[[str], int]) -> int:
+    """Bytes of an aligned arena that holds `specs`."""
+    return sum(_aligned(spec.size * dtype_bytes(spec.dtype)) for spec in specs)
+
+
+def cut_packed(flat: Array, specs: Sequence[TensorSpec]) -> Tensors:
+    """Views of a flat array, one after the other without gaps (parameters and their kin)."""
+    views, start = {}, 0
+    for spec in specs:
+        views[spec.name] = flat[start : start + spec.size].reshape(spec.shape)
+        start += spec.size
+    assert start == flat.size, (start, flat.size)
+    return Tensors(flat, views)
+
+
+def cut_aligned(flat: Array, specs: Sequence[TensorSpec], dtypes: dict[str, Any]) -> Tensors:
+    """Views of a flat byte array, each starting at a multiple of ALIGNMENT_BYTES."""
+    views, start = {}, 0
+    for spec in specs:
+        dtype = dtypes[spec.dtype]
+        stop = start + spec.size * dtype.itemsize
+        views[spec.name] = flat[start:stop].view(dtype).reshape(spec.shape)
+        start += _aligned(stop - start)
+    return Tensors(flat, views)
+
+
+def cut_batch_rows(tensors: Tensors, specs: Sequence[TensorSpec], rows: slice) -> Tensors:
+    """Views of some batch rows, in the shapes of `specs`: the tensors' table for so many rows.
+
+    The axis that is shorter there is the batch's. Tensors without one (logits, partials) stay whole.
+    """
+    num_rows = rows.stop - rows.start
+    views = {}
+    for spec in specs:
+        view = getattr(tensors, spec.name)
+        for axis, (whole, size) in enumerate(zip(view.shape, spec.shape, strict=True)):
+            if size < whole:
+                start = rows.start * (size // num_rows)
+                view = view[(slice(None),) * axis + (slice(start, start + size),)]
+        views[spec.name] = view
+    return Tensors(tensors.flat, views)
+
+
+def decay_segments(specs: Sequence[TensorSpec]) -> list[tuple[int, int, bool]]:
+    """(start, stop, decay) of the flat parameters, neighbours with the same decay merged."""
+    segments: list[tuple[int, int, bool]] = []
+    start = 0
+    for spec in specs:
+        stop = start + spec.size
+        if segments and segments[-1][2] == spec.decay:
+            segments[-1] = (segments[-1][0], stop, spec.decay)
+        else:
+            segments.append((start, stop, spec.decay))
+        start = stop
+    return segments
+
+
+def _aligned(num_bytes: int) -> int:
+    return -(-num_bytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

@@ -1,0 +1,322 @@
+"""The training loop: what happens at which step, what is kept, and what a person is told."""
+
+import math
+import time
+from collections import deque
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from cupygpt.checkpoint.checkpoint import checkpoint_steps, prune_checkpoints, save_checkpoint
+from cupygpt.checkpoint.state_file import Progress
+from cupygpt.console import Console, StepLine
+from cupygpt.data.loader import TrainLoader
+from cupygpt.data.prefetch import Prefetcher
+from cupygpt.data.rows import Position
+from cupygpt.data.step_loader import StepLoader
+from cupygpt.distributed.collectives import make_collectives
+from cupygpt.distributed.ranks import OneRank, Ranks, first_alone
+from cupygpt.errors import ConfigError, RunError
+from cupygpt.model.generate import Generator, Sampling
+from cupygpt.training.baselines import bits_per_byte, bytes_per_token
+from cupygpt.training.compile_ahead import compile_ahead
+from cupygpt.training.plan import Data, Plan, validation_batches
+from cupygpt.training.run_folder import RunLog
+from cupygpt.training.stop_signal import StopSignal
+from cupygpt.training.trainer import OptimizerSettings, PendingStep, StepResult, Trainer, mean_loss
+
+MAX_PENDING = 3
+"""Steps whose loss may still be on its way while the next one is queued."""
+
+TRAIN_SAMPLING = Sampling(temperature=0.8, top_p=0.95)
+
+
+class Run:
+    """One run in one folder, from `progress.step` to `plan.steps`.
+
+    At a step index s (0-based, as in llm.c): validate, sample, save, and unless s is the last,
+    train. A resumed run repeats the first three at the step it was saved at, so its log equals
+    that of a run that never stopped.
+
+    With several `ranks` all go through the same steps; rank 0 alone samples, logs and writes the
+    model, and its console is the one that shows.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        data: Data,
+        folder: Path,
+        console: Console,
+        progress: Progress,
+        ranks: Ranks | None = None,
+    ) -> None:
+        if progress.step >= plan.steps:
+            raise ConfigError(
+                f"this run already has its {plan.steps} steps. Pass a larger -n where the "
+                f"schedule allows it, or start a new run from its weights with -e."
+            )
+        config, ranks = plan.config, ranks or OneRank()
+        self.ranks = ranks
+        self.stopped_by: str | None = None
+        ranks.advise(self._last_words)
+        self.plan, self.data, self.folder, self.console = plan, data, folder, console
+        self.progress = progress
+        console.memory = plan.device.used_bytes
+        self._saved_step: int | None = progress.step if checkpoint_steps(folder) else None
+        self.trainer = Trainer(
+            plan.device,
+            plan.shape,
+            OptimizerSettings(
+                config.beta1, config.beta2 or 0.0, config.weight_decay or 0.0, config.grad_clip
+            ),
+            accumulation=plan.accumulation,
+            dropout_p=config.dropout,
+            seed=config.seed,
+            tf32=plan.precision == "tf32",
+            graph=plan.device.name == "cuda" and not config.no_graph,
+            collectives=make_collectives(plan.device, ranks),
+        )
+        self._generator = Generator(
+            plan.device, plan.shape.config, self.trainer.params, tf32=plan.precision == "tf32"
+        )
+        # Rank 0 compiles and chooses products first; the others find what it left on disk.
+        first_alone(
+            ranks,
+            lambda: compile_ahead(plan.device, self.trainer, self._generator, console, folder),
+            is_first=ranks.rank == 0,
+        )
+        self._validation = validation_batches(plan, data, ranks.rank)
+        self._bytes_per_token = bytes_per_token(data)
+        position = Position(progress.epoch or 0, progress.rows or 0)
+        loader = TrainLoader(
+            data.train,
+            plan.shape.B,
+            plan.shape.T,
+            plan.shape.config.V,
+            seed=config.seed,
+            shuffle=not config.no_shuffle,
+            rank=ranks.rank,
+            num_ranks=ranks.world,
+            position=position,
+        )
+        self._batches = Prefetcher(StepLoader(loader, plan.accumulation))
+        self._overfit_batch: np.ndarray | None = None
+        self._pending: deque[_Queued] = deque()
+        self._last_report = 0.0
+        self._log = RunLog(
+            folder if ranks.rank == 0 else None,
+            resume_step=progress.step if self._saved_step is not None else None,
+        )
+
+    def loop(self, stop: StopSignal) -> None:
+        """Train until the last step or a signal; either way a checkpoint is left behind."""
+        config, console = self.plan.config, self.console
+        console.start(self.progress.step, self.plan.steps)
+        self._last_report = time.perf_counter()
+        while True:
+            is_last = self.progress.step == self.plan.steps
+            stops = self._stops(stop)
+            validates = self._due(config.val_every, is_last=is_last) and not stops
+            samples = self._due(config.sample_every, is_last=is_last) and not stops
+            saves = self._due(config.checkpoint_every, is_last=is_last) or stops
+            if validates or samples or saves or is_last:
+                self._report(0)
+                improved = validates and self._validate()
+                if samples and self.progress.step and self.ranks.rank == 0:
+                    self._sample()
+                stops = self._stops(stop)  # a signal may have come meanwhile
+                if is_last or stops or ((saves or improved) and self.progress.step):
+                    self._save()
+                self._last_report = time.perf_counter()
+            if is_last or stops:
+                break
+            self._train_step()
+        console.finish()
+
+    def close(self) -> None:
+        """Stop the bar and the loader's thread, close the log."""
+        self.console.finish()
+        self._batches.close()
+        self._log.close()
+
+    def _stops(self, stop: StopSignal) -> bool:
+        """Whether any rank has got a signal: all hear of it here, at the same step."""
+        names = [name for name in self.ranks.exchange(stop.received) if name]
+        self.stopped_by = names[0] if names else None
+        return bool(names)
+
+    def _due(self, every: int | None, *, is_last: bool) -> bool:
+        return bool(every) and (is_last or self.progress.step % every == 0)  # type: ignore[operator]
+
+    def _train_step(self) -> None:
+        """Queue one step; report those that are done."""
+        step, plan = self.progress.step, self.plan
+        rate = plan.schedule(step)
+        pending = self.trainer.step(self._next_input(), step, rate)
+        position = self._batches.position
+        self._pending.append(_Queued(step, rate, position, pending))
+        self.progress = replace(
+            self.progress, step=step + 1, epoch=position.epoch, rows=position.rows
+        )
+        self._report(MAX_PENDING)
+
+    def _next_input(self) -> np.ndarray:
+        if self._overfit_batch is not None:
+            return self._overfit_batch
+        packed = self._batches.next_batch().packed
+        if self.plan.config.overfit:
+            self._overfit_batch = packed
+        return packed
+
+    def _report(self, most_pending: int) -> None:
+        """Show and log finished steps, waiting only for those beyond `most_pending`."""
+        pending = self._pending
+        while pending and (len(pending) > most_pending or pending[0].result.ready()):
+            self._report_step(pending.popleft())
+
+    def _report_step(self, queued: "_Queued") -> None:
+        result, position, plan = queued.result.result(), queued.position, self.plan
+        self._require_finite(queued.step, result)
+        now = time.perf_counter()
+        elapsed, self._last_report = now - self._last_report, now
+        epoch = position.epoch + position.rows / plan.rows_per_epoch
+        self._log.step(
+            queued.step,
+            result.loss,
+            queued.rate,
+            result.norm,
+            ms=round(1e3 * elapsed, 3),
+            epoch=round(epoch, 4),
+        )
+        self.console.step(
+            StepLine(
+                queued.step + 1,
+                epoch,
+                result.loss,
+                queued.rate,
+                result.norm,
+                elapsed,
+                plan.tokens_per_step,
+                None
+                if plan.peak_flops is None
+                else plan.flops_per_step / plan.peak_flops / elapsed,
+            )
+        )
+
+    def _require_finite(self, step: int, result: StepResult) -> None:
+        if math.isfinite(result.loss) and math.isfinite(result.norm):
+            return
+        raise RunError(
+            f"step {step}: loss {result.loss}, gradient norm {result.norm}. The run stops; "
+            f"{self._last_checkpoint()} Try a smaller learning rate (-l), more warm-up (-u), or "
+            f"gradient clipping."
+        )
+
+    def _validate(self) -> bool:
+        """Evaluate, print and log; True if this is the lowest loss so far."""
+        if self._validation is None:
+            return False
+        step = self.progress.step
+        sums = self.ranks.exchange(self.trainer.sum_losses((x, y) for x, y, _ in self._validation))
+        # In the order of the batches, so that the mean is that of one rank to the last bit.
+        loss = mean_loss(part for parts in zip(*sums, strict=True) for part in parts)
+        improved = loss < self.progress.best_loss
+        if improved:
+            self.progress = replace(self.progress, best_loss=loss, best_step=step)
+        bits = bits_per_byte(loss, self._bytes_per_token)
+        self.console.validation(step, loss, bits, best=improved)
+        more = {} if bits is None else {"bits_per_byte": bits}
+        self._log.validation(step, loss, **more)
+        return improved
+
+    def _sample(self) -> None:
+        step, tokenizer = self.progress.step, self.data.tokenizer
+        length = self.plan.config.sample_length or 64
+        prompt = [tokenizer.eot if tokenizer and tokenizer.eot is not None else 0]
+        seed = (self.plan.config.seed, step)
+        ids = list(self._generator.generate(prompt, length, TRAIN_SAMPLING, seed))
+        text = tokenizer.decode(ids) if tokenizer else " ".join(map(str, ids))
+        self.console.sample(step, text)
+        self._log.sample(step, text)
+
+    def _save(self) -> None:
+        """Write the checkpoint of this step, unless the run was resumed from it."""
+        step, trainer, ranks = self.progress.step, self.trainer, self.ranks
+        if step == self._saved_step:
+            return
+        download, is_first = self.plan.device.download, ranks.rank == 0
+        in_parts = self.plan.shape.shards > 1
+        has_state = is_first or in_parts
+        try:
+            self._log.flush()
+            save_checkpoint(
+                self.folder,
+                self.plan.shape.config,
+                self.progress,
+                download(trainer.params.flat) if is_first else None,
+                download(trainer.m) if has_state else None,
+                download(trainer.v) if has_state else None,
+                download(trainer.master) if has_state and trainer.master is not None else None,
+                ranks=ranks,
+                part=trainer.part if in_parts else None,
+            )
+        except RunError as error:
+            raise RunError(f"{error} {self._last_checkpoint()}") from error
+        self._saved_step = step
+        if not is_first:
+            return
+        best = self.progress.best_step if self._validation is not None else None
+        prune_checkpoints(self.folder, self.plan.config.keep, best)
+        self.console.saved(step, str(self.folder))
+
+    def _last_words(self) -> str:
+        """For when another rank dies: the terminal as it was, and where to go on."""
+        self.console.finish()
+        return self._last_checkpoint() if self.ranks.rank == 0 else ""
+
+    def _last_checkpoint(self) -> str:
+        steps = checkpoint_steps(self.folder)
+        if not steps:
+            return "No checkpoint was saved yet."
+        return (
+            f"The last complete checkpoint is step {steps[-1]}: "
+            f"go on from it with --resume {self.folder}."
+        )
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """A step that was handed to the device, and what to log with its result."""
+
+    step: int
+    rate: float
+    position: Position
+    result: PendingStep
+
+
+def closing_lines(run: Run, levels: tuple[float, float] | None) -> list[str]:
+    """What came of the run, and what to do next."""
+    progress, plan, folder = run.progress, run.plan, run.folder
+    lines = [f"{progress.step} of {plan.steps} steps in {run.console.elapsed_s():.0f} s."]
+    if math.isfinite(progress.best_loss):
+        best = (
+            f"best validation loss {progress.best_loss:.4f} nats/token at step {progress.best_step}"
+        )
+        if levels:
+            best += f" (unigram {levels[0]:.4f}, bigram {levels[1]:.4f})"
+        lines.append(best)
+    if run.stopped_by:
+        more = f" --gpus {plan.world}" if plan.world > 1 else ""
+        lines.append(
+            f"stopped by {run.stopped_by}; go on:  python -m cupygpt.train --resume {folder}{more}"
+        )
+    lines.append(f"write text:  python -m cupygpt.sample {folder}")
+    if plan.config.train_data is None:
+        lines += [
+            "your own text:  python -m cupygpt.prepare mytext.txt --tokenizer bytes",
+            "                python -m cupygpt.train -i mytext_train.bin -j mytext_val.bin "
+            "--tokenizer bytes -t 128",
+        ]
+    return lines

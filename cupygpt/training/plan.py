@@ -1,0 +1,302 @@
+"""From flags to the parts of a run: data, tokenizer, model, device, memory, schedule.
+
+Every automatic choice made here leaves a row for the console, with its reason.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cupygpt.checkpoint.model_file import ModelFile, load_model
+from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
+from cupygpt.data.corpora import python_docs_tokens
+from cupygpt.data.loader import TrainLoader, ValidationBatches
+from cupygpt.data.token_files import TokenShard, check_ids, fingerprint, open_shards, write_shard
+from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
+from cupygpt.device.device import Device
+from cupygpt.device.precision import check_precision, default_precision, supports_precision
+from cupygpt.distributed.rank_device import choose_rank_device
+from cupygpt.distributed.ranks import OneRank, Ranks
+from cupygpt.errors import ConfigError, DataError, TokenizerError
+from cupygpt.model.memory_plan import RunShape, check_fits, shape_of_run
+from cupygpt.training.flags import TrainConfig, flags_of
+from cupygpt.training.schedule import Schedule
+
+DEMO_TRAIN, DEMO_VAL = "python_docs_train.bin", "python_docs_val.bin"
+DEMO_SHAPE = {"maxT": 64, "L": 4, "NH": 4, "C": 64}
+"""About as many parameters as the tokens that two cores see in a minute can teach."""
+
+
+@dataclass
+class Data:
+    """Token files and what is known of their tokens."""
+
+    train: list[TokenShard]
+    val: list[TokenShard]
+    tokenizer: Tokenizer | None
+    notes: list[str] = field(default_factory=list)
+
+    def record(self) -> dict[str, Any]:
+        """For the run's record: a changed file is noticed on resume."""
+        return {
+            "train": fingerprint(self.train),
+            "val": fingerprint(self.val),
+            "tokenizer": self.tokenizer.name if self.tokenizer else None,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All numbers of a run, nothing left to choose."""
+
+    config: TrainConfig
+    device: Device
+    device_reason: str
+    precision: str
+    precision_reason: str
+    shape: RunShape
+    accumulation: int
+    schedule: Schedule
+    steps: int
+    rows_per_epoch: int
+    base_bytes: int
+    world: int = 1
+    peak_flops: float | None = None
+
+    @property
+    def flops_per_step(self) -> int:
+        """Operations of one optimizer step (llm.c's estimate)."""
+        return self.tokens_per_step * self.shape.config.flops_per_token(self.shape.T)
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens of one optimizer step, of all ranks together."""
+        return self.shape.B * self.shape.T * self.accumulation * self.world
+
+
+def open_data(config: TrainConfig, folder: Path) -> Data:
+    """Open and check the token files; without -i the built-in corpus is written into `folder`."""
+    if config.train_data is None:
+        return _demo_data(config, folder)
+    train = open_shards(config.train_data)
+    val = open_shards(config.val_data) if config.val_data else []
+    return Data(train, val, None)
+
+
+def choose_model(config: TrainConfig, data: Data) -> tuple[GPTConfig, ModelFile | None, str]:
+    """The model's shape, its file if it has one, and a line about where it comes from."""
+    name = config.model
+    if name is not None and name.endswith(".bin"):
+        loaded = load_model(Path(name))
+        return loaded.config, loaded, f"weights from {name}"
+    if name is None and config.train_data is None:
+        assert data.tokenizer is not None
+        demo = GPTConfig(V=data.tokenizer.vocab_size, **DEMO_SHAPE)
+        return demo, None, f"the demo's, new weights (seed {config.seed})"
+    if name is not None and name != "small":
+        return config_from_descriptor(name), None, f"{name}, new weights (seed {config.seed})"
+    spec = config.tokenizer or (data.tokenizer.name if data.tokenizer else "gpt2")
+    V = data.tokenizer.vocab_size if data.tokenizer else _vocabulary(spec)
+    maxT = max(256, config.seq_len or 0)
+    return small_config(V, maxT), None, f"small, new weights (seed {config.seed})"
+
+
+def attach_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> None:
+    """Find the tokenizer for samples and bits per byte; a missing one is noted, a wrong one fails."""
+    if data.tokenizer is None:
+        spec = config.tokenizer or default_tokenizer_spec(model.V)
+        if spec is None:
+            data.notes.append(
+                f"no tokenizer known for a vocabulary of {model.V}: samples show ids (--tokenizer FILE)"
+            )
+            return
+        try:
+            data.tokenizer = load_tokenizer(spec)
+        except TokenizerError as error:
+            if config.tokenizer:
+                raise
+            data.notes.append(f"samples show ids: {error}")
+            return
+    if data.tokenizer.vocab_size != model.V:
+        raise TokenizerError(
+            f"tokenizer {data.tokenizer.name} has {data.tokenizer.vocab_size} ids, but the model's "
+            f"vocabulary is {model.V}. Pass the model or the --tokenizer that the data was made with."
+        )
+
+
+def make_plan(
+    config: TrainConfig,
+    model: GPTConfig,
+    data: Data,
+    begun_in: str | None = None,
+    ranks: Ranks | None = None,
+) -> Plan:
+    """Check everything against everything, and choose what was left open; all `ranks` call.
+
+    `begun_in` is the precision of the run that is resumed: it goes on in it where it can.
+    """
+    check_ids(data.train, model.V)
+    check_ids(data.val, model.V)
+    ranks = ranks or OneRank()
+    choice = choose_rank_device(config.device, ranks)
+    _check_device_flags(config, choice.device, ranks.world)
+    assert config.batch_size is not None
+    B, T = config.batch_size, config.seq_len or model.maxT
+    if model.maxT < T:
+        raise ConfigError(
+            f"{flags_of('seq_len')} is {T}, but the model was made for at most {model.maxT} "
+            f"positions. Use -t {model.maxT} or less, or another model."
+        )
+    precision, precision_reason = _precision(config, choice.device, begun_in)
+    shape = shape_of_run(
+        model,
+        B,
+        T,
+        precision,
+        on_gpu=choice.device.name == "cuda",
+        recompute=config.recompute,
+        master_weights=bool(config.master_weights),
+        shards=ranks.world if config.zero_stage else 1,
+    )
+    accumulation = _accumulation(config, B, T, ranks.world)
+    loader = TrainLoader(
+        data.train,
+        B,
+        T,
+        model.V,
+        seed=config.seed,
+        shuffle=not config.no_shuffle,
+        num_ranks=ranks.world,
+    )
+    rows = loader.rows_per_epoch(0)
+    rows_per_step = B * accumulation * ranks.world
+    steps = config.steps or _steps_of_epochs(config.epochs or 1.0, rows, rows_per_step)
+    schedule = _schedule(config, steps)
+    check_fits(shape, choice.device.free_bytes())
+    return Plan(
+        config,
+        choice.device,
+        choice.reason,
+        precision,
+        precision_reason,
+        shape,
+        accumulation,
+        schedule,
+        steps,
+        rows,
+        world=ranks.world,
+        peak_flops=_peak_flops(choice.device, precision, ranks.world),
+        base_bytes=choice.device.used_bytes() or 0,
+    )
+
+
+def validation_batches(plan: Plan, data: Data, rank: int) -> ValidationBatches | None:
+    """This rank's rows of every validation of the run."""
+    if not data.val:
+        return None
+    most = None if plan.config.val_batches == -1 else plan.config.val_batches
+    shape = plan.shape
+    return ValidationBatches(
+        data.val,
+        shape.B,
+        shape.T,
+        shape.config.V,
+        max_batches=most,
+        rank=rank,
+        num_ranks=plan.world,
+    )
+
+
+def _demo_data(config: TrainConfig, folder: Path) -> Data:
+    if config.val_data is not None:
+        raise ConfigError(f"{flags_of('val_data')} needs {flags_of('train_data')} beside it.")
+    train_path, val_path = folder / DEMO_TRAIN, folder / DEMO_VAL
+    tokenizer = load_tokenizer(config.tokenizer or "bytes")
+    if not (train_path.exists() and val_path.exists()):
+        train, val = python_docs_tokens(tokenizer=tokenizer)
+        write_shard(train_path, train)
+        write_shard(val_path, val)
+    note = "demo on the documentation in this Python; pass -i and -j for your own data"
+    return Data(open_shards(str(train_path)), open_shards(str(val_path)), tokenizer, [note])
+
+
+def _vocabulary(spec: str) -> int:
+    return GPT2_VOCAB if spec == "gpt2" else load_tokenizer(spec).vocab_size
+
+
+def _accumulation(config: TrainConfig, B: int, T: int, world: int) -> int:
+    at_once = B * T * world
+    total = config.total_batch or at_once
+    if total % at_once:
+        product = f"{B} × {T}" + (f" × {world} ranks" if world > 1 else "")
+        below, above = total // at_once * at_once, -(-total // at_once) * at_once
+        nearest = f"{below} and {above}" if below else f"{above}"
+        raise ConfigError(
+            f"{flags_of('total_batch')} is {total} tokens, not a multiple of {product} = {at_once}. "
+            f"Nearest that work: {nearest}."
+        )
+    return total // at_once
+
+
+def _steps_of_epochs(epochs: float, rows: int, rows_per_step: int) -> int:
+    steps = int(epochs * rows / rows_per_step)
+    if steps < 1:
+        raise DataError(
+            f"{epochs:g} epochs of {rows:,} rows are less than one step of {rows_per_step} rows. "
+            f"Use a smaller -b or -d, more data, or set the steps with -n."
+        )
+    return steps
+
+
+def _schedule(config: TrainConfig, steps: int) -> Schedule:
+    assert config.learning_rate is not None
+    assert config.warmup is not None
+    assert config.final_fraction is not None
+    if config.schedule != "constant" and config.warmup > steps:
+        raise ConfigError(f"{flags_of('warmup')} is {config.warmup}, longer than {steps} steps.")
+    return Schedule(
+        config.schedule, config.learning_rate, config.warmup, steps, config.final_fraction
+    )
+
+
+def _check_device_flags(config: TrainConfig, device: Device, world: int) -> None:
+    """Flags that nothing here can follow fail instead of being ignored."""
+    if device.name == "cpu" and config.no_graph:
+        raise ConfigError("--no-graph needs a CUDA device; the CPU has no graphs to leave out.")
+    if config.zero_stage and world == 1:
+        raise ConfigError(
+            f"-z {config.zero_stage} shares the optimizer's state out among GPUs, but this run has "
+            f"one: leave it out, or start more (--gpus N)."
+        )
+
+
+def _peak_flops(device: Device, precision: str, world: int) -> float | None:
+    """Operations per second that `world` such devices could reach, where that is known."""
+    if device.name != "cuda":
+        return None
+    from cupygpt.device.cuda import CUDA
+    from cupygpt.device.peak_flops import peak_flops
+
+    assert isinstance(device, CUDA)
+    peak = peak_flops(device.gpu_name(), precision)
+    return None if peak is None else peak * world
+
+
+def _precision(config: TrainConfig, device: Device, begun_in: str | None) -> tuple[str, str]:
+    """The precision of the run, and why."""
+    if config.precision != "auto":
+        check_precision(device, config.precision)
+        precision, reason = config.precision, "asked for with --precision"
+    elif begun_in is not None and supports_precision(device, begun_in):
+        precision, reason = begun_in, "as the run began"
+    else:
+        precision, reason = default_precision(device)
+        if begun_in is not None:
+            reason += f"; the run began in {begun_in}, which this device cannot do"
+    if precision == "bf16":
+        reason += ", float32 master weights" if config.master_weights else ", no master weights"
+    elif not config.master_weights:
+        raise ConfigError(
+            f"-w 0 leaves out the float32 copy of bfloat16 weights, but this run is in {precision}."
+        )
+    return precision, reason

@@ -1,0 +1,299 @@
+"""One optimizer step: micro-batches, norm, clip, update; and evaluation over batches.
+
+Everything between "the input is on the device" and "loss and norm are on the device" is one
+function without arguments, so that a GPU runs it as one captured graph. What changes from step to
+step (tokens, learning rate, dropout counter) lies in one input buffer, uploaded before.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cupygpt.arrays import to_bfloat16
+from cupygpt.device.device import Device, PendingRead, Replay
+from cupygpt.distributed.collectives import Collectives
+from cupygpt.distributed.zero import cut_segments, part_of, part_size
+from cupygpt.model.gpt import GPT, Dropout
+from cupygpt.model.memory_plan import RunShape
+from cupygpt.model.tensors import (
+    Tensors,
+    TensorSpec,
+    activation_specs,
+    arena_bytes,
+    cut_aligned,
+    cut_packed,
+    decay_segments,
+    parameter_specs,
+    scratch_specs,
+)
+from cupygpt.ops.adamw import adamw
+from cupygpt.ops.cast import cast
+from cupygpt.ops.global_norm import global_norm
+from cupygpt.ops.loss_mean import loss_mean
+
+NUM_CONTROLS, NUM_RNG_WORDS = 3, 4
+
+UNSTACKED = ("wte", "wpe", "lnfw", "lnfb")
+"""Parameters that belong to no layer; all others hold one slice per layer."""
+
+
+@dataclass(frozen=True)
+class OptimizerSettings:
+    """AdamW and clipping; the learning rate comes with each step."""
+
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.0
+    grad_clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Mean loss in nats per token, and the norm of all gradients before clipping."""
+
+    loss: float
+    norm: float
+
+
+class PendingStep:
+    """The result of a step that the device may still be computing."""
+
+    def __init__(self, read: PendingRead) -> None:
+        self._read = read
+
+    def ready(self) -> bool:
+        """Whether `result` returns without waiting."""
+        return self._read.ready()
+
+    def result(self) -> StepResult:
+        """Loss and norm; waits for them."""
+        loss, norm = self._read.value()
+        return StepResult(float(loss), float(norm))
+
+
+class Trainer:
+    """All buffers of a run on one device, and what is done with them.
+
+    `params`, `m`, `v` and, for bfloat16 weights, `master` (float32; else None) are what a checkpoint
+    holds. `accumulation` micro-batches of (B, T) make one step. With `graph` the second step is
+    captured and replayed from then on; the first runs op by op, because it loads kernels and
+    chooses algorithms on its way.
+
+    With `collectives` the ranks sum their gradients and losses, a layer at a time beside the
+    backward pass of the next. With `shape.shards` each then updates only its `part` of the
+    parameters (ZeRO-1), of which alone it has m, v and master, and they exchange the parts. All
+    ranks still sum all gradients: a reduce-scatter would move a third less, but its pieces are runs
+    of the flat vector, which are complete only when the whole backward pass is.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        shape: RunShape,
+        settings: OptimizerSettings,
+        *,
+        accumulation: int = 1,
+        dropout_p: float = 0.0,
+        seed: int = 0,
+        tf32: bool = False,
+        graph: bool = False,
+        collectives: Collectives | None = None,
+    ) -> None:
+        self.device, self.shape, self.settings = device, shape, settings
+        self.accumulation = accumulation
+        self._collectives = collectives
+        self.rank = collectives.rank if collectives else 0
+        self.world = collectives.world if collectives else 1
+        assert shape.shards in (1, self.world), (shape.shards, self.world)
+        config, specs = shape.config, parameter_specs(shape.config)
+        dtypes, P = shape.dtypes, config.num_parameters
+        self.part = part_of(P, shape.shards, self.rank if shape.shards > 1 else 0)
+        # With ZeRO-1 the parts are gathered in place, which takes equal ones: room for a whole last.
+        self._gathered = device.zeros(part_size(P, shape.shards) * shape.shards, dtypes["floatX"])
+        self.params = cut_packed(self._gathered[:P], specs)
+        self.master = device.zeros(self.part.size, dtypes["float32"]) if shape.master else None
+        self.grads = cut_packed(device.zeros(P, dtypes["float32"]), specs)
+        self.m = device.zeros(self.part.size, dtypes["float32"])
+        self.v = device.zeros(self.part.size, dtypes["float32"])
+        self._segments = cut_segments(decay_segments(specs), self.part)
+        self._seed_words = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
+        self._cut_input(3 * accumulation * shape.B * shape.T)
+        self._results = device.zeros(2, dtypes["float32"])
+        acts, scratch = allocate_buffers(device, shape)
+        first = self.rank * shape.B * shape.T * config.C
+        self.model = GPT(
+            config,
+            self.params,
+            self.grads,
+            acts,
+            scratch,
+            recompute=shape.recompute,
+            dropout=Dropout(dropout_p, self._rng_state, first) if dropout_p else None,
+            tf32=tf32,
+        )
+        self._wants_graph, self._is_warm = graph, False
+        self._graph: Replay | None = None
+
+    def load_parameters(self, weights: np.ndarray, master: np.ndarray | None = None) -> None:
+        """Take float32 `weights` (P,), in file order; bfloat16 parameters are rounded from them.
+
+        `master` is this rank's part of the master weights, by default that of `weights`.
+        """
+        if self.master is not None:
+            part = slice(self.part.start, self.part.stop)
+            self.device.upload(self.master, weights[part] if master is None else master)
+        if self.master is not None and self.shape.shards == 1:
+            cast(self.params.flat, self.master)
+        elif self.shape.precision == "bfloat16":
+            self.device.upload(self.params.flat, to_bfloat16(weights))
+        else:
+            self.device.upload(self.params.flat, weights)
+
+    def step(self, packed: np.ndarray, step: int, rate: float) -> PendingStep:
+        """Queue optimizer step `step` (0-based) at learning rate `rate`.
+
+        `packed` (3, accumulation, B, T) int32 is made by feed.pack.
+        """
+        assert packed.shape == self._batches.shape, (packed.shape, self._batches.shape)
+        self.device.upload(self._input, self._input_of(packed, step, rate))
+        if self._graph is not None:
+            self._graph.launch()
+        elif self._wants_graph and self._is_warm:
+            self._graph = self.device.capture(self._compute)
+            self._graph.launch()
+        else:
+            self._compute()
+            self._is_warm = True
+        return PendingStep(self.device.read_later(self._results))
+
+    def dry_run(self) -> None:
+        """Make the calls of a run once, without the other ranks, to see what they launch."""
+        if self.master is not None and self.shape.shards == 1:
+            cast(self.params.flat, self.master)
+        collectives, self._collectives = self._collectives, None
+        self._compute()
+        self._collectives = collectives
+        self.model.forward(self._batches[0, 0])
+        self.model.loss(self._batches[1, 0])
+
+    def evaluate(self, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
+        """Mean loss in nats per token; targets of -1 do not count. Without dropout."""
+        return mean_loss(self.sum_losses(batches))
+
+    def sum_losses(
+        self, batches: Iterable[tuple[np.ndarray, np.ndarray]]
+    ) -> list[tuple[float, int]]:
+        """Sum of the losses, and number of targets that count, of each batch."""
+        tokens, targets = self._batches[0, 0], self._batches[1, 0]
+        losses = self.model.acts.losses
+        sums = []
+        with np.errstate(over="ignore", invalid="ignore"):
+            for inputs, wanted in batches:
+                losses.fill(0)
+                self.device.upload(tokens, inputs)
+                self.device.upload(targets, wanted)
+                self.model.forward(tokens)
+                self.model.loss(targets)
+                loss_mean(self._results[:1], losses.reshape(-1), 1.0)
+                total = float(self.device.download(self._results)[0])
+                sums.append((total, int(np.count_nonzero(wanted >= 0))))
+        return sums
+
+    def _compute(self) -> None:
+        """The step itself, from the input buffer to loss and norm; no argument, no waiting."""
+        losses = self.model.acts.losses
+        self.grads.flat.fill(0)
+        losses.fill(0)
+        scale = 1.0 / (self.accumulation * losses.size * self.world)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            for micro_step in range(self.accumulation):
+                tokens, targets, order = self._batches[:, micro_step]
+                is_last = micro_step == self.accumulation - 1
+                self.model.forward(tokens, micro_step=micro_step)
+                self.model.backward(
+                    tokens,
+                    targets,
+                    order.reshape(-1),
+                    scale,
+                    micro_step=micro_step,
+                    layer_done=self._sum_layer if is_last and self._collectives else None,
+                )
+            loss_mean(self._results[:1], losses.reshape(-1), scale)
+            self._sum_rest()
+            global_norm(self._results[1:], self.grads.flat, self.model.scratch.partials)
+            self._update()
+
+    def _sum_layer(self, layer: int) -> None:
+        """Begin to sum a layer's gradients over the ranks, while backward goes on below it."""
+        assert self._collectives is not None
+        self._collectives.sum_beside(
+            [grad[layer] for name, grad in self.grads.items() if name not in UNSTACKED]
+        )
+
+    def _sum_rest(self) -> None:
+        """Sum what belongs to no layer, and the loss, over the ranks; wait for all sums."""
+        if self._collectives is None:
+            return
+        rest = [grad for name, grad in self.grads.items() if name in UNSTACKED]
+        self._collectives.sum_beside([*rest, self._results[:1]])
+        self._collectives.join()
+
+    def _update(self) -> None:
+        settings, part = self.settings, slice(self.part.start, self.part.stop)
+        adamw(
+            self.params.flat[part],
+            self.m,
+            self.v,
+            self.grads.flat[part],
+            self._results[1:],
+            self._controls,
+            self._segments,
+            beta1=settings.beta1,
+            beta2=settings.beta2,
+            weight_decay=settings.weight_decay,
+            grad_clip=settings.grad_clip,
+            master=self.master,
+            rng_state=self._rng_state,
+            first=self.part.start,
+        )
+        if self.shape.shards > 1 and self._collectives is not None:
+            size = part_size(self.params.flat.size, self.shape.shards)
+            self._collectives.gather(self._gathered, self.rank * size, (self.rank + 1) * size)
+
+    def _cut_input(self, num_ids: int) -> None:
+        """One buffer of 32-bit words, so that one copy brings all that a step needs."""
+        shape, stop = self.shape, num_ids + NUM_CONTROLS
+        self._input = self.device.zeros(stop + NUM_RNG_WORDS, np.int32)
+        self._batches = self._input[:num_ids].reshape(3, self.accumulation, shape.B, shape.T)
+        self._controls = self._input[num_ids:stop].view(np.float32)
+        self._rng_state = self._input[stop:].view(np.uint32)
+
+    def _input_of(self, packed: np.ndarray, step: int, rate: float) -> np.ndarray:
+        t, settings = step + 1, self.settings
+        corrections = (1.0 - settings.beta1**t, 1.0 - settings.beta2**t)
+        controls = np.array([rate, *corrections], np.float32).view(np.int32)
+        words = np.array([*self._seed_words, step, 0], np.uint32).view(np.int32)
+        return np.concatenate([packed.reshape(-1), controls, words])
+
+
+def mean_loss(sums: Iterable[tuple[float, int]]) -> float:
+    """Mean over all targets of batches whose (sum, count) are given, added in their order."""
+    total, count = 0.0, 0
+    for part, size in sums:
+        total += part
+        count += size
+    return total / count
+
+
+def allocate_buffers(device: Device, shape: RunShape) -> tuple[Tensors, Tensors]:
+    """Activations and scratch for a model of this shape."""
+    config, B, T, dtypes = shape.config, shape.B, shape.T, shape.dtypes
+
+    def cut(specs: Sequence[TensorSpec]) -> Tensors:
+        size = arena_bytes(specs, lambda name: dtypes[name].itemsize)
+        return cut_aligned(device.zeros(size, np.uint8), specs, dtypes)
+
+    acts = activation_specs(config, B, T, recompute=shape.recompute, training=shape.training)
+    scratch = scratch_specs(config, B, T, training=shape.training, head_rows=shape.head_rows)
+    return cut(acts), cut(scratch)

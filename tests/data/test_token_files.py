@@ -1,0 +1,223 @@
+"""Token files: what is written is read back, and nothing damaged is ever taken for data."""
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cupygpt.data import token_files as shards
+from cupygpt.data.token_files import check_ids, fingerprint, open_shards, shard_writer, write_shard
+from cupygpt.errors import DataError, RunError
+
+
+def header(*words: int) -> bytes:
+    return np.array([*words, *[0] * (256 - len(words))], dtype="<i4").tobytes()
+
+
+def test_layout_is_llmc(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    write_shard(path, np.array([1, 2, 65535]))
+    assert path.read_bytes() == header(20240520, 1, 3) + b"\x01\x00\x02\x00\xff\xff"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_round_trip_is_read_only_uint16(tmp_path: Path) -> None:
+    tokens = np.arange(1000, dtype=np.uint16) * 65
+    write_shard(tmp_path / "a.bin", tokens)
+    [shard] = open_shards(str(tmp_path / "a.bin"))
+    assert (shard.path, shard.num_tokens) == (tmp_path / "a.bin", 1000)
+    assert shard.tokens.dtype == np.uint16
+    np.testing.assert_array_equal(shard.tokens, tokens)
+    with pytest.raises(ValueError, match="read-only"):
+        shard.tokens[0] = 1
+
+
+def test_pieces_equal_the_whole(tmp_path: Path) -> None:
+    write_shard(tmp_path / "whole.bin", np.arange(10))
+    with shard_writer(tmp_path / "pieces.bin") as append:
+        for piece in (np.arange(3), [], range(3, 9), np.array([9], np.int64)):
+            append(piece)
+    assert (tmp_path / "pieces.bin").read_bytes() == (tmp_path / "whole.bin").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (np.array([1, 65536]), "1 to 65536"),
+        (np.array([-1, 5]), "-1 to 5"),
+        (np.array([1.0, 2.0]), "integers"),
+        (np.zeros((2, 2), int), "one-dimensional"),
+        (np.array([7]), "at least 2"),
+        (np.array([], np.uint16), "at least 2"),
+    ],
+)
+def test_unwritable_tokens_leave_the_old_file(
+    tmp_path: Path, tokens: np.ndarray, message: str
+) -> None:
+    path = tmp_path / "a.bin"
+    write_shard(path, [1, 2])
+    before = path.read_bytes()
+    with pytest.raises(DataError, match=message):
+        write_shard(path, tokens)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_count_must_fit_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_TOKENS", 3)
+    with pytest.raises(DataError, match=r"at most 3 tokens.*--shard-tokens"):
+        write_shard(tmp_path / "a.bin", np.arange(4))
+
+
+def test_a_folder_that_is_not_there_is_a_run_error(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="could not be written"):
+        write_shard(tmp_path / "no" / "a.bin", [1, 2])
+
+
+def test_globs_are_sorted_by_byte_value(tmp_path: Path) -> None:
+    names = ["b.bin", "B.bin", "a10.bin", "a2.bin", "é.bin"]
+    for name in names:
+        write_shard(tmp_path / name, [1, 2])
+    (tmp_path / "folder.bin").mkdir()
+    found = [shard.path.name for shard in open_shards(str(tmp_path / "*.bin"))]
+    assert found == sorted(names, key=lambda name: name.encode())
+
+
+def test_a_path_with_glob_characters_is_taken_literally(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a[1].bin", [1, 2, 3])
+    write_shard(tmp_path / "a1.bin", [1, 2])
+    [shard] = open_shards(str(tmp_path / "a[1].bin"))
+    assert shard.num_tokens == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "0 bytes, shorter than the header"),
+        (b"First Citizen:\n" * 100, r"not a token file .*cupygpt\.prepare a\.bin"),
+        (header(20240326, 3), "a model file of llm.c"),
+        (header(20240801, 7, 2) + bytes(8), "a Llama-3 token file .*version 7, 4 bytes"),
+        (header(20240520, 2, 2) + bytes(4), "version 2; only version 1"),
+        (header(20240520, 1, 0), r"counts 0 token\(s\)"),
+        (header(20240520, 1, 1) + bytes(2), r"counts 1 token\(s\)"),
+        (header(20240520, 1, -5), r"counts -5 token\(s\)"),
+        (header(20240520, 1, 3) + bytes(4), "1,028 bytes, .* counts 3 tokens, .* 1,030 bytes"),
+        (header(20240520, 1, 3) + bytes(8), "1,032 bytes, .* 1,030 bytes"),
+    ],
+)
+def test_files_that_are_not_shards(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "a.bin"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message) as caught:
+        open_shards(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_nothing_found(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no such file, .*cupygpt\.prepare"):
+        open_shards(str(tmp_path / "*.bin"))
+    with pytest.raises(DataError, match="is a folder"):
+        open_shards(str(tmp_path))
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.data())
+def test_damage_is_noticed_or_harmless(data: st.DataObject) -> None:
+    """One flipped byte or a cut at any length: a DataError, or only that token differs."""
+    tokens = np.arange(5, 25, dtype=np.uint16)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "a.bin"
+        write_shard(path, tokens)
+        whole = path.read_bytes()
+        at = data.draw(st.integers(0, len(whole) - 1))
+        if data.draw(st.booleans()):
+            path.write_bytes(whole[:at])
+            with pytest.raises(DataError):
+                open_shards(str(path))
+            return
+        flip = data.draw(st.integers(1, 255))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+        if at < 12:
+            with pytest.raises(DataError):
+                open_shards(str(path))
+            return
+        [shard] = open_shards(str(path))
+        differing = np.flatnonzero(shard.tokens != tokens)
+        assert differing.tolist() == ([(at - 1024) // 2] if at >= 1024 else [])
+        del shard
+
+
+def test_a_file_cut_after_opening_is_noticed(tmp_path: Path) -> None:
+    write_shard(tmp_path / "a.bin", np.arange(100))
+    [shard] = open_shards(str(tmp_path / "a.bin"))
+    write_shard(tmp_path / "a.bin", np.arange(50))
+    with pytest.raises(DataError, match="changed during the run"):
+        _ = shard.tokens
+
+
+def test_more_shards_than_mappings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_MAPPED", 2)
+    for i in range(5):
+        write_shard(tmp_path / f"{i}.bin", [i, i])
+    opened = open_shards(str(tmp_path / "*.bin"))
+    assert [int(shard.tokens[0]) for shard in opened * 2] == [0, 1, 2, 3, 4] * 2
+
+
+def test_ids_beyond_the_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "SCAN_BLOCK_TOKENS", 8)
+    write_shard(tmp_path / "a.bin", np.zeros(10, int))
+    tokens = np.zeros(30, int)
+    tokens[21] = 300
+    write_shard(tmp_path / "b.bin", tokens)
+    opened = open_shards(str(tmp_path / "*.bin"))
+    check_ids(opened, 301)
+    check_ids(opened, 65536)
+    with pytest.raises(DataError, match=r"b\.bin: token 21 is id 300, .* 257 ids \(0 to 256\)"):
+        check_ids(opened, 257)
+    monkeypatch.setattr(shards, "SCAN_BUDGET_TOKENS", 30)
+    check_ids(opened, 257)  # Over the budget: the first 15 tokens of each.
+    monkeypatch.setattr(shards, "SCAN_BUDGET_TOKENS", 39)
+    check_ids(opened, 257)
+    monkeypatch.setattr(shards, "SCAN_BUDGET_TOKENS", 40)
+    with pytest.raises(DataError, match="token 21"):
+        check_ids(opened, 257)
+
+
+def test_fingerprint_of_small_files(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    write_shard(path, np.arange(50))
+    assert fingerprint(open_shards(str(path))) == [
+        {
+            "name": "a.bin",
+            "tokens": 50,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "hashed": "all",
+        }
+    ]
+
+
+def test_fingerprint_of_large_files_samples_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "FULL_HASH_BYTES", 4096)
+    monkeypatch.setattr(shards, "SAMPLED_BLOCK_BYTES", 16)
+    path = tmp_path / "a.bin"
+
+    def digest(tokens: np.ndarray) -> str:
+        write_shard(path, tokens)
+        [record] = fingerprint(open_shards(str(path)))
+        assert record["hashed"] == "sampled"
+        return record["sha256"]
+
+    tokens = np.arange(10_000)
+    original = digest(tokens)
+    assert original == digest(tokens)
+    assert original != digest(np.append(tokens, 0))
+    for changed in (slice(-1, None), slice(2000, 3000)):
+        other = tokens.copy()
+        other[changed] += 1
+        assert original != digest(other)

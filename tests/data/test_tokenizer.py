@@ -1,0 +1,254 @@
+"""Tokenizers: exact ids, lossless round trips, damaged files named, errors within seconds."""
+
+import base64
+import io
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support.data_files import use_gpt2_files, write_ranks
+
+from cupygpt.data import gpt2_bpe as gpt2_files
+from cupygpt.data.tokenizer import (
+    ByteTokenizer,
+    StreamDecoder,
+    Tokenizer,
+    default_tokenizer_spec,
+    load_tokenizer,
+)
+from cupygpt.errors import TokenizerError
+
+MERGES = [b"th", b"the", b" the", b"\n\n", b"er", b"\xc3\xa9"]
+
+
+def llmc_bytes(tokens: Sequence[bytes], version: int = 2, eot: int = 0) -> bytes:
+    header = np.zeros(256, "<i4")
+    header[:4] = 20240328, version, len(tokens), eot if version == 2 else 0
+    return header.tobytes() + b"".join(bytes([len(token)]) + token for token in tokens)
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    path = write_ranks(tmp_path_factory.mktemp("bpe") / "small.tiktoken", MERGES)
+    return load_tokenizer(str(path))
+
+
+def test_bytes() -> None:
+    tokenizer = load_tokenizer("bytes")
+    assert (tokenizer.name, tokenizer.vocab_size, tokenizer.eot) == ("bytes", 257, 256)
+    ids = tokenizer.encode("aé")
+    assert ids.dtype == np.uint16
+    assert ids.tolist() == [97, 0xC3, 0xA9]
+    assert tokenizer.decode([97, 256, 98]) == "a<|endoftext|>b"
+    assert tokenizer.decode([0xC3]) == "�"
+    assert tokenizer.encode("").shape == (0,)
+
+
+@pytest.mark.parametrize("token", [-1, 257, 65535])
+def test_ids_outside_the_vocabulary(token: int) -> None:
+    with pytest.raises(TokenizerError, match=rf"id {token} is not .* bytes \(257 ids\)"):
+        ByteTokenizer().decode([65, token])
+
+
+@settings(max_examples=100, deadline=None)
+@given(text=st.text())
+def test_round_trips(bpe: Tokenizer, text: str) -> None:
+    for tokenizer in (ByteTokenizer(), bpe):
+        ids = tokenizer.encode(text)
+        assert ids.dtype == np.uint16
+        assert tokenizer.decode(ids) == text
+        assert tokenizer.eot not in ids
+        stream = StreamDecoder(tokenizer)
+        assert "".join([*(stream.feed(token) for token in ids), stream.flush()]) == text
+
+
+def test_lone_surrogates_become_the_replacement_character(bpe: Tokenizer) -> None:
+    for tokenizer in (ByteTokenizer(), bpe):
+        assert tokenizer.decode(tokenizer.encode("a\udc80é")) == "a�é"
+
+
+def test_special_names_are_ordinary_text(bpe: Tokenizer) -> None:
+    text = "<|endoftext|>"
+    assert bpe.encode(text).tolist() == list(text.encode())
+
+
+def test_streaming_waits_for_whole_characters() -> None:
+    stream = StreamDecoder(ByteTokenizer())
+    assert [stream.feed(token) for token in "é€a".encode()] == ["", "é", "", "", "€", "a"]
+    assert stream.feed(0xE2) == ""
+    assert stream.flush() == "�"
+    assert stream.flush() == ""
+    assert stream.feed(97) == "a"
+
+
+def test_rank_file(bpe: Tokenizer) -> None:
+    assert bpe.vocab_size == 256 + len(MERGES) + 1
+    assert bpe.eot == bpe.vocab_size - 1
+    assert bpe.encode("the the\n\n").tolist() == [257, 258, 259]
+    assert bpe.decode([257, bpe.eot]) == "the<|endoftext|>"
+
+
+def test_unused_ids_decode_to_nothing(tmp_path: Path) -> None:
+    path = write_ranks(tmp_path / "gap.tiktoken")
+    with path.open("ab") as file:
+        file.write(b"\n%s 300\n" % base64.b64encode(b"ab"))
+    tokenizer = load_tokenizer(str(path))
+    assert (tokenizer.vocab_size, tokenizer.eot) == (302, 301)
+    assert tokenizer.decode([300, 299, 97]) == "aba"
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (b"YQ==\n", "line 257 is not a base64 token"),
+        (b"?? 7\n", "line 257 is not a base64 token"),
+        (b"YWI= x\n", "line 257 is not a base64 token"),
+        (b"YWI= -1\n", "line 257 is not a base64 token"),
+        (b"<html> <body> </body>\n", "line 257 is not a base64 token"),
+        (b"YQ== 300\n", "line 257 repeats the token b'a'"),
+        (b"YWI= 97\n", "two tokens have the same rank"),
+        (b"YWI= 65535\n", "65,537 ids .* hold 65,536"),
+    ],
+)
+def test_damaged_rank_files(tmp_path: Path, extra: bytes, message: str) -> None:
+    path = write_ranks(tmp_path / "a.tiktoken")
+    path.write_bytes(path.read_bytes() + extra)
+    with pytest.raises(TokenizerError, match=message) as caught:
+        load_tokenizer(str(path))
+    assert str(path) in str(caught.value)
+
+
+def test_incomplete_rank_file(tmp_path: Path) -> None:
+    path = write_ranks(tmp_path / "a.tiktoken")
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:200]))
+    with pytest.raises(TokenizerError, match="56 of the 256 single bytes"):
+        load_tokenizer(str(path))
+    path.write_bytes(b"")
+    with pytest.raises(TokenizerError, match="256 of the 256 single bytes"):
+        load_tokenizer(str(path))
+
+
+@pytest.mark.parametrize("name", ["tok.bin", "tok.dat"])
+def test_llmc_tokenizer(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(llmc_bytes([b"a", b"\xc3", b"\xa9", b"<|endoftext|>"], eot=3))
+    tokenizer = load_tokenizer(str(path))
+    assert (tokenizer.name, tokenizer.vocab_size, tokenizer.eot) == (str(path), 4, 3)
+    assert tokenizer.decode([0, 1, 2]) == "aé"
+    with pytest.raises(TokenizerError, match=r"decode but not encode 'abc'.*--tokenizer gpt2"):
+        tokenizer.encode("abc")
+
+
+def test_llmc_tokenizer_version_1(tmp_path: Path) -> None:
+    path = tmp_path / "tok.bin"
+    path.write_bytes(llmc_bytes([b"x"] * 50257, version=1))
+    assert load_tokenizer(str(path)).eot == 50256
+    path.write_bytes(llmc_bytes([b"x"] * 50256, version=1))
+    with pytest.raises(TokenizerError, match="50,256 ids in a version 1"):
+        load_tokenizer(str(path))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "not a tokenizer of llm.c"),
+        (llmc_bytes([b"a"])[:1000], "not a tokenizer of llm.c"),
+        (b"\0" * 2000, "magic number 0, expected 20240328"),
+        (llmc_bytes([b"a"], version=3), "version 3"),
+        (llmc_bytes([], eot=0), "0 ids"),
+        (llmc_bytes([b"a", b"b"], eot=2), "end of text 2"),
+        (llmc_bytes([b"a", b"b"], eot=-1), "end of text -1"),
+        (llmc_bytes([b"a", b"", b"b"]), "token 1 of 3, at byte 1,026, has length 0"),
+        (llmc_bytes([b"a", b"bcd"])[:-1], "token 1 of 2, at byte 1,026, is cut off"),
+        (llmc_bytes([b"a", b"bcd"])[:-4], "token 1 of 2, at byte 1,026, is cut off"),
+        (llmc_bytes([b"a", b"bcd"]) + b"x", "1,031 bytes, but its 2 tokens end at byte 1,030"),
+    ],
+)
+def test_damaged_llmc_tokenizers(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "tok.bin"
+    path.write_bytes(content)
+    with pytest.raises(TokenizerError, match=message) as caught:
+        load_tokenizer(str(path))
+    assert str(path) in str(caught.value)
+
+
+@settings(max_examples=100, deadline=None)
+@given(data=st.data())
+def test_cut_llmc_tokenizers_are_always_noticed(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    tokens = data.draw(st.lists(st.binary(min_size=1, max_size=255), min_size=1, max_size=8))
+    whole = llmc_bytes(tokens)
+    path = tmp_path_factory.getbasetemp() / "cut.bin"
+    path.write_bytes(whole)
+    assert [load_tokenizer(str(path)).decode_bytes([i]) for i in range(len(tokens))] == tokens
+    path.write_bytes(whole[: data.draw(st.integers(0, len(whole) - 1))])
+    with pytest.raises(TokenizerError):
+        load_tokenizer(str(path))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    for spec in ("gpt3", str(tmp_path / "no.tiktoken"), str(tmp_path)):
+        with pytest.raises(TokenizerError, match=r"could not be read .*gpt2, bytes, or the path"):
+            load_tokenizer(spec)
+
+
+@pytest.mark.parametrize("failure", [urllib.error.URLError("no route"), TimeoutError("no route")])
+def test_gpt2_without_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    def unreachable(*args: object, **kwargs: object) -> None:
+        raise failure
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
+    with pytest.raises(
+        TokenizerError, match=r"\(no route\).*TIKTOKEN_CACHE_DIR.*--tokenizer bytes"
+    ):
+        load_tokenizer("gpt2")
+
+
+def test_gpt2_behind_a_silent_firewall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    released = threading.Event()
+
+    def silent(*args: object, **kwargs: object) -> io.BytesIO:
+        released.wait(10)
+        return io.BytesIO()
+
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(gpt2_files, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(urllib.request, "urlopen", silent)
+    with pytest.raises(TokenizerError, match="no answer within"):
+        load_tokenizer("gpt2")
+    released.set()
+
+
+def test_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_gpt2_files(monkeypatch)
+    tokenizer = load_tokenizer("gpt2")
+    assert (tokenizer.name, tokenizer.vocab_size, tokenizer.eot) == ("gpt2", 50257, 50256)
+    assert tokenizer.encode("Hello world\n\n").tolist() == [15496, 995, 628]
+    assert 50256 not in tokenizer.encode("<|endoftext|>")
+    assert tokenizer.decode([15496, 995, 50256]) == "Hello world<|endoftext|>"
+
+
+def test_default_specs() -> None:
+    assert default_tokenizer_spec(257) == "bytes"
+    assert default_tokenizer_spec(50257) == "gpt2"
+    assert default_tokenizer_spec(50304) is None
+
+
+def test_tiktoken_is_imported_only_when_needed() -> None:
+    code = (
+        "import sys, cupygpt.data.tokenizer as t; t.load_tokenizer('bytes').encode('a'); "
+        "sys.exit('tiktoken' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,0 +1,358 @@
+"""What the launch wrapper refuses, and how it finds, compiles and remembers kernels."""
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.gpu import require_gpu
+
+import cupygpt.ops
+from cupygpt.errors import KernelError
+from cupygpt.kernels import kernel as kernels
+from cupygpt.kernels import load, nvrtc
+from cupygpt.kernels.kernel import Kernel, forget_compiled
+from cupygpt.kernels.launch import Launch, rows_launch
+from cupygpt.kernels.load import precompile, record_kernels, register_loader
+
+for op in pkgutil.iter_modules(cupygpt.ops.__path__, "cupygpt.ops."):
+    importlib.import_module(op.name)
+DECLARED = list(kernels._kernels)
+CUDA_DIR = Path(__file__).parents[2] / "cuda"
+
+
+class FakeArray(np.ndarray):
+    """Arrays of a device that only takes notes."""
+
+
+class FakeFunction:
+    max_dynamic_shared_size_bytes = 0
+    shared_size_bytes = 0
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.launches: list[tuple[Any, ...]] = []
+
+    def __call__(self, grid: Any, block: Any, args: Any, *, shared_mem: int) -> None:
+        self.launches.append((grid, block, args, shared_mem))
+
+
+class FakeDevice:
+    """Loads modules that hold one function of any name."""
+
+    def __init__(self) -> None:
+        self.loads: list[tuple[str, tuple[str, ...]]] = []
+        self.function = FakeFunction("")
+
+    def __call__(self, path: Path, options: tuple[str, ...]) -> "FakeDevice":
+        self.loads.append((path.name, options))
+        return self
+
+    def get_function(self, name: str) -> FakeFunction:
+        self.function.name = name
+        return self.function
+
+    @property
+    def last(self) -> tuple[Any, ...]:
+        return self.function.launches[-1]
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeDevice]:
+    """A device for FakeArray; kernels declared in the test are forgotten after it."""
+    monkeypatch.setattr(kernels, "_kernels", [])
+    monkeypatch.setattr(load, "_modules", {})
+    monkeypatch.setattr(load, "_loaders", {})
+    device = FakeDevice()
+    register_loader(FakeArray, device)
+    return device
+
+
+def array(shape: Any, dtype: str = "float32") -> FakeArray:
+    return np.zeros(shape, dtype).view(FakeArray)
+
+
+def scale_kernel() -> Kernel:
+    return Kernel("gelu.cu", "scale", "out:floatX* inp:floatX*? n:i32 factor:f32 seed:u64")
+
+
+def launch(*args: Any, grid: Any = 2, **options: Any) -> None:
+    scale_kernel()(*args, launch=Launch(grid, 32), **options)
+
+
+def test_scalars_get_the_declared_types(fake: FakeDevice) -> None:
+    out = array(8)
+    launch(out, out, 7, 1, 2**63)
+    grid, block, args, shared_mem = fake.last
+    assert (grid, block, shared_mem) == ((2, 1, 1), (32, 1, 1), 0)
+    assert [type(a) for a in args[2:]] == [np.int32, np.float32, np.uint64]
+    assert [a.item() for a in args[2:]] == [7, 1.0, 2**63]
+    assert args[0] is out
+
+
+def test_numpy_scalars_are_numbers(fake: FakeDevice) -> None:
+    launch(array(8), None, np.int64(7), np.float64(0.5), np.uint8(1))
+    assert [a.item() for a in fake.last[2][2:]] == [7, 0.5, 1]
+
+
+def test_none_is_a_null_pointer(fake: FakeDevice) -> None:
+    launch(array(8), None, 1, 1.0, 1)
+    null = fake.last[2][1]
+    assert isinstance(null, np.uint64)
+    assert null == 0
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((array(8), array(8), 1, 1.0), "takes 5 arguments, 4 were given"),
+        ((None, array(8), 1, 1.0, 1), "'out' is None"),
+        ((3.0, array(8), 1, 1.0, 1), "'out' is a float, not an array"),
+        ((array(8, "float64"), array(8), 1, 1.0, 1), "'out' is float64; floatX is float32"),
+        ((array(8), array(8, "uint16"), 1, 1.0, 1), "'inp' is uint16, another floatX array"),
+        ((array((4, 4)).T, None, 1, 1.0, 1), "'out' of shape (4, 4) is not C-contiguous"),
+        ((array(8), np.zeros(8, np.float32), 1, 1.0, 1), "'inp' is a ndarray on"),
+        ((array(8), None, 2**31, 1.0, 1), "'n' is 2147483648, which no int32 holds"),
+        ((array(8), None, -(2**31) - 1, 1.0, 1), "which no int32 holds"),
+        ((array(8), None, 1, 1.0, -1), "'seed' is -1, which no uint64 holds"),
+        ((array(8), None, 1.0, 1.0, 1), "'n' is a float, not an integer"),
+        ((array(8), None, True, 1.0, 1), "'n' is a bool, not an integer"),
+        ((array(8), None, 1, "1", 1), "'factor' is a str, not a number"),
+    ],
+)
+def test_wrong_arguments_are_refused(fake: FakeDevice, args: tuple[Any, ...], message: str) -> None:
+    with pytest.raises(KernelError, match=re.escape(message)):
+        launch(*args)
+    assert not fake.function.launches
+
+
+def test_declared_dtype_is_checked(fake: FakeDevice) -> None:
+    kernel = Kernel("gelu.cu", "count", "out:i32*")
+    with pytest.raises(KernelError, match="'out' is int64, not int32"):
+        kernel(array(1, "int64"), launch=Launch(1, 1))
+
+
+@pytest.mark.parametrize("grid", [0, (0, 3), (3, 0)])
+def test_an_empty_grid_runs_nothing(fake: FakeDevice, grid: Any) -> None:
+    launch(array(0), None, 0, 1.0, 0, grid=grid)
+    assert not fake.loads
+
+
+def test_arguments_of_an_empty_grid_are_checked(fake: FakeDevice) -> None:
+    with pytest.raises(KernelError, match="is a float, not an integer"):
+        launch(array(0), None, 0.5, 1.0, 0, grid=0)
+
+
+def test_floatX_follows_the_arrays(fake: FakeDevice) -> None:
+    kernel = scale_kernel()
+    for dtype in ("float32", "uint16", "float32"):
+        kernel(array(8, dtype), None, 1, 1.0, 1, launch=Launch(1, 1))
+    variants = [next(o for o in options if "floatX" in o) for _, options in fake.loads]
+    assert variants == ["-DfloatX=float", "-DfloatX=__nv_bfloat16"]
+
+
+def test_a_kernel_without_floatX_follows_like(fake: FakeDevice) -> None:
+    kernel = Kernel("gelu.cu", "finish", "out:f32*")
+    kernel(array(8), launch=Launch(1, 1), like=array(8, "uint16"))
+    kernel(array(8), launch=Launch(1, 1))
+    assert "-DfloatX=__nv_bfloat16" in fake.loads[0][1]
+    assert "-DfloatX=float" in fake.loads[1][1]
+
+
+def test_each_set_of_defines_is_compiled_once(fake: FakeDevice) -> None:
+    kernel = scale_kernel()
+    for defines in ({"HS": 64}, {"HS": 32}, {"HS": 64}, {}):
+        kernel(array(8), None, 1, 1.0, 1, launch=Launch(1, 1, defines=defines))
+    heads = [[o for o in options if o.startswith("-DHS")] for _, options in fake.loads]
+    assert heads == [["-DHS=64"], ["-DHS=32"], []]
+
+
+def test_kernels_of_a_file_share_its_module(fake: FakeDevice) -> None:
+    for _ in range(2):
+        launch(array(8), None, 1, 1.0, 1)
+    assert len(fake.loads) == 1
+
+
+def test_shared_memory_above_the_default_is_asked_for(fake: FakeDevice) -> None:
+    kernel = scale_kernel()
+    asked = []
+    for shared_mem in (48 << 10, 60 << 10, 50 << 10, 64 << 10):
+        kernel(array(8), None, 1, 1.0, 1, launch=Launch(1, 1, shared_bytes=shared_mem))
+        asked.append(fake.function.max_dynamic_shared_size_bytes >> 10)
+    assert asked == [0, 60, 60, 64]
+    assert fake.last[3] == 64 << 10
+
+
+def test_static_shared_memory_counts_too(fake: FakeDevice) -> None:
+    fake.function.shared_size_bytes = 1 << 10
+    kernel = scale_kernel()
+    for shared_mem, allowed in ((47 << 10, 0), (48 << 10, 48 << 10)):
+        kernel(array(8), None, 1, 1.0, 1, launch=Launch(1, 1, shared_bytes=shared_mem))
+        assert fake.function.max_dynamic_shared_size_bytes == allowed
+
+
+def test_forget_compiled_loads_again(fake: FakeDevice) -> None:
+    kernel = scale_kernel()
+    for _ in range(2):
+        kernel(array(8), None, 1, 1.0, 1, launch=Launch(1, 1))
+        forget_compiled()
+    assert len(fake.loads) == 2
+
+
+@pytest.mark.usefixtures("fake")
+def test_arrays_that_no_kernel_takes() -> None:
+    plain = np.zeros(8, np.float32)
+    with pytest.raises(KernelError, match="do not run on arrays of type ndarray"):
+        Kernel("gelu.cu", "gelu_forward", "out:floatX*")(plain, launch=Launch(1, 1))
+
+
+def test_a_file_that_does_not_exist(fake: FakeDevice) -> None:
+    with pytest.raises(KernelError, match=r"no_such\.cu: no such file"):
+        Kernel("no_such.cu", "f", "out:floatX*")(array(8), launch=Launch(1, 1))
+
+
+def test_recording_launches_nothing(fake: FakeDevice) -> None:
+    def step() -> None:
+        for HS in (64, 80, 64):
+            launch(array(8, "uint16"), None, 1, 1.0, 1, defines={"HS": HS})
+        launch(array(8), None, 1, 1.0, 1)
+
+    jobs = record_kernels(step)
+    assert [job[1:4] for job in jobs] == [
+        ("gelu.cu", "__nv_bfloat16", (("HS", 64),)),
+        ("gelu.cu", "__nv_bfloat16", (("HS", 80),)),
+        ("gelu.cu", "float", ()),
+    ]
+    assert not fake.loads
+    assert not fake.function.launches
+
+
+def test_kernels_are_launched_again_after_a_recording_that_failed(fake: FakeDevice) -> None:
+    with pytest.raises(KernelError):
+        record_kernels(lambda: launch(None, None, 1, 1.0, 1))
+    launch(array(8), None, 1, 1.0, 1)
+    assert len(fake.function.launches) == 1
+
+
+def test_precompile_loads_what_was_recorded(fake: FakeDevice) -> None:
+    jobs = record_kernels(lambda: launch(array(8), None, 1, 1.0, 1))
+    jobs += record_kernels(lambda: launch(array(8, "uint16"), None, 1, 1.0, 1))
+    reports: list[tuple[int, int]] = []
+    precompile(jobs, progress=lambda done, total: reports.append((done, total)))
+    assert reports == [(1, 2), (2, 2)]
+    assert len(fake.loads) == 2
+    launch(array(8), None, 1, 1.0, 1)
+    assert len(fake.loads) == 2
+
+
+def test_precompile_raises_what_a_file_raises(fake: FakeDevice) -> None:
+    kernel = Kernel("no_such.cu", "f", "out:floatX*")
+    jobs = record_kernels(lambda: kernel(array(8), launch=Launch(1, 1)))
+    with pytest.raises(KernelError, match="no such file"):
+        precompile(jobs)
+
+
+@pytest.mark.parametrize(("rows", "packs"), [(1, 1), (1000, 2), (9, 32), (5, 192), (5, 400)])
+def test_rows_launch_covers_all_rows(rows: int, packs: int) -> None:
+    launch = rows_launch(rows, packs)
+    assert isinstance(launch.block, tuple)
+    assert isinstance(launch.grid, int)
+    x, y = launch.block
+    assert x * y <= 256
+    assert (launch.grid - 1) * y < rows <= launch.grid * y
+
+
+def test_options_follow_the_headers(tmp_path: Path) -> None:
+    header = tmp_path / "lib" / "packs.cuh"
+    header.parent.mkdir()
+    seen = set()
+    for text in ("// one", "// two", "// one"):
+        header.write_text(text)
+        seen.add(nvrtc.compile_options(tmp_path, "float", {}))
+    assert len(seen) == 2
+
+
+def test_a_compile_error_says_where_and_how_to_get_headers() -> None:
+    log = 'gelu.cu(3): catastrophic error: cannot open source file "cuda_bf16.h"'
+    message = nvrtc._log_message(Path("cuda/gelu.cu"), log, ("-DfloatX=float",))
+    assert message.startswith("gelu.cu does not compile (-DfloatX=float):")
+    assert "gelu.cu(3)" in message
+    assert "cupygpt[cuda12]" in message
+    assert "cupygpt[" not in nvrtc._log_message(Path("gelu.cu"), "gelu.cu(3): error: x", ())
+
+
+@pytest.mark.gpu
+def test_a_file_that_does_not_compile_is_named_with_its_line(tmp_path: Path) -> None:
+    require_gpu()
+    path = tmp_path / "broken.cu"
+    path.write_text('extern "C" __global__ void f() {\n    undefined_name;\n}\n')
+    with pytest.raises(KernelError, match=r"(?s)broken\.cu does not compile.*broken\.cu\(2\)"):
+        nvrtc.load_cupy_module(path, ("-std=c++17",))
+
+
+@pytest.mark.gpu
+def test_more_than_48_kib_of_shared_memory_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require_gpu()
+    import cupy
+
+    (tmp_path / "last.cu").write_text(
+        'extern "C" __global__ void last(float* out, int n) {\n'
+        "    extern __shared__ float smem[];\n"
+        "    for (int i = threadIdx.x; i < n; i += blockDim.x) smem[i] = i;\n"
+        "    __syncthreads();\n"
+        "    out[0] = smem[n - 1];\n"
+        "}\n"
+    )
+    monkeypatch.setattr(load, "find_cuda_dir", lambda: tmp_path)
+    monkeypatch.setattr(kernels, "_kernels", [])
+    out, n = cupy.zeros(1, "float32"), 14 * 1024
+    Kernel("last.cu", "last", "out:f32* n:i32")(out, n, launch=Launch(1, 32, shared_bytes=4 * n))
+    assert float(out[0]) == n - 1
+
+
+C_TYPES = {
+    "floatX": "floatX",
+    "float": "f32",
+    "float2": "f32",
+    "double": "f64",
+    "int": "i32",
+    "long long": "i64",
+    "unsigned": "u32",
+    "unsigned long long": "u64",
+    "__nv_bfloat16": "u16",
+}
+
+
+def declared_in_file(kernel: Kernel) -> list[tuple[str, str]]:
+    """(name, type code) of the parameters of the entry point in the .cu file."""
+    text = (CUDA_DIR / kernel.file).read_text()
+    entry = re.search(rf"__global__[^;{{]*?\b{kernel.name}\(([^)]*)\)\s*\{{", text)
+    assert entry, f"{kernel.file} has no kernel {kernel.name}"
+    found = []
+    for parameter in entry[1].split(","):
+        words = parameter.replace("const ", "").replace("*", " * ").split()
+        name, pointer = words[-1], "*" * ("*" in words)
+        ctype = " ".join(w for w in words[:-1] if w not in ("*", "__restrict__"))
+        found.append((name, C_TYPES[ctype] + pointer))
+    return found
+
+
+@pytest.mark.parametrize("kernel", DECLARED, ids=lambda k: k.name)
+def test_declaration_matches_the_file(kernel: Kernel) -> None:
+    codes = {dtype: code for code, dtype in kernels._DTYPES.items()} | {None: "floatX"}
+    declared = [(p.name, codes[p.dtype] + "*" * p.is_array) for p in kernel.parameters]
+    assert declared == declared_in_file(kernel)
+
+
+def test_every_kernel_is_declared() -> None:
+    entries = []
+    for path in sorted(CUDA_DIR.rglob("*.cu")):
+        text = re.sub(r"__launch_bounds__\([^)]*\)", "", path.read_text())
+        entries += re.findall(r"__global__\s+void\s+(\w+)\(", text)
+    assert sorted(entries) == sorted(kernel.name for kernel in DECLARED)

@@ -1,0 +1,122 @@
+"""Choosing among cuBLASLt's algorithms: what is measured, and where the choice is kept."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.gpu import require_gpu
+
+from cupygpt.kernels import matmul as gemm
+from cupygpt.kernels import matmul_choice as gemm_choice
+from cupygpt.kernels.matmul_choice import cache_file, choose, measuring
+
+
+@pytest.fixture(autouse=True)
+def nothing_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(gemm_choice, "_choices", {})
+    monkeypatch.setenv("CUPYGPT_CACHE_DIR", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Measuring takes the last candidate; the repeats asked for are noted."""
+    asked: list[int] = []
+
+    def fastest(candidates: Any, repeats: int, stream: Any) -> int:
+        asked.append(repeats)
+        return len(candidates) - 1
+
+    monkeypatch.setattr(gemm_choice, "_fastest", fastest)
+    return asked
+
+
+def three() -> list[Any]:
+    return [lambda: None] * 3
+
+
+def test_unmeasured_products_take_the_first(timed: list[int]) -> None:
+    assert choose("p", three(), 1, None) == 0
+    assert timed == []
+
+
+def test_a_choice_is_kept_for_the_run_and_for_the_next(tmp_path: Path, timed: list[int]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    with measuring(run):
+        assert choose("small", three(), 10**6, None) == 2
+        assert choose("large", three(), 10**12, None) == 2
+        assert choose("small", three(), 10**6, None) == 2
+    assert timed == [8, 1]
+    for file in (cache_file(), run / "products.json"):
+        assert json.loads(file.read_text()) == {"small": 2, "large": 2}
+    gemm_choice._choices.clear()
+    with measuring(None):
+        assert choose("small", three(), 10**6, None) == 2
+    assert len(timed) == 2
+
+
+def test_one_rank_keeps_the_choices(tmp_path: Path, timed: list[int]) -> None:
+    """The others know more where another run has filled the cache in between: they write nothing."""
+    cache_file().parent.mkdir()
+    cache_file().write_text('{"another run": 1}')
+    with measuring(tmp_path, keep=False):
+        assert choose("mine", three(), 1, None) == 2
+    assert not (tmp_path / "products.json").exists()
+    assert cache_file().read_text() == '{"another run": 1}'
+
+
+def test_choices_of_runs_that_start_together_are_all_kept(timed: list[int]) -> None:
+    with measuring(None):
+        choose("mine", three(), 1, None)
+        choose("both", three(), 1, None)
+        cache_file().parent.mkdir()
+        cache_file().write_text('{"another run": 1, "both": 0}')
+    assert json.loads(cache_file().read_text()) == {"another run": 1, "both": 0, "mine": 2}
+
+
+def test_the_runs_own_choices_count_most(tmp_path: Path, timed: list[int]) -> None:
+    cache_file().parent.mkdir()
+    cache_file().write_text('{"p": 1, "q": 1}')
+    (tmp_path / "products.json").write_text('{"p": 0}')
+    with measuring(tmp_path):
+        assert [choose(name, three(), 1, None) for name in "pq"] == [0, 1]
+    assert timed == []
+
+
+@pytest.mark.parametrize("content", ["", "[1]", '{"p": "x"}', "\x00"])
+def test_a_damaged_cache_is_measured_anew(content: str, timed: list[int]) -> None:
+    cache_file().parent.mkdir()
+    cache_file().write_text(content)
+    with measuring(None):
+        assert choose("p", three(), 1, None) == 2
+    assert json.loads(cache_file().read_text()) == {"p": 2}
+
+
+def test_a_cache_that_cannot_be_written_stops_nobody(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, timed: list[int]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CUPYGPT_CACHE_DIR", str(tmp_path / "file"))
+    with measuring(tmp_path):
+        assert choose("p", three(), 1, None) == 2
+    assert json.loads((tmp_path / "products.json").read_text()) == {"p": 2}
+
+
+@pytest.mark.gpu
+def test_products_are_measured_and_still_right(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = require_gpu()
+    device.activate()
+    monkeypatch.setattr(gemm._context(device.index), "plans", {})
+    rng = np.random.default_rng(0)
+    a, b = (rng.standard_normal((512, 512)).astype(np.float32) for _ in range(2))
+    on_gpu = [device.zeros(512 * 512, np.float32).reshape(512, 512) for _ in range(3)]
+    with measuring(None):
+        gemm.matmul(*on_gpu)
+    for array, values in zip(on_gpu[1:], (a, b), strict=True):
+        device.upload(array, values)
+    gemm.matmul(*on_gpu)
+    np.testing.assert_allclose(device.download(on_gpu[0]), a @ b, atol=1e-3)
+    (name,) = json.loads(cache_file().read_text())
+    assert "product out (512, 512) float32 = (512, 512) @ (512, 512) float32" in name

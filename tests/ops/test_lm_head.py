@@ -1,0 +1,95 @@
+"""The head without stored logits against the oracle, and beside the way through memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from support import oracle
+from support.devices import DEVICES, EPSILON, STARTED_AT, Device
+from support.gpu import require_gpu
+
+from cupygpt.ops import lm_head as head_module
+from cupygpt.ops.lm_head import HEAD_ROW_FLOATS, lm_head
+
+BFLOAT16_DEVICES = [d for d in DEVICES if d.values[0][1] == "bfloat16"]
+DLOSS = 1.0 / 96
+
+
+@contextmanager
+def fused(dev: Device) -> Iterator[None]:
+    """Take the kernels with wgmma; skips the test on a GPU that has none."""
+    if dev.name == "cuda" and require_gpu().compute_capability != (9, 0):
+        pytest.skip("wgmma needs compute capability 9.0")
+    with patch.object(head_module, "is_hopper", lambda array: True):
+        yield
+
+
+def check(
+    dev: Device, rng: np.random.Generator, N: int, C: int, V: int, *, train: bool = True
+) -> None:
+    Vp = -(-V // 128) * 128
+    wte = 0.3 * rng.standard_normal((Vp, C))
+    wte[V:] = 1e4  # padding must not count, whatever it holds
+    inp, words = dev.input(rng.standard_normal((N, C))), dev.input(wte)
+    targets = rng.integers(0, V, N)
+    targets[0], targets[-1] = V - 1, 0
+    if N > 2:
+        targets[1] = -1
+    losses, dlogits = dev.accumulated(N, "float32"), dev.output((N, Vp))
+    statistics = dev.output(HEAD_ROW_FLOATS * N, "float32")
+    lm_head(
+        losses, dlogits, inp, words, dev.input(targets, "int32"), V, DLOSS if train else None,
+        statistics,
+    )  # fmt: skip
+    want = oracle.classifier(dev.values(inp) @ dev.values(words).T, targets, V, DLOSS)
+    start = np.float32(STARTED_AT)
+    largest = np.abs(dev.values(inp) @ dev.values(words)[:V].T).max()
+    # Stored logits are rounded before the softmax.
+    limit = 2 * EPSILON[dev.floatX] * largest + 1e-5 * largest
+    assert np.abs(dev.values(losses) - start - want[0]).max() <= limit
+    if not train:
+        return
+    got = dev.values(dlogits)
+    assert np.abs(got - want[1]).max() <= (limit + EPSILON[dev.floatX]) * DLOSS
+    assert not got[:, V:].any()
+    assert not got[targets < 0].any()
+
+
+# (N, C, V): one row and pair of tiles; a second warpgroup and a padded vocabulary; a second block
+# of rows, stages filled a second time, 64 channels.
+SHAPES = [(1, 128, 128), (70, 128, 300), (197, 64, 1411), (64, 24, 65)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("train", [True, False], ids=["train", "evaluate"])
+def test_head(
+    dev: Device, rng: np.random.Generator, shape: tuple[int, int, int], train: bool
+) -> None:
+    with dev.unchecked():
+        check(dev, rng, *shape, train=train)
+
+
+@pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
+@pytest.mark.parametrize("shape", SHAPES[:3])
+def test_fused_head(dev: Device, rng: np.random.Generator, shape: tuple[int, int, int]) -> None:
+    with fused(dev):
+        check(dev, rng, *shape)
+
+
+@pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
+def test_fused_losses_alone(dev: Device, rng: np.random.Generator) -> None:
+    with fused(dev):
+        check(dev, rng, 70, 128, 300, train=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
+def test_fused_head_at_the_size_of_a_run(dev: Device, rng: np.random.Generator) -> None:
+    if dev.name != "cuda":
+        pytest.skip("too much for the emulator")
+    with fused(dev):
+        check(dev, rng, 1000, 128, 50257)

@@ -1,0 +1,116 @@
+"""A training run whose kernels are executed by the emulator equals the CPU device's."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from emulator.emulate import EmulatedArray, emulated, loader, missing_toolchain
+
+from cupygpt.arrays import to_bfloat16
+from cupygpt.config import GPTConfig
+from cupygpt.data.step_loader import pack
+from cupygpt.device.cpu import CPU
+from cupygpt.device.device import PendingRead
+from cupygpt.kernels.load import record_kernels, register_loader
+from cupygpt.model.generate import Generator, Sampling
+from cupygpt.model.init_weights import initial_parameters
+from cupygpt.model.memory_plan import RunShape
+from cupygpt.training.trainer import OptimizerSettings, Trainer
+
+CONFIG = GPTConfig(maxT=16, V=65, L=2, NH=2, C=32)
+B, T, ACCUMULATION, STEPS = 2, 13, 2, 2
+
+
+class EmulatedGPU(CPU):
+    """The CPU device, but its arrays take the kernels of an op instead of the NumPy form."""
+
+    def zeros(self, size: int, dtype: Any) -> Any:
+        return emulated(np.zeros(size, dtype))
+
+    def read_later(self, source: Any) -> PendingRead:
+        return super().read_later(np.asarray(source))
+
+
+@pytest.fixture
+def emulated_gpu() -> EmulatedGPU:
+    if reason := missing_toolchain():
+        pytest.skip(reason)
+    register_loader(EmulatedArray, loader)
+    return EmulatedGPU()
+
+
+def make(device: CPU, **options: Any) -> Trainer:
+    shape = RunShape(
+        CONFIG,
+        B,
+        T,
+        recompute=options.pop("recompute", 0),
+        precision=options.pop("precision", "float32"),
+        master=options.pop("master", False),
+    )
+    settings = OptimizerSettings(weight_decay=0.1)
+    trainer = Trainer(device, shape, settings, accumulation=ACCUMULATION, **options)
+    trainer.load_parameters(initial_parameters(CONFIG, 42))
+    return trainer
+
+
+def batches() -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, CONFIG.V, (STEPS, ACCUMULATION, B, T + 1), dtype=np.int32)
+    return [pack([(row[:, :-1], row[:, 1:]) for row in step]) for step in rows]
+
+
+@pytest.mark.parametrize(("dropout_p", "recompute"), [(0.1, 0), (0.0, 2)])
+def test_losses_norms_and_weights_agree(
+    emulated_gpu: EmulatedGPU, dropout_p: float, recompute: int
+) -> None:
+    ends = []
+    for device in (CPU(), emulated_gpu):
+        trainer = make(device, dropout_p=dropout_p, recompute=recompute)
+        results = [trainer.step(x, i, 1e-2).result() for i, x in enumerate(batches())]
+        figures = [[r.loss, r.norm] for r in results]
+        ends.append((np.array(figures), np.asarray(trainer.params.flat)))
+    np.testing.assert_allclose(ends[1][0], ends[0][0], rtol=2e-6)
+    np.testing.assert_allclose(ends[1][1], ends[0][1], atol=2e-4)
+
+
+@pytest.mark.parametrize("master", [True, False])
+def test_bfloat16_trains_like_float32(emulated_gpu: EmulatedGPU, master: bool) -> None:
+    ends = []
+    for device, options in (
+        (CPU(), {}),
+        (emulated_gpu, {"precision": "bfloat16", "master": master}),
+    ):
+        trainer = make(device, dropout_p=0.1, **options)
+        results = [trainer.step(x, i, 1e-2).result() for i, x in enumerate(batches())]
+        figures = np.array([[r.loss, r.norm] for r in results])
+        ends.append((figures, trainer))
+    np.testing.assert_allclose(ends[1][0][:, 0], ends[0][0][:, 0], atol=0.02)
+    np.testing.assert_allclose(ends[1][0][:, 1], ends[0][0][:, 1], rtol=0.05)
+    bits = np.asarray(ends[1][1].params.flat)
+    assert bits.dtype == np.uint16
+    if master:
+        np.testing.assert_array_equal(bits, to_bfloat16(np.asarray(ends[1][1].master)))
+
+
+def test_text_agrees(emulated_gpu: EmulatedGPU) -> None:
+    texts = []
+    for device in (CPU(), emulated_gpu):
+        generator = Generator(device, CONFIG, make(device).params)
+        texts.append(list(generator.generate([1, 2, 3], 8, Sampling(temperature=0.7), (4,))))
+    assert texts[0] == texts[1]
+
+
+def test_a_dry_run_finds_every_kernel_and_changes_no_weight(emulated_gpu: EmulatedGPU) -> None:
+    trainer = make(emulated_gpu)
+    generator = Generator(emulated_gpu, CONFIG, trainer.params)
+    before = np.asarray(trainer.params.flat).copy()
+
+    def dry_run() -> None:
+        trainer.dry_run()
+        generator.dry_run()
+
+    files = {job[1] for job in record_kernels(dry_run)}
+    np.testing.assert_array_equal(np.asarray(trainer.params.flat), before)
+    assert {"encoder.cu", "layernorm.cu", "attention/cuda_cores.cu", "gelu.cu", "adamw.cu"} <= files
+    assert {"classifier.cu", "global_norm.cu", "sampling.cu", "bias.cu"} <= files

@@ -1,0 +1,162 @@
+"""The devices that op tests run on: one test body, three kinds of arrays, two storage types.
+
+A test gets its arrays from the `dev` fixture: `dev.input` remembers what it handed out, and the
+fixture checks after the test that it came back unchanged.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+from emulator.emulate import EmulatedArray, emulated, load, loader, missing_toolchain
+
+from cupygpt.arrays import from_bfloat16, to_bfloat16
+from cupygpt.kernels.kernel import forget_compiled
+from cupygpt.kernels.load import register_loader
+from support.gpu import require_gpu
+
+EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-7}
+STARTED_AT = 3.0
+"""What accumulated outputs hold before."""
+
+
+class Device:
+    """NumPy arrays: the CPU device. `floatX` is the storage type of its activations and weights."""
+
+    name = "cpu"
+
+    def __init__(self, floatX: str) -> None:
+        self.floatX = floatX
+        self._inputs: list[tuple[Any, np.ndarray]] = []
+
+    def put(self, host: np.ndarray) -> Any:
+        return host.copy()
+
+    def get(self, array: Any) -> np.ndarray:
+        return np.asarray(array)
+
+    def array(self, values: Any, dtype: str | None = None) -> Any:
+        """An array of `dtype` (floatX if None) for an argument that the op may change."""
+        dtype = dtype or self.floatX
+        host = np.asarray(values)
+        return self.put(to_bfloat16(host) if dtype == "bfloat16" else host.astype(dtype))
+
+    def input(self, values: Any, dtype: str | None = None) -> Any:
+        """An array that the op must leave as it is."""
+        array = self.array(values, dtype)
+        self._inputs.append((array, self.get(array).copy()))
+        return array
+
+    def output(self, shape: int | tuple[int, ...], dtype: str | None = None) -> Any:
+        """For a written output: NaN everywhere, so that a missed element shows."""
+        return self.array(np.full(shape, math.nan), dtype)
+
+    def accumulated(self, shape: int | tuple[int, ...], dtype: str | None = None) -> Any:
+        """For an accumulated output: STARTED_AT everywhere."""
+        return self.array(np.full(shape, STARTED_AT), dtype)
+
+    def values(self, array: Any) -> np.ndarray:
+        """What an array holds, bfloat16 decoded, in float64."""
+        host = self.get(array)
+        return (from_bfloat16(host) if host.dtype == np.uint16 else host).astype(np.float64)
+
+    def check_inputs(self) -> None:
+        for number, (array, before) in enumerate(self._inputs):
+            after = self.get(array)
+            assert after.tobytes() == before.tobytes(), f"the op changed its input {number}"
+
+    @contextmanager
+    def unchecked(self) -> Iterator[None]:
+        """Without the emulator's access checker, for large vocabularies."""
+        yield
+
+    def agree(
+        self, name: str, got: Any, want: np.ndarray, plain: np.ndarray, n: int, dtype: str = ""
+    ) -> None:
+        """Assert that `got` is as near to `want` as storage and sums of n terms explain.
+
+        `want` is the oracle in float64, `plain` the oracle in float32, both from the inputs as
+        stored. Twice the error of `plain` is allowed, and the rounding of any order of the sum.
+        """
+        dtype = dtype or self.floatX
+        found = self.values(got)
+        stored = round_to(plain, dtype)
+        assert found.shape == want.shape == stored.shape, (found.shape, want.shape, stored.shape)
+        largest = np.abs(want).max()
+        noise = (EPSILON[dtype] + math.sqrt(n) * EPSILON["float32"]) * largest
+        limit = 2.0 * np.abs(stored - want).max() + noise
+        error = np.abs(found - want).max()
+        assert error <= limit, f"{name} on {self.name} {dtype}: {error:.2e} over {limit:.2e}"
+
+
+class EmulatedDevice(Device):
+    """The kernels, run by the emulator under its checker."""
+
+    name = "emulated"
+
+    def put(self, host: np.ndarray) -> Any:
+        return emulated(host)
+
+    @contextmanager
+    def unchecked(self) -> Iterator[None]:
+        register_loader(EmulatedArray, lambda path, options: load(path, options, checked=False))
+        forget_compiled()
+        try:
+            yield
+        finally:
+            register_loader(EmulatedArray, loader)
+            forget_compiled()
+
+
+class CUDADevice(Device):
+    """The kernels on a GPU."""
+
+    name = "cuda"
+
+    def put(self, host: np.ndarray) -> Any:
+        import cupy
+
+        return cupy.asarray(host)
+
+    def get(self, array: Any) -> np.ndarray:
+        import cupy
+
+        return np.asarray(cupy.asnumpy(array))
+
+
+def twice(function: Callable[..., Any], *arrays: np.ndarray) -> tuple[Any, Any]:
+    """An oracle's answer in float64 (`want`) and in float32 (`plain`), from the same inputs."""
+    return function(*arrays), function(*(a.astype(np.float32) for a in arrays))
+
+
+def round_to(values: np.ndarray, dtype: str) -> np.ndarray:
+    """values as an array of `dtype` would hold them, in float64."""
+    single = np.asarray(values).astype(np.float32)
+    return (from_bfloat16(to_bfloat16(single)) if dtype == "bfloat16" else single).astype(float)
+
+
+def make_device(name: str, floatX: str) -> Device:
+    """A device by name; skips the test, with the reason, where it cannot run."""
+    if name == "cpu":
+        return Device(floatX)
+    if name == "cuda":
+        require_gpu()
+        return CUDADevice(floatX)
+    reason = missing_toolchain()
+    if reason:
+        pytest.skip(reason)
+    register_loader(EmulatedArray, loader)
+    return EmulatedDevice(floatX)
+
+
+# bfloat16 exists only where kernels run: NumPy has no such type.
+DEVICES = [
+    pytest.param(("cpu", "float32"), id="cpu"),
+    pytest.param(("emulated", "float32"), id="emulated"),
+    pytest.param(("emulated", "bfloat16"), id="emulated-bf16"),
+    pytest.param(("cuda", "float32"), id="cuda", marks=pytest.mark.gpu),
+    pytest.param(("cuda", "bfloat16"), id="cuda-bf16", marks=pytest.mark.gpu),
+]

@@ -1,0 +1,61 @@
+"""The constants with which each .cu file is compiled by tests that do not go through an op.
+
+A file that is not listed takes none. Where constants decide over registers, one typical and one
+extreme choice are listed.
+"""
+
+DEFINES: dict[str, list[tuple[str, ...]]] = {
+    "attention/cuda_cores.cu": [
+        ("-DHS=64", "-DROWS=4", "-DSTREAM=32"),
+        ("-DHS=128", "-DROWS=2", "-DSTREAM=16"),
+    ],
+    "attention/mma_forward.cu": [("-DHS=64", "-DWARPS=4", "-DTILES=1", "-DKEYS=64")],
+    "attention/mma_backward.cu": [
+        (
+            "-DHS=64",
+            "-DWARPS=4",
+            "-DDKDV_TILES=1",
+            "-DDQ_TILES=1",
+            "-DSTREAM=32",
+            "-DDKDV_PARTS=1",
+        )
+    ],
+    "attention/wgmma_forward.cu": [
+        ("-DHS=64", "-DKEYS=64", "-DSTAGES=3", "-DBLOCKS=4"),
+        ("-DHS=128", "-DKEYS=64", "-DSTAGES=3", "-DBLOCKS=2"),
+    ],
+    "attention/wgmma_backward.cu": [
+        ("-DHS=64", "-DSTAGES=2", "-DDKDV_BLOCKS=3", "-DDQ_BLOCKS=4"),
+        ("-DHS=128", "-DSTAGES=2", "-DDKDV_BLOCKS=2", "-DDQ_BLOCKS=2"),
+    ],
+    "lm_head.cu": [
+        ("-DHS=128", "-DGROUPS=3", "-DSTAGES=3"),
+        ("-DHS=64", "-DGROUPS=3", "-DSTAGES=3"),
+        ("-DHS=128", "-DGROUPS=4", "-DSTAGES=3"),
+    ],
+    "layernorm.cu": [
+        ("-DROW_WARPS=1", "-DROW_PACKS=3"),
+        ("-DROW_WARPS=1", "-DROW_PACKS=8"),
+        ("-DROW_WARPS=4", "-DROW_PACKS=4"),
+    ],
+    "layernorm_backward.cu": [
+        ("-DTEAM=96", "-DTEAMS=8", "-DPACKS=1", "-DSTAGES=2"),
+        ("-DTEAM=224", "-DTEAMS=4", "-DPACKS=1", "-DSTAGES=2"),
+        ("-DTEAM=256", "-DTEAMS=1", "-DPACKS=2", "-DSTAGES=0"),
+    ],
+}
+
+FLOATX = ("float", "__nv_bfloat16")
+
+
+def is_for_hopper(file: str) -> bool:
+    """Whether a .cu file is written for sm_90a and bf16 only."""
+    return "wgmma" in file or file == "lm_head.cu"
+
+
+def option_sets(file: str) -> list[tuple[str, ...]]:
+    """All combinations of floatX and constants for a .cu file, as compiler options."""
+    types = FLOATX[1:] if is_for_hopper(file) else FLOATX
+    return [
+        (f"-DfloatX={floatX}", *defines) for floatX in types for defines in DEFINES.get(file, [()])
+    ]

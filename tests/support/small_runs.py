@@ -1,0 +1,66 @@
+"""Small training runs for tests: data, a model file, and commands in this or another process."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from cupygpt.checkpoint.model_file import save_model
+from cupygpt.config import GPTConfig
+from cupygpt.data.token_files import write_shard
+from cupygpt.model.init_weights import initial_parameters
+
+TINY = GPTConfig(maxT=16, V=65, L=2, NH=2, C=16)
+
+
+def write_tokens(path: Path, count: int, V: int, seed: int = 0) -> Path:
+    """A shard of tokens with something to learn: each mostly follows from the one before."""
+    rng = np.random.default_rng(seed)
+    noise = rng.integers(0, V, count)
+    tokens = np.empty(count, np.uint16)
+    tokens[0] = 1
+    for i in range(1, count):
+        tokens[i] = noise[i] if noise[i] % 4 == 0 else (3 * int(tokens[i - 1]) + 1) % V
+    write_shard(path, tokens)
+    return path
+
+
+def write_files(
+    folder: Path, config: GPTConfig = TINY, count: int = 1200, device: str = "cpu"
+) -> list[str]:
+    """A model and its data in `folder`; returns the flags that use them."""
+    save_model(folder / "tiny.bin", config, initial_parameters(config, 42), "fp32")
+    write_tokens(folder / "train.bin", count, config.V)
+    write_tokens(folder / "val.bin", 200, config.V, seed=1)
+    return [
+        "-e", str(folder / "tiny.bin"),
+        "-i", str(folder / "train.bin"),
+        "-j", str(folder / "val.bin"),
+        "--device", device, "-b", "4", "-t", "8", "-l", "1e-2", "-v", "5", "-s", "0",
+        "--checkpoint-every", "5",
+    ]  # fmt: skip
+
+
+def command(
+    module: str, *arguments: str, cwd: Path, timeout: float = 120.0
+) -> subprocess.CompletedProcess[str]:
+    """Run `python -m module` as a user would, its output captured."""
+    return subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def main_log(folder: Path) -> list[str]:
+    return (folder / "main.log").read_text().splitlines()
+
+
+def metrics(folder: Path, kind: str) -> list[dict[str, float]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [event for event in map(json.loads, lines) if event["kind"] == kind]
