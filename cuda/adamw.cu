@@ -17,8 +17,9 @@ __device__ __forceinline__ void store_at_random(float* address, const Pack& pack
 __device__ __forceinline__ void store_at_random(__nv_bfloat16* address, const Pack& pack,
                                                 const unsigned* rng, long long index) {
     unsigned long long number = (unsigned long long)index / PACK_SIZE;
-    uint4 random = philox(make_uint4((unsigned)number, (unsigned)(number >> 32), rng[2],
-                                     ROUNDING_SITE), rng[0], rng[1]);
+    uint4 random =
+        philox(make_uint4((unsigned)number, (unsigned)(number >> 32), rng[2], ROUNDING_SITE),
+               rng[0], rng[1]);
     const unsigned words[4] = {random.x, random.y, random.z, random.w};
     unsigned halves[PACK_SIZE];
 #pragma unroll
@@ -36,17 +37,14 @@ __device__ __forceinline__ void store_at_random(__nv_bfloat16* address, const Pa
 // element `origin` of the flat vector, for the random numbers. Weight decay
 // applies from toggle0 to toggle1, from toggle2 to toggle3, and so on; unused toggles lie behind
 // the last element. One thread per pack.
-extern "C" __global__ void adamw(floatX* params, float* master, float* m, float* v,
-                                 const float* grads, const float* norm, const float* controls,
-                                 const unsigned* rng, long long origin,
-                                 long long num_packs, float beta1, float one_minus_beta1, float beta2,
-                                 float one_minus_beta2, float weight_decay, float grad_clip,
-                                 long long toggle0, long long toggle1, long long toggle2,
-                                 long long toggle3, long long toggle4, long long toggle5,
-                                 long long toggle6, long long toggle7, long long toggle8,
-                                 long long toggle9, long long toggle10, long long toggle11,
-                                 long long toggle12, long long toggle13, long long toggle14,
-                                 long long toggle15) {
+extern "C" __global__ void adamw(
+    floatX* params, float* master, float* m, float* v, const float* grads, const float* norm,
+    const float* controls, const unsigned* rng, long long origin, long long num_packs, float beta1,
+    float one_minus_beta1, float beta2, float one_minus_beta2, float weight_decay, float grad_clip,
+    long long toggle0, long long toggle1, long long toggle2, long long toggle3, long long toggle4,
+    long long toggle5, long long toggle6, long long toggle7, long long toggle8, long long toggle9,
+    long long toggle10, long long toggle11, long long toggle12, long long toggle13,
+    long long toggle14, long long toggle15) {
     long long index = global_thread() * PACK_SIZE;
     if (index >= num_packs * PACK_SIZE) return;
     const long long toggles[MAX_TOGGLES] = {

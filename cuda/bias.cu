@@ -17,7 +17,9 @@ extern "C" __global__ void bias_add(floatX* out, const floatX* bias, int N, int 
 struct Plain {
     using Loaded = RawPack;
     const floatX* dout;
-    __device__ __forceinline__ Loaded load(long long offset) const { return load_raw(dout + offset); }
+    __device__ __forceinline__ Loaded load(long long offset) const {
+        return load_raw(dout + offset);
+    }
     __device__ __forceinline__ Pack finish(const Loaded& loaded, long long) const {
         return unpack(loaded);
     }
@@ -25,12 +27,12 @@ struct Plain {
 
 // partials[chunk, :] = sum of dout[rows of the chunk, :]; dout (N, OC), partials (chunks, OC).
 extern "C" __global__ void __launch_bounds__(MAX_SUM_THREADS, 4)
-bias_backward_partials(float* partials, const floatX* dout, int N, int OC, int chunk_rows) {
+    bias_backward_partials(float* partials, const floatX* dout, int N, int OC, int chunk_rows) {
     sum_chunk(partials, Plain{dout}, N, OC, chunk_rows);
 }
 
 // dbias += sum of the chunks' partial sums. One block of 1024 threads per 32 columns.
 extern "C" __global__ void __launch_bounds__(1024)
-bias_backward_finish(float* dbias, const float* partials, int num_chunks, int OC) {
+    bias_backward_finish(float* dbias, const float* partials, int num_chunks, int OC) {
     add_column_sums(dbias, partials, num_chunks, OC);
 }

@@ -64,8 +64,8 @@ __device__ __forceinline__ Softmax softmax_of_row(const Read& read, int V) {
 // logits (N, Vp), targets (N), -1 for rows that do not count. Whole warps; dynamic shared memory
 // holds the first num_kept packs of a row.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2)
-classifier(float* losses, floatX* logits, const int* targets, int N, int V, int Vp, int num_kept,
-           float dloss) {
+    classifier(float* losses, floatX* logits, const int* targets, int N, int V, int Vp,
+               int num_kept, float dloss) {
     extern __shared__ __align__(16) uint4 smem[];
     const int whole_packs = V / PACK_SIZE, num_packs = Vp / PACK_SIZE;
     long long n = blockIdx.x;
@@ -114,7 +114,8 @@ classifier(float* losses, floatX* logits, const int* targets, int N, int V, int 
             }
             write(pack, x);
         }
-        if (counts && target / PACK_SIZE % blockDim.x == threadIdx.x)  // the thread that wrote its pack
+        if (counts &&
+            target / PACK_SIZE % blockDim.x == threadIdx.x)  // the thread that wrote its pack
             row[target] = from_float<floatX>(probability(target_logit) - dloss);
         cp_async_commit();
     }
@@ -122,7 +123,7 @@ classifier(float* losses, floatX* logits, const int* targets, int N, int V, int 
 
 // losses[n] += loss of row n; the logits stay. One block per row, of whole warps.
 extern "C" __global__ void __launch_bounds__(MAX_THREADS)
-classifier_loss(float* losses, const floatX* logits, const int* targets, int V, int Vp) {
+    classifier_loss(float* losses, const floatX* logits, const int* targets, int V, int Vp) {
     long long n = blockIdx.x;
     const floatX* row = logits + n * Vp;
     int target = targets[n];

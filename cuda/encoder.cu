@@ -41,8 +41,8 @@ extern "C" __global__ void encoder_forward(floatX* out, const int* tokens, const
 
 // ---- gradients --------------------------------------------------------------------------------
 
-constexpr int COLUMNS = 4 * WARP;  // of a slice: four for each lane
-constexpr int WINDOW = WARP;       // positions in sorted order that a warp looks after
+constexpr int COLUMNS = 4 * WARP;           // of a slice: four for each lane
+constexpr int WINDOW = WARP;                // positions in sorted order that a warp looks after
 constexpr int AHEAD = 16 / sizeof(floatX);  // rows of dout that are loaded together
 
 // Four elements as they lie in memory. Not a whole pack: the gradients of four fill 16 bytes, so
@@ -115,8 +115,8 @@ __device__ __forceinline__ void add_window(const Lane& lane, float* continued, c
     const int num_positions = __popc(__ballot_sync(FULL_WARP, own.token >= 0));
     const int neighbour = __shfl_up_sync(FULL_WARP, own.token, 1);
     // Bit i: at position i begins what the warp adds up.
-    unsigned begins = __ballot_sync(
-        FULL_WARP, own.token >= 0 && own.token != (number == 0 ? before : neighbour));
+    unsigned begins =
+        __ballot_sync(FULL_WARP, own.token >= 0 && own.token != (number == 0 ? before : neighbour));
     const unsigned others = __ballot_sync(FULL_WARP, next.token != last);
     int stop = num_positions;
     if (begins != 0 && others != 0) stop += __ffs(others) - 1;
@@ -166,8 +166,8 @@ __device__ __forceinline__ void add_window(const Lane& lane, float* continued, c
 // position t or one window; in each slice the positions come first.
 // Grid: ceil(C / COLUMNS) * (ceil(T / WARPS) + ceil(B * T / (WARPS * WINDOW))).
 extern "C" __global__ void __launch_bounds__(WARPS* WARP, 3)
-encoder_backward(float* dwte, float* dwpe, float* sums, const floatX* dout, const int* tokens,
-                 const int* order, int B, int T, int C) {
+    encoder_backward(float* dwte, float* dwpe, float* sums, const floatX* dout, const int* tokens,
+                     const int* order, int B, int T, int C) {
     const int warp = threadIdx.x / WARP, N = B * T;
     const int position_blocks = (T + WARPS - 1) / WARPS;
     const int window_blocks = (N + WARPS * WINDOW - 1) / (WARPS * WINDOW);
@@ -189,8 +189,8 @@ constexpr int SUMS_AHEAD = 16;  // that are loaded together
 // its window is the second of such a run; those that the block has found, all its warps add up.
 // Grid: ceil(number of windows / WARPS).
 extern "C" __global__ void __launch_bounds__(WARPS* WARP)
-encoder_backward_finish(float* dwte, const float* sums, const int* tokens, const int* order, int N,
-                        int C) {
+    encoder_backward_finish(float* dwte, const float* sums, const int* tokens, const int* order,
+                            int N, int C) {
     __shared__ int found[WARPS];  // the token of each warp's run, or -1
     const int warp = threadIdx.x / WARP, number = threadIdx.x % WARP;
     auto token_at = [&](int window, int position) {
@@ -219,7 +219,8 @@ encoder_backward_finish(float* dwte, const float* sums, const int* tokens, const
                     Floats<4> loaded[SUMS_AHEAD];
 #pragma unroll
                     for (int n = 0; n < SUMS_AHEAD; n++)
-                        if (start + n < count) loaded[n] = load<4>(rows + (long long)(start + n) * C);
+                        if (start + n < count)
+                            loaded[n] = load<4>(rows + (long long)(start + n) * C);
 #pragma unroll
                     for (int n = 0; n < SUMS_AHEAD; n++)
                         if (start + n < count) add(sum, loaded[n]);

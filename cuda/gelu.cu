@@ -57,7 +57,7 @@ struct Backward {
 
 // The same for dinp and inp (N, OC), and the sums of dinp over rows: partials (chunks, OC).
 extern "C" __global__ void __launch_bounds__(MAX_SUM_THREADS, 3)
-gelu_backward_partials(floatX* dinp, float* partials, const floatX* inp, int N, int OC,
-                       int chunk_rows) {
+    gelu_backward_partials(floatX* dinp, float* partials, const floatX* inp, int N, int OC,
+                           int chunk_rows) {
     sum_chunk(partials, Backward{dinp, inp}, N, OC, chunk_rows);
 }

@@ -67,8 +67,8 @@ struct Row {
 // by the launch, so are all sums. Dynamic shared memory: the stages, 3 packs of each PACKS and
 // thread; in the end the three sums of each of several teams.
 extern "C" __global__ void __launch_bounds__(TEAM* TEAMS)
-layernorm_backward(floatX* dinp, float* partials, const floatX* dout, const floatX* inp,
-                   const floatX* weight, const float* mean, const float* rstd, int N, int C) {
+    layernorm_backward(floatX* dinp, float* partials, const floatX* dout, const floatX* inp,
+                       const floatX* weight, const float* mean, const float* rstd, int N, int C) {
     extern __shared__ __align__(16) float smem[];
     constexpr int STAGE_SLOTS = 3 * PACKS * TEAM * TEAMS;
     const int team = threadIdx.x / TEAM;
@@ -100,10 +100,12 @@ layernorm_backward(floatX* dinp, float* partials, const floatX* dout, const floa
     if (first + team < N) next_mean = mean[first + team], next_rstd = rstd[first + team];
 
     int stage = 0, slot = 0;
-    for (long long block_row = first; block_row < N; block_row += stride) {  // the same in all teams
+    for (long long block_row = first; block_row < N;
+         block_row += stride) {  // the same in all teams
         const long long n = block_row + team;
         const Row row = row_at(n, stage);
-        const float scale = next_rstd, offset = -next_mean * scale;  // normed = inp * scale + offset
+        const float scale = next_rstd,
+                    offset = -next_mean * scale;  // normed = inp * scale + offset
         if (n + stride < N) next_mean = mean[n + stride], next_rstd = rstd[n + stride];
         if constexpr (STAGES > 0) cp_async_wait<STAGES - 1>();
 
@@ -169,8 +171,8 @@ layernorm_backward(floatX* dinp, float* partials, const floatX* dout, const floa
 // dweight +=, dbias += and, unless it is null, dsum += the sums of the blocks' shares; partials
 // (3, num_parts, C). Block (x, y) of 1024 threads has 32 columns of sum y.
 extern "C" __global__ void __launch_bounds__(1024)
-layernorm_backward_finish(float* dweight, float* dbias, float* dsum, const float* partials,
-                          int num_parts, int C) {
+    layernorm_backward_finish(float* dweight, float* dbias, float* dsum, const float* partials,
+                              int num_parts, int C) {
     float* out = blockIdx.y == 0 ? dweight : blockIdx.y == 1 ? dbias : dsum;
     add_column_sums(out, partials + (long long)blockIdx.y * num_parts * C, num_parts, C);
 }

@@ -12,14 +12,14 @@
 
 constexpr int THREADS = WARPGROUP * GROUPS;
 constexpr int BLOCK_ROWS = GROUP_ROWS * GROUPS;
-constexpr int COLUMNS = 64;            // of one product: words of the vocabulary
-constexpr int TILE = COLUMNS * HS;     // elements; two tiles are streamed at a time
-constexpr int AHEAD = STAGES - 2;      // pairs of tiles under way beside this one and the one before
+constexpr int COLUMNS = 64;         // of one product: words of the vocabulary
+constexpr int TILE = COLUMNS * HS;  // elements; two tiles are streamed at a time
+constexpr int AHEAD = STAGES - 2;   // pairs of tiles under way beside this one and the one before
 constexpr int ROUND_TURNS = 2;
 constexpr int ROUND_COLUMNS = 2 * COLUMNS * ROUND_TURNS;
 constexpr float LOG2E = 1.4426950408889634f;
 constexpr float LN2 = 0.6931471805599453f;
-constexpr float LOWEST = -1e30f;       // below every logit; exp2 makes it 0
+constexpr float LOWEST = -1e30f;  // below every logit; exp2 makes it 0
 constexpr int NO_TARGET = -1;
 
 static_assert(ROUND_COLUMNS == WARP * PACK_SIZE, "a warp stores one row of a round at a time");
@@ -55,8 +55,8 @@ __device__ __forceinline__ int thread_column() { return threadIdx.x % 4 * 2; }
 // Rows [first, first + 64) of a matrix in global memory as this warpgroup's left operand; rows from
 // `limit` on are zeros.
 __device__ __forceinline__ void load_left_operand(LeftOperand<HS / STEP>& left,
-                                                  const floatX* source, long long stride,
-                                                  int first, int limit) {
+                                                  const floatX* source, long long stride, int first,
+                                                  int limit) {
     const int thread = threadIdx.x % WARPGROUP;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -90,8 +90,7 @@ __device__ __forceinline__ void for_all_logits(const Share& share, const floatX*
 #pragma unroll
     for (int turn = 0; turn < AHEAD; turn++) start_copy(turn);
     LeftOperand<HS / STEP> own;
-    load_left_operand(own, inp, HS,
-                      share.first_row + int(threadIdx.x) / WARPGROUP * GROUP_ROWS, N);
+    load_left_operand(own, inp, HS, share.first_row + int(threadIdx.x) / WARPGROUP * GROUP_ROWS, N);
 
     Scores left, right;
     for (int round = 0; round < share.num_turns; round += ROUND_TURNS) {
@@ -238,7 +237,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
         const int round_column = (tile_first - share.first_column) % ROUND_COLUMNS;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float(&gradient)[COLUMNS / 8][4] = scores;
+            float (&gradient)[COLUMNS / 8][4] = scores;
 #pragma unroll
             for (int n = 0; n < COLUMNS / 8; n++)
 #pragma unroll

@@ -81,18 +81,20 @@ __device__ u64 sum_before(u64 value) {
 // token[0] = an id below V drawn with uniform[0] in [0, 1); logits (V). Temperature 0 takes the
 // largest logit, the lowest id among equals. top_k 0 and top_p 1 keep all. One block of whole warps.
 extern "C" __global__ void __launch_bounds__(1024)
-sample_token(int* token, const floatX* logits, const float* uniform, int V, float temperature,
-             int top_k, float top_p) {
+    sample_token(int* token, const floatX* logits, const float* uniform, int V, float temperature,
+                 int top_k, float top_p) {
     u64 best = 0;  // key, then ids in descending order
     for (int i = threadIdx.x; i < V; i += blockDim.x)
-        best = Max::join(best, (u64)key_of(to_float(logits[i])) << 32 | (0xffffffffu - (unsigned)i));
+        best =
+            Max::join(best, (u64)key_of(to_float(logits[i])) << 32 | (0xffffffffu - (unsigned)i));
     best = block_reduce<Max, 0>(best, 0ull);
     int likeliest = (int)(0xffffffffu - (unsigned)best);
     if (threadIdx.x == 0) token[0] = likeliest;
     if (temperature == 0.0f) return;  // the same in all threads
 
     Row row = {logits, V, to_float(logits[likeliest]), 1.0f / temperature};
-    u64 kept = 0 < top_k && top_k < V ? head_of(row, top_k, false).weight : amount_from(row, 0, true);
+    u64 kept =
+        0 < top_k && top_k < V ? head_of(row, top_k, false).weight : amount_from(row, 0, true);
     if (top_p < 1.0f)
         kept = head_of(row, max((u64)ceil((double)top_p * (double)kept), 1ull), true).weight;
     u64 position = min((u64)((double)uniform[0] * (double)kept), kept - 1);

@@ -7,7 +7,7 @@ from typing import Any
 
 from cupygpt.cli import INTERRUPTED, run_cli
 from cupygpt.distributed.launcher import launch
-from cupygpt.distributed.launcher_env import find_place
+from cupygpt.distributed.launcher_env import find_rank_info
 from cupygpt.errors import ConfigError
 from cupygpt.training.flags import TrainConfig, parse_given
 from cupygpt.training.start import train
@@ -39,7 +39,7 @@ def _launch_ranks(arguments: Sequence[str], given: dict[str, Any], count: int) -
 
     def check() -> None:
         TrainConfig(**given, gpus=count)
-        place = find_place(os.environ)
+        place = find_rank_info(os.environ)
         if place is not None:
             raise ConfigError(
                 f"--gpus {count} starts ranks, but {place.launcher} has already started "

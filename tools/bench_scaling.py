@@ -26,7 +26,7 @@ from cupygpt.device.precision import check_precision, default_precision
 from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.launcher import launch
 from cupygpt.distributed.rank_device import choose_rank_device
-from cupygpt.distributed.ranks import first_alone, join_ranks
+from cupygpt.distributed.ranks import join_ranks, rank0_first
 from cupygpt.errors import ConfigError, RunError
 from cupygpt.model.memory_plan import shape_of_run
 
@@ -125,8 +125,8 @@ def measure(args: argparse.Namespace) -> None:
             contestant.window_ms(1)
         windows = []
         for _ in range(args.windows):
-            ranks.exchange("ready")
-            windows.append(max(ranks.exchange(contestant.window_ms(args.steps))))
+            ranks.all_gather_object("ready")
+            windows.append(max(ranks.all_gather_object(contestant.window_ms(args.steps))))
         if ranks.rank == 0:
             row = Row(args.contestant, ranks.world, B, T, windows)
             args.report.write_text(json.dumps(vars(row)))
@@ -145,7 +145,7 @@ def make_contestant(args: argparse.Namespace, ranks: Any, B: int, T: int) -> Con
     shape = shape_of_run(config, B, T, precision, on_gpu=on_gpu, shards=shards)
     collectives = make_collectives(device, ranks)
     # Rank 0 chooses the algorithms of products, the others find its choices in the cache.
-    return first_alone(
+    return rank0_first(
         ranks,
         lambda: Ours(
             device,

@@ -77,8 +77,8 @@ __device__ __forceinline__ void multiply_rows(float (&scores)[ROWS][SCORES], con
             a[i] = *reinterpret_cast<const float4*>(own + (row_lane() + ROW_LANES * i) * PITCH + d);
 #pragma unroll
         for (int j = 0; j < SCORES; j++)
-            b[j] = *reinterpret_cast<const float4*>(
-                streamed + (column_lane() + COLUMN_LANES * j) * PITCH + d);
+            b[j] = *reinterpret_cast<const float4*>(streamed +
+                                                    (column_lane() + COLUMN_LANES * j) * PITCH + d);
 #pragma unroll
         for (int i = 0; i < ROWS; i++)
 #pragma unroll
@@ -123,15 +123,13 @@ __device__ __forceinline__ void add_product(float (&sums)[ROWS][COLUMNS],
 #pragma unroll
                 for (int i = 0; i < ROWS; i++)
 #pragma unroll
-                    for (int e = 0; e < GROUP; e++)
-                        sums[i][c + e] += scores[i][k] * group.value[e];
+                    for (int e = 0; e < GROUP; e++) sums[i][c + e] += scores[i][k] * group.value[e];
             }
     }
 }
 
 // Row (y + 16 i) of a head gets factor * sums[i].
-__device__ __forceinline__ void store_row(floatX* row, const float (&sums)[COLUMNS],
-                                          float factor) {
+__device__ __forceinline__ void store_row(floatX* row, const float (&sums)[COLUMNS], float factor) {
     struct alignas(GROUP * sizeof(floatX)) Stored {
         floatX value[GROUP];
     };
@@ -436,8 +434,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
         denominator = denominator * correction + prob;
 #pragma unroll
         for (int c = 0; c < COLUMNS; c++)
-            sums[c] = sums[c] * correction +
-                      prob * to_float(value_row[COLUMN_LANES * c + column_lane()]);
+            sums[c] =
+                sums[c] * correction + prob * to_float(value_row[COLUMN_LANES * c + column_lane()]);
     }
 
     if (column_lane() == 0) {

@@ -31,8 +31,7 @@ static_assert(WARPS == 4, "RESIDENT_BLOCKS counts blocks of 128 threads");
 static_assert(HS % 16 == 0, "tensor-core attention takes head sizes that are multiples of 16");
 
 // d += a b.
-__device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4],
-                                    const unsigned (&b)[2]) {
+__device__ __forceinline__ void mma(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     if constexpr (IS_BF16)
         mma_m16n8k16_bf16(d, a, b, d);
     else
@@ -87,9 +86,8 @@ __device__ __forceinline__ void round_copied(floatX* tile) {
 // along the row; rows from `limit` on are zeros. These are a warp's own rows: read once, they stay
 // in registers while the tiles of the other side stream past.
 template <int M>
-__device__ __forceinline__ void load_own_rows(unsigned (&a)[M][HEAD_STEPS][4],
-                                              const floatX* source, long long stride, int first,
-                                              int limit) {
+__device__ __forceinline__ void load_own_rows(unsigned (&a)[M][HEAD_STEPS][4], const floatX* source,
+                                              long long stride, int first, int limit) {
     const int group = threadIdx.x % WARP / 4, member = threadIdx.x % 4;
 #pragma unroll
     for (int m = 0; m < M; m++)
@@ -142,7 +140,7 @@ template <int N>
 __device__ __forceinline__ void to_left_operand(unsigned (&a)[4], const float (&scores)[N][4],
                                                 int step) {
     if constexpr (IS_BF16) {
-        const float(&left)[4] = scores[2 * step], (&right)[4] = scores[2 * step + 1];
+        const float (&left)[4] = scores[2 * step], (&right)[4] = scores[2 * step + 1];
         a[0] = pack_bfloat16(left[0], left[1]);
         a[1] = pack_bfloat16(left[2], left[3]);
         a[2] = pack_bfloat16(right[0], right[1]);
@@ -184,8 +182,7 @@ __device__ __forceinline__ void multiply_rows(float (&scores)[M][N][4],
 // sums += scores x (8 N rows, 8 COLUMNS columns of a tile).
 template <int M, int N, int COLUMNS>
 __device__ __forceinline__ void add_product(float (&sums)[M][COLUMNS][4],
-                                            const float (&scores)[M][N][4],
-                                            const floatX* tile) {
+                                            const float (&scores)[M][N][4], const floatX* tile) {
 #pragma unroll
     for (int step = 0; step < 8 * N / STEP; step++) {
         unsigned a[M][4];

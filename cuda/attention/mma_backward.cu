@@ -60,8 +60,7 @@ __device__ __forceinline__ void store_block_sums(float* sums, const float (&valu
 // (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse_dot (B, NH, T).
 // Grid: B * NH * ceil(T / BLOCK_KEYS) * DKDV_PARTS.
 // Dynamic shared memory: 2 * STAGE elements and 4 * STREAM floats.
-extern "C" __global__ void
-__launch_bounds__(THREADS, RESIDENT_BLOCKS<DKDV_TILES>)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DKDV_TILES>)
     attention_mma_dkdv(floatX* dqkv, float* sums, const floatX* __restrict__ dout,
                        const floatX* __restrict__ qkv, const float2* __restrict__ lse_dot, int T,
                        int NH) {
@@ -163,8 +162,7 @@ __launch_bounds__(THREADS, RESIDENT_BLOCKS<DKDV_TILES>)
 // Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their sums; lse_dot (B, NH, T).
 // Read: dout, out (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
 // Grid: B * NH * ceil(T / BLOCK_QUERIES). Dynamic shared memory: 2 * STAGE elements.
-extern "C" __global__ void
-__launch_bounds__(THREADS, RESIDENT_BLOCKS<DQ_TILES>)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DQ_TILES>)
     attention_mma_dq(floatX* dqkv, float* sums, float2* lse_dot, const floatX* __restrict__ dout,
                      const floatX* __restrict__ out, const floatX* __restrict__ qkv,
                      const float* __restrict__ lse, int T, int NH) {

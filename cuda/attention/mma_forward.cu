@@ -14,8 +14,7 @@ constexpr float MASKED = -1e30f;         // score of a key after the query: exp2
 // Written: out (B, T, NH, HS) floatX; lse (B, NH, T) float, log of the sum of exp(scaled score).
 // Read: qkv (B, T, 3, NH, HS) floatX. Grid: B * NH * ceil(T / BLOCK_QUERIES).
 // Dynamic shared memory: 2 * STAGE elements.
-extern "C" __global__ void
-__launch_bounds__(THREADS, RESIDENT_BLOCKS<TILES>)
+extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<TILES>)
     attention_mma_forward(floatX* __restrict__ out, float* __restrict__ lse,
                           const floatX* __restrict__ qkv, int T, int NH) {
     extern __shared__ __align__(16) floatX smem[];
@@ -92,8 +91,8 @@ __launch_bounds__(THREADS, RESIDENT_BLOCKS<TILES>)
                 float highest = largest[m][half];
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; n++)
-                    highest = fmaxf(highest,
-                                    fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
+                    highest =
+                        fmaxf(highest, fmaxf(scores[m][n][2 * half], scores[m][n][2 * half + 1]));
                 highest = fmaxf(highest, __shfl_xor_sync(FULL_WARP, highest, 1));
                 highest = fmaxf(highest, __shfl_xor_sync(FULL_WARP, highest, 2));
                 float shift = highest * exponent_scale;

@@ -7,9 +7,9 @@
 #include "attention/backward.cuh"
 #include "lib/wgmma_tiles.cuh"
 
-constexpr int STREAM = 64;          // rows of a streamed tile
-constexpr int TILE = STREAM * HS;   // elements of a tile
-constexpr int AHEAD = STAGES - 1;   // pairs under way beside this one
+constexpr int STREAM = 64;         // rows of a streamed tile
+constexpr int TILE = STREAM * HS;  // elements of a tile
+constexpr int AHEAD = STAGES - 1;  // pairs under way beside this one
 constexpr float LOG2E = 1.4426950408889634f;
 
 static_assert(STREAM == GROUP_ROWS, "the first tile, and no other, needs a mask");
@@ -28,7 +28,7 @@ __device__ __forceinline__ void store_block_sums(float* sums, const float (&valu
     store_column_sums<1, HS, HS / 4, 4>(
         sums, 0, 1, [&](int i) { return i / 2 * 8 + 2 * member + i % 2; },
         [&](int i) {
-            const float(&pairs)[4] = values[i / 2];
+            const float (&pairs)[4] = values[i / 2];
             return factor * ((row < rows_left ? pairs[i % 2] : 0.0f) +
                              (row + 8 < rows_left ? pairs[2 + i % 2] : 0.0f));
         });
@@ -38,8 +38,7 @@ __device__ __forceinline__ void store_block_sums(float* sums, const float (&valu
 // (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse_dot (B, NH, T).
 // Grid: B * NH * ceil(T / 64).
 // Dynamic shared memory: 2 * (1 + STAGES) tiles, 2 * STAGES * STREAM floats.
-extern "C" __global__ void
-__launch_bounds__(WARPGROUP, DKDV_BLOCKS)
+extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
     attention_wgmma_dkdv(floatX* dqkv, float* sums, const floatX* __restrict__ dout,
                          const floatX* __restrict__ qkv, const float2* __restrict__ lse_dot, int T,
                          int NH) {
@@ -137,7 +136,7 @@ __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
             for (int half = 0; half < 2; half++) {
                 float low, high;  // of two neighbouring queries, as they were multiplied
                 unpack_bfloat16(low, high, left_probs.at(n / 2)[n % 2 * 2 + half]);
-                float(&gradients)[4] = dscores[n];
+                float (&gradients)[4] = dscores[n];
                 gradients[2 * half] = low * (gradients[2 * half] - pair.y);
                 gradients[2 * half + 1] = high * (gradients[2 * half + 1] - pair.w);
             }
@@ -159,8 +158,7 @@ __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
 // Read: dout, out (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
 // Grid: B * NH * ceil(T / 64).
 // Dynamic shared memory: 2 * (1 + STAGES) tiles.
-extern "C" __global__ void
-__launch_bounds__(WARPGROUP, DQ_BLOCKS)
+extern "C" __global__ void __launch_bounds__(WARPGROUP, DQ_BLOCKS)
     attention_wgmma_dq(floatX* dqkv, float* sums, float2* lse_dot, const floatX* __restrict__ dout,
                        const floatX* __restrict__ out, const floatX* __restrict__ qkv,
                        const float* __restrict__ lse, int T, int NH) {

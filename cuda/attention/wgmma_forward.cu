@@ -11,7 +11,7 @@
 constexpr int TILE = KEYS * HS;    // elements of one tile of keys, or of values
 constexpr int AHEAD = STAGES - 2;  // tiles under way beside this one and the one before
 constexpr float LOG2E = 1.4426950408889634f;
-constexpr float MASKED = -1e30f;   // score of a key after the query: exp2 makes it 0
+constexpr float MASKED = -1e30f;  // score of a key after the query: exp2 makes it 0
 
 // Sums are kept relative to exp(reference), the largest score of a row when it was last looked at.
 // While no exp exceeds it by more than a factor of 2^SLACK, nothing can overflow and the sums
@@ -78,8 +78,7 @@ __device__ __forceinline__ bool to_probabilities(float (&scores)[N][4], Rows& ro
 // Written: out (B, T, NH, HS) floatX; lse (B, NH, T) float, log of the sum of exp(scaled score).
 // Read: qkv (B, T, 3, NH, HS) floatX. Grid: B * NH * ceil(T / GROUP_ROWS).
 // Dynamic shared memory: the queries and 2 * STAGES tiles.
-extern "C" __global__ void
-__launch_bounds__(WARPGROUP, BLOCKS)
+extern "C" __global__ void __launch_bounds__(WARPGROUP, BLOCKS)
     attention_wgmma_forward(floatX* __restrict__ out, float* __restrict__ lse,
                             const floatX* __restrict__ qkv, int T, int NH) {
     extern __shared__ __align__(1024) floatX smem[];

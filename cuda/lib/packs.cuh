@@ -16,7 +16,9 @@ __device__ __forceinline__ float to_float(__nv_bfloat16 x) { return __bfloat162f
 template <class T>
 __device__ __forceinline__ T from_float(float x);
 template <>
-__device__ __forceinline__ float from_float<float>(float x) { return x; }
+__device__ __forceinline__ float from_float<float>(float x) {
+    return x;
+}
 template <>
 __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
     return __float2bfloat16(x);
@@ -80,7 +82,9 @@ __device__ __forceinline__ Floats<N> load(const __nv_bfloat16* address) {
     }
     return pack;
 }
-__device__ __forceinline__ Pack load_pack(const floatX* address) { return load<PACK_SIZE>(address); }
+__device__ __forceinline__ Pack load_pack(const floatX* address) {
+    return load<PACK_SIZE>(address);
+}
 
 // A pack as it lies in memory: in bfloat16, half the registers of its floats. For data that waits.
 struct RawPack {
@@ -149,11 +153,11 @@ template <int N>
 __device__ __forceinline__ void store_streaming(__nv_bfloat16* address, const Floats<N>& pack) {
 #pragma unroll
     for (int i = 0; i < N; i += 8)
-        __stcs(reinterpret_cast<uint4*>(address + i),
-               make_uint4(pack_bfloat16(pack[i], pack[i + 1]),
-                          pack_bfloat16(pack[i + 2], pack[i + 3]),
-                          pack_bfloat16(pack[i + 4], pack[i + 5]),
-                          pack_bfloat16(pack[i + 6], pack[i + 7])));
+        __stcs(
+            reinterpret_cast<uint4*>(address + i),
+            make_uint4(pack_bfloat16(pack[i], pack[i + 1]), pack_bfloat16(pack[i + 2], pack[i + 3]),
+                       pack_bfloat16(pack[i + 4], pack[i + 5]),
+                       pack_bfloat16(pack[i + 6], pack[i + 7])));
 }
 
 // ---- indices ----------------------------------------------------------------------------------

@@ -29,17 +29,17 @@ using MatrixDescriptor = unsigned long long;
 #else
 
 // The registers of an accumulator, as operands of asm.
-#define PTX_D8(n)                                                                              \
-    "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3]), "+f"(d[n + 1][0]),            \
+#define PTX_D8(n)                                                                  \
+    "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3]), "+f"(d[n + 1][0]), \
         "+f"(d[n + 1][1]), "+f"(d[n + 1][2]), "+f"(d[n + 1][3])
 #define PTX_D32 PTX_D8(0), PTX_D8(2), PTX_D8(4), PTX_D8(6)
 #define PTX_D64 PTX_D32, PTX_D8(8), PTX_D8(10), PTX_D8(12), PTX_D8(14)
-#define PTX_NAMES32                                                                            \
-    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, "    \
+#define PTX_NAMES32                                                                         \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, " \
     "%19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define PTX_NAMES64                                                                            \
-    PTX_NAMES32                                                                                \
-    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, "  \
+#define PTX_NAMES64                                                                           \
+    PTX_NAMES32                                                                               \
+    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, " \
     "%49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 // A value that is in flight must not be moved, and one that is awaited not be used before: the
@@ -116,8 +116,8 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[N][4], const unsigned (&a)
 
 // The same with a in shared memory, its rows along the contraction.
 template <bool B_IS_ROWS, int N>
-__device__ __forceinline__ void wgmma_bf16(float (&d)[N][4], MatrixDescriptor a,
-                                           MatrixDescriptor b, bool accumulate) {
+__device__ __forceinline__ void wgmma_bf16(float (&d)[N][4], MatrixDescriptor a, MatrixDescriptor b,
+                                           bool accumulate) {
     static_assert(N == 8 || N == 16, "64 or 128 columns");
 #if PTX_HAS_WGMMA
     if constexpr (N == 8)

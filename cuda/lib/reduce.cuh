@@ -4,11 +4,15 @@
 
 struct Sum {
     template <class T>
-    static __device__ __forceinline__ T join(T a, T b) { return a + b; }
+    static __device__ __forceinline__ T join(T a, T b) {
+        return a + b;
+    }
 };
 struct Max {
     template <class T>
-    static __device__ __forceinline__ T join(T a, T b) { return a < b ? b : a; }
+    static __device__ __forceinline__ T join(T a, T b) {
+        return a < b ? b : a;
+    }
 };
 
 // Every lane of a full warp gets the result.

@@ -5,7 +5,7 @@
 #include "lib/reduce.cuh"
 
 constexpr int MAX_SUM_THREADS = 256;  // of a block
-constexpr int ROWS_AHEAD = 4;  // of one thread, whose loads are under way together
+constexpr int ROWS_AHEAD = 4;         // of one thread, whose loads are under way together
 
 // partials[chunk, :] = sum over the rows of chunk blockIdx.y of what `rows` yields; partials
 // (chunks, C). `rows` loads what it needs of a pack at an offset of the matrix, ROWS_AHEAD of them

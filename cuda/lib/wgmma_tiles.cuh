@@ -26,8 +26,8 @@ static_assert(HS % PANEL == 0, "whole panels");
 // block; rows from `limit` on become zeros. `source` is row 0, `stride` the distance of two rows in
 // elements.
 template <int ROWS, int THREADS = WARPGROUP>
-__device__ __forceinline__ void copy_tile(floatX* tile, const floatX* source, int stride,
-                                          int first, int limit) {
+__device__ __forceinline__ void copy_tile(floatX* tile, const floatX* source, int stride, int first,
+                                          int limit) {
     constexpr int UNITS = HS / PACK_SIZE, ROUND = THREADS / UNITS;  // rows copied at once
     // A thread takes the same unit of rows that are a multiple of eight apart: its place in them is
     // the same.
@@ -112,7 +112,7 @@ __device__ __forceinline__ void to_left_operand(LeftOperand<N / 2>& left,
     for (int step = 0; step < N / 2; step++)
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            const float(&pair)[4] = values[2 * step + r / 2];
+            const float (&pair)[4] = values[2 * step + r / 2];
             left.steps[step][r] = pack_bfloat16(pair[r % 2 * 2], pair[r % 2 * 2 + 1]);
         }
     touch_registers(left.steps);  // packed here, not between a fence and its products

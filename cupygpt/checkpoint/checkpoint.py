@@ -64,7 +64,7 @@ def save_checkpoint(
         done.unlink(missing_ok=True)
         for state in _states(folder, progress.step):
             state.unlink()
-    ranks.exchange("the old set has ended")
+    ranks.all_gather_object("the old set has ended")
     checksums = {}
     if parameters is not None:
         precision = "bf16" if parameters.dtype == np.uint16 else "fp32"
@@ -75,7 +75,7 @@ def save_checkpoint(
         checksums[state.name] = save_state(
             state, progress, m, v, master, rank=ranks.rank, shards=shards, part=part
         )
-    everyone = ranks.exchange(checksums)
+    everyone = ranks.all_gather_object(checksums)
     if ranks.rank == 0:
         written = {name: crc for files in everyone for name, crc in files.items()}
         with atomic_write(done) as file:
@@ -95,7 +95,7 @@ def load_checkpoint(
     try:
         if ranks.rank == 0:
             _verify(folder, done)  # once for all: that reads every file
-        ranks.exchange("verified")
+        ranks.all_gather_object("verified")
         loaded = load_model(model)
         P = loaded.config.num_parameters
         part = part_of(P, ranks.world, ranks.rank) if zero_stage else None

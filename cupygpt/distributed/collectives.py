@@ -19,17 +19,17 @@ class Collectives(Protocol):
     rank: int
     world: int
 
-    def sum_beside(self, arrays: Sequence[Array]) -> None:
+    def all_reduce_async(self, arrays: Sequence[Array]) -> None:
         """Replace contiguous arrays by their sums over the ranks.
 
         Starts when the work queued so far is done, and runs beside what is queued next, which must
-        not touch the arrays before `join`.
+        not touch the arrays before `wait`.
         """
 
-    def join(self) -> None:
+    def wait(self) -> None:
         """What is queued from here on finds all sums done."""
 
-    def gather(self, whole: Array, start: int, stop: int) -> None:
+    def all_gather(self, whole: Array, start: int, stop: int) -> None:
         """Fill `whole` from the ranks' parts: mine is whole[start:stop], world equal parts."""
 
 

@@ -22,7 +22,7 @@ FIRST_PORT, NUM_PORTS = 20000, 10000
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """One process among all: its rank, how many there are, its number on this host.
 
     Rank 0 listens at `address` and `port`; `launcher` is for messages.
@@ -40,7 +40,9 @@ MpiMeeting = Callable[[], tuple[str, int]]
 """Collective over all MPI processes: the address and port that rank 0 chose."""
 
 
-def find_place(environ: Mapping[str, str], mpi_meeting: MpiMeeting | None = None) -> Place | None:
+def find_rank_info(
+    environ: Mapping[str, str], mpi_meeting: MpiMeeting | None = None
+) -> RankInfo | None:
     """The place that the environment gives this process; None where it runs alone.
 
     `mpi_meeting` stands in for mpi4py's (see `_ask_mpi`). Raises ConfigError for variables that
@@ -58,7 +60,7 @@ def imitates_terminal(environ: Mapping[str, str]) -> bool:
     return "OMPI_COMM_WORLD_RANK" in environ
 
 
-def _from_torchrun(environ: Mapping[str, str], _: MpiMeeting | None) -> Place | None:
+def _from_torchrun(environ: Mapping[str, str], _: MpiMeeting | None) -> RankInfo | None:
     if "WORLD_SIZE" not in environ and "RANK" not in environ:
         return None
     rank, world = _rank_of_world(environ, "RANK", "WORLD_SIZE")
@@ -71,10 +73,10 @@ def _from_torchrun(environ: Mapping[str, str], _: MpiMeeting | None) -> Place | 
     port = _port(environ, "RANK and WORLD_SIZE")
     if environ.get(TORCHRUN_STORE) == "True" and PORT not in environ:
         port += 1  # torchrun itself listens on MASTER_PORT
-    return Place(rank, world, local_rank, address, port, "RANK and WORLD_SIZE")
+    return RankInfo(rank, world, local_rank, address, port, "RANK and WORLD_SIZE")
 
 
-def _from_open_mpi(environ: Mapping[str, str], meeting: MpiMeeting | None) -> Place | None:
+def _from_open_mpi(environ: Mapping[str, str], meeting: MpiMeeting | None) -> RankInfo | None:
     if "OMPI_COMM_WORLD_SIZE" not in environ:
         return None
     rank, world = _rank_of_world(environ, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
@@ -82,10 +84,10 @@ def _from_open_mpi(environ: Mapping[str, str], meeting: MpiMeeting | None) -> Pl
     here = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", default=0)
     job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid") or ""
     address, port = _mpi_address(environ, all_here=here == world, job=job, meeting=meeting)
-    return Place(rank, world, local_rank, address, port, "mpirun")
+    return RankInfo(rank, world, local_rank, address, port, "mpirun")
 
 
-def _from_mpich(environ: Mapping[str, str], meeting: MpiMeeting | None) -> Place | None:
+def _from_mpich(environ: Mapping[str, str], meeting: MpiMeeting | None) -> RankInfo | None:
     # srun with PMI sets PMI_RANK too, but not hydra's local id: that case is Slurm's.
     if "PMI_SIZE" not in environ or "MPI_LOCALRANKID" not in environ:
         return None
@@ -95,10 +97,10 @@ def _from_mpich(environ: Mapping[str, str], meeting: MpiMeeting | None) -> Place
     address, port = _mpi_address(
         environ, all_here=here == world, job=environ.get("PMI_ID", ""), meeting=meeting
     )
-    return Place(rank, world, local_rank, address, port, "mpirun")
+    return RankInfo(rank, world, local_rank, address, port, "mpirun")
 
 
-def _from_slurm(environ: Mapping[str, str], _: MpiMeeting | None) -> Place | None:
+def _from_slurm(environ: Mapping[str, str], _: MpiMeeting | None) -> RankInfo | None:
     # Only srun sets the step's number of tasks. SLURM_NTASKS is also there inside a batch script
     # and an interactive shell, where a single process is meant.
     if "SLURM_STEP_NUM_TASKS" not in environ:
@@ -108,7 +110,7 @@ def _from_slurm(environ: Mapping[str, str], _: MpiMeeting | None) -> Place | Non
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
     address = environ.get("MASTER_ADDR") or first_host(nodes)
     job = f"{environ.get('SLURM_JOB_ID')}.{environ.get('SLURM_STEP_ID')}"
-    return Place(rank, world, local_rank, address, _port(environ, job=job), "srun")
+    return RankInfo(rank, world, local_rank, address, _port(environ, job=job), "srun")
 
 
 def first_host(nodes: str) -> str:

@@ -13,7 +13,7 @@ from cupy.cuda import nccl
 
 from cupygpt.arrays import Array
 from cupygpt.device.cuda import CUDA
-from cupygpt.distributed.ranks import Ranks, from_first
+from cupygpt.distributed.ranks import Ranks, broadcast_object
 from cupygpt.errors import DeviceError
 
 
@@ -21,7 +21,7 @@ class NcclCollectives:
     """NCCL between the GPUs of all ranks.
 
     All calls go to one side stream, between an event of the main stream that it waits for and one
-    that the main stream waits for in `join`. Under capture these become branches of the graph, so
+    that the main stream waits for in `wait`. Under capture these become branches of the graph, so
     a captured step overlaps as an eager one does.
 
     The communicator is never destroyed, it goes with the process: NCCL's destructor waits for
@@ -33,14 +33,14 @@ class NcclCollectives:
         self._main = device.stream
         self._side = cupy.cuda.Stream(non_blocking=True)
         mine = base64.b64encode(nccl.get_unique_id()).decode() if self.rank == 0 else None
-        unique_id = base64.b64decode(from_first(ranks, mine))
+        unique_id = base64.b64decode(broadcast_object(ranks, mine))
         self._communicator = self._try(
             lambda: nccl.NcclCommunicator(self.world, unique_id, self.rank)
         )
         # One reference more than there is, so that the interpreter does not destroy it at exit.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._communicator))
 
-    def sum_beside(self, arrays: Sequence[Array]) -> None:
+    def all_reduce_async(self, arrays: Sequence[Array]) -> None:
         """Queue one sum per array in a single NCCL group; see Collectives."""
         for array in arrays:
             assert array.dtype == cupy.float32, array.dtype
@@ -48,13 +48,13 @@ class NcclCollectives:
         self._fork()
         self._try(lambda: self._sum(arrays))
 
-    def join(self) -> None:
+    def wait(self) -> None:
         """The main stream waits for the side stream."""
         done = cupy.cuda.Event(disable_timing=True)
         done.record(self._side)
         self._main.wait_event(done)
 
-    def gather(self, whole: Array, start: int, stop: int) -> None:
+    def all_gather(self, whole: Array, start: int, stop: int) -> None:
         """Queue an all-gather in place. Bytes are moved, so any dtype will do."""
         mine = whole[start:stop]
         assert mine.size * self.world == whole.size, (mine.size, self.world, whole.size)
@@ -65,7 +65,7 @@ class NcclCollectives:
                 mine.data.ptr, whole.data.ptr, mine.nbytes, nccl.NCCL_UINT8, self._side.ptr
             )
         )
-        self.join()
+        self.wait()
 
     def _sum(self, arrays: Sequence[Array]) -> None:
         nccl.groupStart()

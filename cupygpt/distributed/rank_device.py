@@ -4,7 +4,7 @@ import socket
 
 from cupygpt.device.choose import DeviceChoice, choose_device, find_device
 from cupygpt.device.cpu import CPU
-from cupygpt.distributed.ranks import Ranks, require_same
+from cupygpt.distributed.ranks import Ranks, check_equal_on_ranks
 from cupygpt.errors import ConfigError, DeviceError
 
 
@@ -24,7 +24,7 @@ def choose_rank_device(spec: str, ranks: Ranks) -> DeviceChoice:
     index, reason = find_device(spec)
     if index is not None:
         return _own_gpu(ranks)
-    require_same(ranks, "devices", {"device": "cpu"})
+    check_equal_on_ranks(ranks, "devices", {"device": "cpu"})
     return DeviceChoice(CPU(), f"{reason}; ranks on the CPU are for tests, and slow")
 
 
@@ -45,9 +45,9 @@ def _own_gpu(ranks: Ranks) -> DeviceChoice:
     from cupygpt.distributed.nccl import identity, versions
 
     find_gpu(index)
-    require_same(ranks, "devices", {"device": "cuda", **versions()})
+    check_equal_on_ranks(ranks, "devices", {"device": "cuda", **versions()})
     owners: dict[tuple[str, str], int] = {}
-    for rank, (where, address) in enumerate(ranks.exchange([host, identity(index)])):
+    for rank, (where, address) in enumerate(ranks.all_gather_object([host, identity(index)])):
         if (where, address) in owners:
             raise DeviceError(
                 f"ranks {owners[where, address]} and {rank} both have GPU {address} of {where}: "

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Protocol, TypeVar
 
 from cupygpt.cli import INTERRUPTED
-from cupygpt.distributed.launcher_env import Place, find_place
+from cupygpt.distributed.launcher_env import RankInfo, find_rank_info
 from cupygpt.distributed.messages import Closed, Wire
 from cupygpt.distributed.rendezvous import Meeting, meet
 from cupygpt.distributed.watchdog import FAILED, Watchdog, die
@@ -28,10 +28,10 @@ class Ranks(Protocol):
     world: int
     local_rank: int
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order; every rank must call. JSON types only."""
 
-    def advise(self, advice: Callable[[], str]) -> None:
+    def on_abort(self, advice: Callable[[], str]) -> None:
         """What to say at the end if another rank dies: a function that returns a sentence."""
 
 
@@ -40,11 +40,11 @@ class OneRank:
 
     rank, world, local_rank = 0, 1, 0
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """The value of the only rank."""
         return [value]
 
-    def advise(self, advice: Callable[[], str]) -> None:
+    def on_abort(self, advice: Callable[[], str]) -> None:
         """Nothing: no other rank can die."""
 
     def __enter__(self) -> "OneRank":
@@ -64,7 +64,7 @@ class ManyRanks:
 
     def __init__(
         self,
-        place: Place,
+        place: RankInfo,
         meeting: Meeting,
         *,
         debug: bool = False,
@@ -75,7 +75,7 @@ class ManyRanks:
         self._control = meeting.control
         self._watchdog = Watchdog(place.rank, meeting.watch, end=end)
 
-    def exchange(self, value: Any) -> list[Any]:
+    def all_gather_object(self, value: Any) -> list[Any]:
         """The values of all ranks, in their order; through rank 0."""
         with self.connection_errors():
             if self.rank:
@@ -106,7 +106,7 @@ class ManyRanks:
             time.sleep(HEAD_START_S)
             raise RunError(f"the connection to another rank broke ({error}).") from error
 
-    def advise(self, advice: Callable[[], str]) -> None:
+    def on_abort(self, advice: Callable[[], str]) -> None:
         """What the watchdog adds when it reports an end."""
         self._watchdog.advice = advice
 
@@ -120,7 +120,7 @@ class ManyRanks:
         trace: TracebackType | None,
     ) -> None:
         if error is None:
-            self.exchange("done")
+            self.all_gather_object("done")
             self._watchdog.close()
             for wire in self._control.values():
                 wire.close()
@@ -138,30 +138,30 @@ def join_ranks(timeout_s: float, *, debug: bool = False) -> OneRank | ManyRanks:
     Raises ConfigError or RunError where they do not come together (see `meet`). With `debug` each
     rank shows its own errors, besides rank 0.
     """
-    place = find_place(os.environ)
+    place = find_rank_info(os.environ)
     if place is None:
         return OneRank()
     return ManyRanks(place, meet(place, timeout_s), debug=debug)
 
 
-def from_first(ranks: Ranks, value: Any) -> Any:
+def broadcast_object(ranks: Ranks, value: Any) -> Any:
     """Rank 0's value on all ranks."""
-    return ranks.exchange(value)[0]
+    return ranks.all_gather_object(value)[0]
 
 
-def first_alone(ranks: Ranks, function: Callable[[], Result], *, is_first: bool) -> Result:
+def rank0_first(ranks: Ranks, function: Callable[[], Result], *, is_first: bool) -> Result:
     """What `function` returns; where `is_first` it is called before the others call it."""
     if not is_first:
-        ranks.exchange(None)
+        ranks.all_gather_object(None)
         return function()
     result = function()
-    ranks.exchange(None)
+    ranks.all_gather_object(None)
     return result
 
 
-def require_same(ranks: Ranks, what: str, facts: dict[str, Any]) -> None:
+def check_equal_on_ranks(ranks: Ranks, what: str, facts: dict[str, Any]) -> None:
     """Raise ConfigError, on all ranks alike, with a list of what differs between them."""
-    everyone = ranks.exchange(facts)
+    everyone = ranks.all_gather_object(facts)
     lines = []
     for name in facts:
         values = [known.get(name) for known in everyone]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import cupygpt
-from cupygpt.distributed.launcher_env import LOOPBACK, PORT, Place
+from cupygpt.distributed.launcher_env import LOOPBACK, PORT, RankInfo
 from cupygpt.distributed.messages import Closed, Wire
 from cupygpt.errors import ConfigError, CupyGPTError, RunError
 
@@ -35,7 +35,7 @@ class Meeting:
     watch: dict[int, Wire]
 
 
-def meet(place: Place, timeout_s: float) -> Meeting:
+def meet(place: RankInfo, timeout_s: float) -> Meeting:
     """Connect this process with the other ranks.
 
     Raises ConfigError where ranks do not fit together or the port is taken, and RunError if one
@@ -47,7 +47,7 @@ def meet(place: Place, timeout_s: float) -> Meeting:
     return _join_first(place, timeout_s)
 
 
-def _receive_all(place: Place, timeout_s: float) -> Meeting:
+def _receive_all(place: RankInfo, timeout_s: float) -> Meeting:
     guests: dict[tuple[int, str], Wire] = {}
     strangers: list[Wire] = []
     try:
@@ -75,7 +75,7 @@ def _receive_all(place: Place, timeout_s: float) -> Meeting:
     return meeting
 
 
-def _listen(place: Place) -> socket.socket:
+def _listen(place: RankInfo) -> socket.socket:
     host = LOOPBACK if place.address in (LOOPBACK, "localhost") else ""
     try:
         return socket.create_server((host, place.port), backlog=2 * place.world)
@@ -95,7 +95,7 @@ def _listen(place: Place) -> socket.socket:
 def _accept(
     server: socket.socket,
     deadline: float,
-    place: Place,
+    place: RankInfo,
     guests: dict[tuple[int, str], Wire],
     timeout_s: float,
 ) -> Wire:
@@ -122,7 +122,7 @@ def _hello_of(wire: Wire) -> dict[str, Any] | None:
 
 
 def _checked(
-    hello: dict[str, Any], place: Place, guests: dict[tuple[int, str], Wire]
+    hello: dict[str, Any], place: RankInfo, guests: dict[tuple[int, str], Wire]
 ) -> tuple[int, str]:
     rank, kind = hello["rank"], hello["kind"]
     if hello["version"] != cupygpt.__version__:
@@ -144,7 +144,7 @@ def _checked(
     return rank, kind
 
 
-def _join_first(place: Place, timeout_s: float) -> Meeting:
+def _join_first(place: RankInfo, timeout_s: float) -> Meeting:
     deadline = time.monotonic() + timeout_s
     reason: Exception | str = "no answer"
     while (left := deadline - time.monotonic()) > 0:
@@ -176,7 +176,7 @@ def _join_first(place: Place, timeout_s: float) -> Meeting:
     )
 
 
-def _greet(place: Place, kind: str, timeout_s: float) -> Wire:
+def _greet(place: RankInfo, kind: str, timeout_s: float) -> Wire:
     """Connect to rank 0 and say who this is. OSError where nobody is there to hear it."""
     connection = socket.create_connection((place.address, place.port), timeout=timeout_s)
     wire = Wire(connection)

@@ -18,7 +18,7 @@ class SocketCollectivesForTests:
         self.rank, self.world = ranks.rank, ranks.world
         self._ranks = ranks
 
-    def sum_beside(self, arrays: Sequence[Array]) -> None:
+    def all_reduce_async(self, arrays: Sequence[Array]) -> None:
         """Sums in place, done when the call returns."""
         assert all(array.flags.c_contiguous for array in arrays)
         together = np.concatenate([array.reshape(-1) for array in arrays])
@@ -33,10 +33,10 @@ class SocketCollectivesForTests:
             array.reshape(-1)[...] = together[start : start + array.size]
             start += array.size
 
-    def join(self) -> None:
+    def wait(self) -> None:
         """Nothing is under way."""
 
-    def gather(self, whole: Array, start: int, stop: int) -> None:
+    def all_gather(self, whole: Array, start: int, stop: int) -> None:
         """Fill `whole` with the parts of all ranks."""
         mine = whole[start:stop]
         assert mine.size * self.world == whole.size, (mine.size, self.world, whole.size)

@@ -16,7 +16,7 @@ from cupygpt.data.prefetch import Prefetcher
 from cupygpt.data.rows import Position
 from cupygpt.data.step_loader import StepLoader
 from cupygpt.distributed.collectives import make_collectives
-from cupygpt.distributed.ranks import OneRank, Ranks, first_alone
+from cupygpt.distributed.ranks import OneRank, Ranks, rank0_first
 from cupygpt.errors import ConfigError, RunError
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.training.baselines import bits_per_byte, bytes_per_token
@@ -60,7 +60,7 @@ class Run:
         config, ranks = plan.config, ranks or OneRank()
         self.ranks = ranks
         self.stopped_by: str | None = None
-        ranks.advise(self._last_words)
+        ranks.on_abort(self._last_words)
         self.plan, self.data, self.folder, self.console = plan, data, folder, console
         self.progress = progress
         console.memory = plan.device.used_bytes
@@ -82,7 +82,7 @@ class Run:
             plan.device, plan.shape.config, self.trainer.params, tf32=plan.precision == "tf32"
         )
         # Rank 0 compiles and chooses products first; the others find what it left on disk.
-        first_alone(
+        rank0_first(
             ranks,
             lambda: compile_ahead(plan.device, self.trainer, self._generator, console, folder),
             is_first=ranks.rank == 0,
@@ -143,7 +143,7 @@ class Run:
 
     def _stops(self, stop: StopSignal) -> bool:
         """Whether any rank has got a signal: all hear of it here, at the same step."""
-        names = [name for name in self.ranks.exchange(stop.received) if name]
+        names = [name for name in self.ranks.all_gather_object(stop.received) if name]
         self.stopped_by = names[0] if names else None
         return bool(names)
 
@@ -219,7 +219,9 @@ class Run:
         if self._validation is None:
             return False
         step = self.progress.step
-        sums = self.ranks.exchange(self.trainer.sum_losses((x, y) for x, y, _ in self._validation))
+        sums = self.ranks.all_gather_object(
+            self.trainer.sum_losses((x, y) for x, y, _ in self._validation)
+        )
         # In the order of the batches, so that the mean is that of one rank to the last bit.
         loss = mean_loss(part for parts in zip(*sums, strict=True) for part in parts)
         improved = loss < self.progress.best_loss

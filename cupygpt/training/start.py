@@ -12,7 +12,13 @@ from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console import Console
 from cupygpt.distributed.launcher_env import imitates_terminal
-from cupygpt.distributed.ranks import Ranks, first_alone, from_first, join_ranks, require_same
+from cupygpt.distributed.ranks import (
+    Ranks,
+    broadcast_object,
+    check_equal_on_ranks,
+    join_ranks,
+    rank0_first,
+)
 from cupygpt.errors import ConfigError
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.training.baselines import baselines
@@ -40,7 +46,7 @@ def train(given: dict[str, Any], signals: list[str]) -> None:
 
     timeout_s = given.pop("rank_timeout", config.rank_timeout)
     with join_ranks(timeout_s, debug=config.debug) as ranks:
-        require_same(ranks, "flags", config.as_dict())
+        check_equal_on_ranks(ranks, "flags", config.as_dict())
         train_rank(config, given, signals, ranks)
 
 
@@ -75,7 +81,7 @@ def start_run(config: TrainConfig, given: dict[str, Any], console: Console, rank
     is_first = ranks.rank == 0
     made = new_run_folder(config.out, overwrite=config.overwrite) if is_first else None
     folder = _common_folder(ranks, made)
-    data = first_alone(ranks, lambda: open_data(config, folder), is_first=is_first)
+    data = rank0_first(ranks, lambda: open_data(config, folder), is_first=is_first)
     model, loaded, origin = choose_model(config, data)
     attach_tokenizer(config, model, data)
     plan = make_plan(config, model, data, ranks=ranks)
@@ -108,7 +114,7 @@ def resume_run(config: TrainConfig, given: dict[str, Any], console: Console, ran
     record = read_record(folder)
     config = resumed_config(record["config"], given, world=ranks.world)
     data = open_data(config, folder)
-    step = from_first(ranks, checkpoint_steps(folder)[-1])
+    step = broadcast_object(ranks, checkpoint_steps(folder)[-1])
     checkpoint = load_checkpoint(folder, step, ranks=ranks, zero_stage=config.zero_stage)
     model, state = checkpoint.model.config, checkpoint.state
     attach_tokenizer(config, model, data)
@@ -143,7 +149,7 @@ def resume_run(config: TrainConfig, given: dict[str, Any], console: Console, ran
 
 def _common_folder(ranks: Ranks, folder: Path | None) -> Path:
     """Rank 0's run folder on all ranks. Raises ConfigError where one does not see it."""
-    common = Path(from_first(ranks, str(folder)))
+    common = Path(broadcast_object(ranks, str(folder)))
     if not common.is_dir():
         raise ConfigError(
             f"the run folder {common} of rank 0 is not there: start all ranks in the same working "
@@ -155,4 +161,4 @@ def _common_folder(ranks: Ranks, folder: Path | None) -> Path:
 def _require_same_files(ranks: Ranks, data: Data, weights: np.ndarray) -> None:
     """Raise ConfigError unless all ranks have read the same tokens and weights."""
     if ranks.world > 1:
-        require_same(ranks, "files", {**data.record(), "weights": zlib.crc32(weights.data)})
+        check_equal_on_ranks(ranks, "files", {**data.record(), "weights": zlib.crc32(weights.data)})

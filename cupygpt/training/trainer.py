@@ -227,7 +227,7 @@ class Trainer:
     def _sum_layer(self, layer: int) -> None:
         """Begin to sum a layer's gradients over the ranks, while backward goes on below it."""
         assert self._collectives is not None
-        self._collectives.sum_beside(
+        self._collectives.all_reduce_async(
             [grad[layer] for name, grad in self.grads.items() if name not in UNSTACKED]
         )
 
@@ -236,8 +236,8 @@ class Trainer:
         if self._collectives is None:
             return
         rest = [grad for name, grad in self.grads.items() if name in UNSTACKED]
-        self._collectives.sum_beside([*rest, self._results[:1]])
-        self._collectives.join()
+        self._collectives.all_reduce_async([*rest, self._results[:1]])
+        self._collectives.wait()
 
     def _update(self) -> None:
         settings, part = self.settings, slice(self.part.start, self.part.stop)
@@ -259,7 +259,7 @@ class Trainer:
         )
         if self.shape.shards > 1 and self._collectives is not None:
             size = part_size(self.params.flat.size, self.shape.shards)
-            self._collectives.gather(self._gathered, self.rank * size, (self.rank + 1) * size)
+            self._collectives.all_gather(self._gathered, self.rank * size, (self.rank + 1) * size)
 
     def _cut_input(self, num_ids: int) -> None:
         """One buffer of 32-bit words, so that one copy brings all that a step needs."""

@@ -5,8 +5,8 @@ import pytest
 from cupygpt.distributed.launcher_env import (
     FIRST_PORT,
     NUM_PORTS,
-    Place,
-    find_place,
+    RankInfo,
+    find_rank_info,
     first_host,
     imitates_terminal,
 )
@@ -27,20 +27,20 @@ SLURM = {
 
 
 def test_no_launcher_means_alone() -> None:
-    assert find_place({}) is None
-    assert find_place({"MASTER_ADDR": "gpu07", "SLURM_JOB_ID": "7"}) is None
+    assert find_rank_info({}) is None
+    assert find_rank_info({"MASTER_ADDR": "gpu07", "SLURM_JOB_ID": "7"}) is None
 
 
 def test_the_variables_of_torchrun() -> None:
-    assert find_place(TORCHRUN) == Place(3, 8, 1, "gpu07", 4711, "RANK and WORLD_SIZE")
+    assert find_rank_info(TORCHRUN) == RankInfo(3, 8, 1, "gpu07", 4711, "RANK and WORLD_SIZE")
 
 
 def test_torchrun_listens_on_its_port_itself() -> None:
     environ = {**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    place = find_place(environ)
+    place = find_rank_info(environ)
     assert place is not None
     assert place.port == 4712
-    place = find_place({**environ, "CUPYGPT_PORT": "4800"})
+    place = find_rank_info({**environ, "CUPYGPT_PORT": "4800"})
     assert place is not None
     assert place.port == 4800
 
@@ -52,7 +52,7 @@ def test_ranks_of_one_job_work_out_the_same_port(environ: dict[str, str]) -> Non
     )
     ports = set()
     for rank in "01":
-        place = find_place({**environ, rank_name: rank})
+        place = find_rank_info({**environ, rank_name: rank})
         assert place is not None
         ports.add(place.port)
     (port,) = ports
@@ -60,11 +60,11 @@ def test_ranks_of_one_job_work_out_the_same_port(environ: dict[str, str]) -> Non
 
 
 def test_mpirun_on_one_host() -> None:
-    place = find_place(OPEN_MPI)
+    place = find_rank_info(OPEN_MPI)
     assert place is not None
     assert (place.rank, place.world, place.local_rank) == (2, 4, 2)
     assert place.address == "127.0.0.1"
-    other = find_place({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-host-4712@1"})
+    other = find_rank_info({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-host-4712@1"})
     assert other is not None
     assert other.port != place.port  # a second mpirun beside the first
 
@@ -81,17 +81,17 @@ def test_mpirun_on_several_hosts_needs_an_address() -> None:
         raise ImportError("mpi4py")
 
     with pytest.raises(ConfigError, match="-x MASTER_ADDR=<host>"):
-        find_place(several, no_mpi4py)
-    place = find_place(several, lambda: ("gpu01", 5000))
+        find_rank_info(several, no_mpi4py)
+    place = find_rank_info(several, lambda: ("gpu01", 5000))
     assert place is not None
     assert (place.address, place.port) == ("gpu01", 5000)
-    place = find_place({**several, "MASTER_ADDR": "gpu02", "MASTER_PORT": "99"}, no_mpi4py)
+    place = find_rank_info({**several, "MASTER_ADDR": "gpu02", "MASTER_PORT": "99"}, no_mpi4py)
     assert place is not None
     assert (place.address, place.port) == ("gpu02", 99)
 
 
 def test_srun() -> None:
-    place = find_place(SLURM)
+    place = find_rank_info(SLURM)
     assert place is not None
     assert (place.rank, place.world, place.local_rank, place.address) == (5, 8, 1, "gpu03")
 
@@ -99,7 +99,7 @@ def test_srun() -> None:
 def test_a_process_in_a_batch_script_is_alone() -> None:
     """There SLURM_NTASKS speaks of the job, not of this process."""
     batch = {name: value for name, value in SLURM.items() if "STEP" not in name}
-    assert find_place({**batch, "SLURM_PROCID": "0"}) is None
+    assert find_rank_info({**batch, "SLURM_PROCID": "0"}) is None
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
 
 
 def test_one_rank_is_alone() -> None:
-    assert find_place({"RANK": "0", "WORLD_SIZE": "1"} | {"MASTER_PORT": "1"}) is None
+    assert find_rank_info({"RANK": "0", "WORLD_SIZE": "1"} | {"MASTER_PORT": "1"}) is None
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_one_rank_is_alone() -> None:
 def test_incomplete_variables_are_named(changes: dict[str, str | None], message: str) -> None:
     environ = {k: v for k, v in {**TORCHRUN, **changes}.items() if v is not None}
     with pytest.raises(ConfigError, match=re.escape(message)):
-        find_place(environ)
+        find_rank_info(environ)

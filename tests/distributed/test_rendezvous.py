@@ -13,8 +13,8 @@ import pytest
 from support.rank_threads import places, run_ranks
 
 import cupygpt
-from cupygpt.distributed.launcher_env import LOOPBACK, Place, free_port
-from cupygpt.distributed.ranks import first_alone, from_first, require_same
+from cupygpt.distributed.launcher_env import LOOPBACK, RankInfo, free_port
+from cupygpt.distributed.ranks import broadcast_object, check_equal_on_ranks, rank0_first
 from cupygpt.distributed.rendezvous import Meeting, meet
 from cupygpt.errors import ConfigError, CupyGPTError, RunError
 
@@ -24,7 +24,7 @@ def close(meeting: Meeting) -> None:
         wire.close()
 
 
-def outcome(place: Place, timeout_s: float = 5.0) -> BaseException | None:
+def outcome(place: RankInfo, timeout_s: float = 5.0) -> BaseException | None:
     """The exception with which a rank's meeting ends, if any."""
     try:
         close(meet(place, timeout_s))
@@ -33,7 +33,7 @@ def outcome(place: Place, timeout_s: float = 5.0) -> BaseException | None:
     return None
 
 
-def outcomes(here: list[Place]) -> list[BaseException | None]:
+def outcomes(here: list[RankInfo]) -> list[BaseException | None]:
     with ThreadPoolExecutor(len(here)) as pool:
         return list(pool.map(outcome, here))
 
@@ -41,10 +41,10 @@ def outcomes(here: list[Place]) -> list[BaseException | None]:
 def test_values_go_round_in_the_order_of_the_ranks() -> None:
     def rounds(ranks: Any) -> Any:
         time.sleep(0.02 * (ranks.world - ranks.rank))
-        first = ranks.exchange(
+        first = ranks.all_gather_object(
             {"rank": ranks.rank, "loss": 1 / (3 + ranks.rank), "nan": float("nan")}
         )
-        return first, from_first(ranks, ranks.rank + 10)
+        return first, broadcast_object(ranks, ranks.rank + 10)
 
     for values, chosen in run_ranks(3, rounds):
         assert [value["rank"] for value in values] == [0, 1, 2]
@@ -61,7 +61,7 @@ def test_the_first_goes_alone() -> None:
                 time.sleep(0.1)
             order.append(ranks.rank)
 
-        first_alone(ranks, work, is_first=ranks.rank == 0)
+        rank0_first(ranks, work, is_first=ranks.rank == 0)
 
     run_ranks(3, go)
     assert order[0] == 0
@@ -70,9 +70,11 @@ def test_the_first_goes_alone() -> None:
 
 def test_what_differs_is_listed_on_all_ranks() -> None:
     def compare(ranks: Any) -> str:
-        require_same(ranks, "flags", {"seed": 1})
+        check_equal_on_ranks(ranks, "flags", {"seed": 1})
         with pytest.raises(ConfigError) as caught:
-            require_same(ranks, "libraries", {"NCCL": f"2.{ranks.rank // 2}", "CuPy": "14.2.0"})
+            check_equal_on_ranks(
+                ranks, "libraries", {"NCCL": f"2.{ranks.rank // 2}", "CuPy": "14.2.0"}
+            )
         return str(caught.value)
 
     texts = run_ranks(3, compare)
@@ -192,12 +194,12 @@ def test_sums_and_parts_over_sockets() -> None:
         collectives = SocketCollectivesForTests(ranks)
         a = np.full(3, 1.5 + ranks.rank, np.float32)
         b = np.full((2, 2), 10.0 * ranks.rank, np.float32)
-        collectives.sum_beside([a, b])
-        collectives.join()
+        collectives.all_reduce_async([a, b])
+        collectives.wait()
         whole = np.zeros(6, np.float32)
         part = slice(2 * ranks.rank, 2 * ranks.rank + 2)
         whole[part] = ranks.rank + 1
-        collectives.gather(whole, part.start, part.stop)
+        collectives.all_gather(whole, part.start, part.stop)
         return a, b, whole
 
     for a, b, whole in run_ranks(3, compute):

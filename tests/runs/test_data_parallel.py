@@ -136,7 +136,7 @@ def test_validation_is_that_of_one_rank_to_the_last_bit(
             shards, 4, T, CONFIG.V, max_batches=most, rank=ranks.rank, num_ranks=ranks.world
         )
         sums = make_trainer(ranks, 4).sum_losses((x, y) for x, y, _ in batches)
-        everyone = ranks.exchange(sums)
+        everyone = ranks.all_gather_object(sums)
         return mean_loss(part for parts in zip(*everyone, strict=True) for part in parts)
 
     (alone,) = run_ranks(1, validate)

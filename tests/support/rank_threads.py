@@ -4,16 +4,16 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from cupygpt.distributed.launcher_env import LOOPBACK, Place, free_port
+from cupygpt.distributed.launcher_env import LOOPBACK, RankInfo, free_port
 from cupygpt.distributed.ranks import ManyRanks, OneRank
 from cupygpt.distributed.rendezvous import meet
 
 Result = TypeVar("Result")
 
 
-def places(world: int, port: int | None = None) -> list[Place]:
+def places(world: int, port: int | None = None) -> list[RankInfo]:
     port = port or free_port(LOOPBACK)
-    return [Place(rank, world, rank, LOOPBACK, port, "a test") for rank in range(world)]
+    return [RankInfo(rank, world, rank, LOOPBACK, port, "a test") for rank in range(world)]
 
 
 def run_ranks(world: int, function: Callable[[Any], Result]) -> list[Result]:
@@ -22,7 +22,7 @@ def run_ranks(world: int, function: Callable[[Any], Result]) -> list[Result]:
         return [function(OneRank())]
     ended: list[int] = []
 
-    def run(place: Place) -> Result:
+    def run(place: RankInfo) -> Result:
         with ManyRanks(place, meet(place, 10.0), end=ended.append) as ranks:
             return function(ranks)
 
