@@ -7,11 +7,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from cupygpt.checkpoint.checkpoint import best_step, model_path
+from cupygpt.checkpoint.model_file import ModelFile, load_model
 from cupygpt.cli import run_cli
+from cupygpt.console import printable
+from cupygpt.data.tokenizer import (
+    StreamDecoder,
+    Tokenizer,
+    default_tokenizer_spec,
+    load_tokenizer,
+)
+from cupygpt.device.choose import choose_device
+from cupygpt.device.device import Device
+from cupygpt.device.precision import FP32, PRECISIONS, supports_precision
 from cupygpt.errors import CheckpointError, ConfigError, TokenizerError
+from cupygpt.model.generate import Generator, Sampling
+from cupygpt.model.memory_plan import check_decoding_fits
+from cupygpt.model.tensors import cut_packed, parameter_specs
 from cupygpt.training.run_folder import RECORD, newest_run, read_record
 
 
@@ -30,43 +42,57 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def sample(args: argparse.Namespace) -> None:
-    """Load the weights, then print `--num` texts as they are drawn."""
+    """Load the weights, then print `--num` texts while they are generated."""
     _check(args)
-    # Imported late: --help and wrong flags answer at once.
-    from cupygpt.checkpoint.model_file import load_model
-    from cupygpt.console import printable
-    from cupygpt.data.tokenizer import StreamDecoder, default_tokenizer_spec, load_tokenizer
-    from cupygpt.device.choose import choose_device
-    from cupygpt.model.generate import Generator, Sampling
-    from cupygpt.model.tensors import cut_packed, parameter_specs
-
     source = find_source(args.source)
     model = load_model(source.path)
     for warning in model.warnings:
         sys.stderr.write(f"warning: {warning}\n")
-    spec = args.tokenizer or source.tokenizer or default_tokenizer_spec(model.config.V)
-    if spec is None:
-        raise TokenizerError(
-            f"no tokenizer is known for a vocabulary of {model.config.V}; pass --tokenizer FILE."
-        )
-    tokenizer = load_tokenizer(spec)
-    if tokenizer.vocab_size != model.config.V:
-        raise TokenizerError(
-            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids, the model "
-            f"{model.config.V}; pass the --tokenizer it was trained with."
-        )
-    device = choose_device(args.device).device
-    params = cut_packed(
-        device.zeros(model.config.num_parameters, np.float32), parameter_specs(model.config)
-    )
-    device.upload(params.flat, model.parameters)
-    generator = Generator(device, model.config, params)
+    tokenizer = _tokenizer(args.tokenizer or source.tokenizer, model.config.V)
     start = [] if tokenizer.eot is None else [tokenizer.eot]
     prompt = start + [int(i) for i in tokenizer.encode(args.prompt)] if args.prompt else start
     if not prompt:
         raise ConfigError("this tokenizer has no end of text to start from; pass a --prompt.")
-    sampling = Sampling(args.temperature, args.top_k, args.top_p)
+    generator = load_generator(model, choose_device(args.device).device)
     sys.stderr.write(f"{source.path}: {model.config.describe()}\n")
+    _print_texts(args, generator, tokenizer, prompt)
+
+
+def load_generator(model: ModelFile, device: Device) -> Generator:
+    """The weights of a file on `device`, in the file's precision if the device computes in it.
+
+    Raises DeviceError where memory does not suffice.
+    """
+    precision = PRECISIONS[model.precision]
+    if not supports_precision(device, precision):
+        precision = FP32
+    config = model.config
+    check_decoding_fits(config, precision, device.free_bytes())
+    flat = device.zeros(config.num_parameters, precision.storage)
+    device.upload(flat, precision.encode(model.parameters))
+    return Generator(device, config, cut_packed(flat, parameter_specs(config)), precision)
+
+
+def _tokenizer(spec: str | None, V: int) -> Tokenizer:
+    """The tokenizer `spec`, or the usual one for V ids; TokenizerError unless it has V ids."""
+    spec = spec or default_tokenizer_spec(V)
+    if spec is None:
+        raise TokenizerError(
+            f"no tokenizer is known for a vocabulary of {V}; pass --tokenizer FILE."
+        )
+    tokenizer = load_tokenizer(spec)
+    if tokenizer.vocab_size != V:
+        raise TokenizerError(
+            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids, the model {V}; pass the "
+            f"--tokenizer it was trained with."
+        )
+    return tokenizer
+
+
+def _print_texts(
+    args: argparse.Namespace, generator: Generator, tokenizer: Tokenizer, prompt: Sequence[int]
+) -> None:
+    sampling = Sampling(args.temperature, args.top_k, args.top_p)
     started, count = time.perf_counter(), 0
     for number in range(args.num):
         if args.num > 1:

@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from cupygpt.cli import run_cli  # isort: skip - before NumPy: see cupygpt/__init__.py
 import numpy as np
@@ -22,9 +22,8 @@ from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_
 from cupygpt.console import format_bytes
 from cupygpt.data.step_loader import pack
 from cupygpt.device.choose import choose_device
-from cupygpt.device.cpu import CPU
 from cupygpt.device.device import Device
-from cupygpt.device.precision import check_precision, default_precision
+from cupygpt.device.precision import Precision, chosen_precision
 from cupygpt.distributed.collectives import Collectives
 from cupygpt.errors import ConfigError
 from cupygpt.kernels.load import record_kernels
@@ -101,7 +100,7 @@ def bench(args: argparse.Namespace) -> None:
     """Measure, alternating with the peers window by window, and print a table."""
     case = CASES[args.config]
     device = choose_device(args.device).device
-    on_gpu = device.name == "cuda"
+    on_gpu = device.is_gpu
     case = replace(
         case,
         B=args.batch_size or (case.gpu_B if on_gpu else case.B),
@@ -109,16 +108,15 @@ def bench(args: argparse.Namespace) -> None:
     )
     if case.config.maxT < case.T:
         raise ConfigError(f"T {case.T} is over the model's {case.config.maxT} positions.")
-    precision = default_precision(device)[0] if args.precision == "auto" else args.precision
-    check_precision(device, precision)
+    precision = chosen_precision(args.precision, device)
     shape = shape_of_run(
         case.config, case.B, case.T, precision, on_gpu=on_gpu, recompute=args.recompute
     )
-    ours = Ours(device, shape, tf32=precision == "tf32", graph=on_gpu and not args.no_graph)
-    ours.compile_ahead()
+    ours = Ours(device, shape, graph=on_gpu and not args.no_graph)
+    ours.warm_up()
     contestants: dict[str, Contestant] = {"cupygpt": ours}
     for peer in args.peer:
-        contestants[peer] = torch_peer(case, peer, device, precision)
+        contestants[peer] = torch_peer(case, peer, device, precision.name)
         for _ in range(WARMUP_STEPS):
             contestants[peer].window_ms(1)
     windows: dict[str, list[float]] = {name: [] for name in contestants}
@@ -144,16 +142,15 @@ class Ours:
         device: Device,
         shape: RunShape,
         *,
-        tf32: bool,
         graph: bool,
         collectives: Collectives | None = None,
     ) -> None:
         self.device, self.shape = device, shape
         self._used_before = device.used_bytes() or 0
         self.trainer = Trainer(
-            device, shape, OptimizerSettings(), tf32=tf32, graph=graph, collectives=collectives
+            device, shape, OptimizerSettings(), graph=graph, collectives=collectives
         )
-        if not isinstance(device, CPU):
+        if device.is_gpu:
             with measuring(None):
                 record_kernels(self.trainer.dry_run)
         self.trainer.load_parameters(initial_parameters(shape.config, seed=42))
@@ -170,8 +167,8 @@ class Ours:
 
     def window_ms(self, steps: int) -> float:
         """By CUDA events on a GPU, else by the clock."""
-        if not isinstance(self.device, CPU):
-            device: Any = self.device
+        if self.device.is_gpu:
+            device = self.device
             start = device.record()
             for _ in range(steps):
                 host_start = time.perf_counter()
@@ -188,7 +185,7 @@ class Ours:
         planned = sum(memory_plan(self.shape).values())
         return f"{format_bytes(planned)} planned for buffers, {format_bytes(self._held)} taken"
 
-    def compile_ahead(self) -> None:
+    def warm_up(self) -> None:
         """The first steps, and the memory held after them, before a peer takes any."""
         for _ in range(WARMUP_STEPS):
             self.window_ms(1)
@@ -203,18 +200,13 @@ def random_batches(config: GPTConfig, B: int, T: int) -> Iterator[np.ndarray]:
     return itertools.cycle(packed)
 
 
-def report(ours: Ours, precision: str, windows: dict[str, list[float]]) -> None:
+def report(ours: Ours, precision: Precision, windows: dict[str, list[float]]) -> None:
     """Print ms per step, tokens per second, the share of the peak, and memory."""
     shape, device = ours.shape, ours.device
     tokens = shape.B * shape.T
-    print(f"{device.describe()}; {precision}")
+    print(f"{device.describe()}; {precision.name}")
     print(f"{shape.config.describe()}; B {shape.B}, T {shape.T}")
-    peak = None
-    if device.name == "cuda":
-        from cupygpt.device.peak_flops import peak_flops
-
-        gpu: Any = device
-        peak = peak_flops(gpu.gpu_name(), precision)
+    peak = device.peak_flops(precision.name)
     medians = {name: statistics.median(times) for name, times in windows.items()}
     for name, ms in medians.items():
         spread = f"{min(windows[name]):.2f} to {max(windows[name]):.2f}"
@@ -235,7 +227,7 @@ def report(ours: Ours, precision: str, windows: dict[str, list[float]]) -> None:
 
 def report_decoding(device: Device, trainer: Trainer, case: Case, count: int) -> None:
     """Time decoding over the cache of keys and values."""
-    generator = Generator(device, case.config, trainer.params)
+    generator = Generator(device, case.config, trainer.params, trainer.shape.precision)
     list(generator.generate([0], 8, Sampling(), (0,)))
     started = time.perf_counter()
     list(generator.generate([0], count, Sampling(), (1,)))
@@ -249,7 +241,7 @@ def torch_peer(case: Case, name: str, device: Device, precision: str) -> Contest
     except ImportError as error:
         raise ConfigError(f"--peer {name}: PyTorch is not installed here ({error}).") from error
     batches = random_batches(case.config, case.B, case.T)
-    where = "cuda" if device.name == "cuda" else "cpu"
+    where = "cuda" if device.is_gpu else "cpu"
     return Peer(case.config, batches, where, precision=precision, compiled=PEERS[name])
 
 

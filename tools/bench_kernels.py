@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 
-from cupygpt.arrays import Array, to_bfloat16
+from cupygpt.arrays import Array
 from cupygpt.cli import run_cli
 from cupygpt.config import GPTConfig, config_from_descriptor
 from cupygpt.data.step_loader import token_order
 from cupygpt.device.choose import choose_device
+from cupygpt.device.precision import PRECISIONS, Precision
 from cupygpt.errors import ConfigError
 from cupygpt.model.tensors import decay_segments, parameter_specs
 from cupygpt.ops.adamw import adamw
@@ -54,19 +55,13 @@ class Setting:
     config: GPTConfig
     B: int
     T: int
-    precision: str
-
-    @property
-    def tf32(self) -> bool:
-        """Whether float32 products may round their operands."""
-        return self.precision == "tf32"
+    precision: Precision
 
     def numbers(self, shape: tuple[int, ...], seed: int, scale: float = 1.0) -> Array:
         """Normal numbers as parameters and activations are stored: zeros would be faster."""
-        array = self._empty(shape, np.uint16 if self.precision == "bf16" else np.float32)
+        array = self._empty(shape, self.precision.storage)
         block = _random_block(seed, scale)
-        block = to_bfloat16(block) if self.precision == "bf16" else block
-        self.device.upload(array, np.resize(block, shape))
+        self.device.upload(array, np.resize(self.precision.encode(block), shape))
         return array
 
     def numbers32(self, shape: tuple[int, ...], seed: int, scale: float = 1.0) -> Array:
@@ -114,10 +109,10 @@ def main() -> int:
 def bench(args: argparse.Namespace) -> None:
     """Measure the limits, then every operation, and print a table."""
     device: Any = choose_device(args.device).device
-    if device.name != "cuda":
+    if not device.is_gpu:
         raise ConfigError("bench_kernels times CUDA kernels; for the CPU use tools/bench.py.")
     config = config_from_descriptor(args.config)
-    setting = Setting(device, config, args.batch_size, args.seq_len, args.precision)
+    setting = Setting(device, config, args.batch_size, args.seq_len, PRECISIONS[args.precision])
     timer = Timer(device, args.repeats)
     print(f"{device.describe()}\n{config.describe()}; B {setting.B}, T {setting.T}")
     copy, product = limits(setting, timer)
@@ -197,7 +192,7 @@ def limits(setting: Setting, timer: Timer) -> tuple[float, float]:
     # In a graph it would be left to a copy engine, which is slower than the multiprocessors.
     copy_rate = 2 * COPY_BYTES / timer.seconds(copy, captured=False)
     a, b, out = (setting.numbers((PRODUCT_SIZE, PRODUCT_SIZE), seed) for seed in range(3))
-    seconds = timer.seconds(lambda: linear_forward(out, a, b, None, tf32=setting.tf32))
+    seconds = timer.seconds(lambda: linear_forward(out, a, b, None, precision=setting.precision))
     return copy_rate, 2 * PRODUCT_SIZE**3 / seconds
 
 
@@ -275,14 +270,14 @@ def _products(s: Setting) -> Iterator[Operation]:
         flops = 2 * N * OC * K
         yield Operation(
             f"linear_forward {name}",
-            lambda x=x, y=y, w=w, b=b: linear_forward(y, x, w, b, tf32=s.tf32),  # type: ignore[misc]
+            lambda x=x, y=y, w=w, b=b: linear_forward(y, x, w, b, precision=s.precision),  # type: ignore[misc]
             x.nbytes + y.nbytes + w.nbytes,
             flops,
         )
         yield Operation(
             f"linear_backward {name}",
             lambda x=x, y=y, w=w, dw=dw, db=db, dx=dx: linear_backward(  # type: ignore[misc]
-                dx, dw, db, y, x, w, partials, tf32=s.tf32
+                dx, dw, db, y, x, w, partials, precision=s.precision
             ),
             2 * x.nbytes + 2 * y.nbytes + w.nbytes + 2 * dw.nbytes,
             2 * flops,
@@ -306,14 +301,14 @@ def _attention(s: Setting) -> Iterator[Operation]:
     causal_product = B * C * T * (T + 1)  # 2 · T²/2 · HS per head
     yield Operation(
         "attention_forward",
-        lambda: attention_forward(out, lse, qkv, NH, tf32=s.tf32),
+        lambda: attention_forward(out, lse, qkv, NH, precision=s.precision),
         out.nbytes + qkv.nbytes,
         2 * causal_product,
     )
     yield Operation(
         "attention_backward",
         lambda: attention_backward(
-            dqkv, dbias, dout, qkv, out, lse, NH, lse_dot, sums, tf32=s.tf32
+            dqkv, dbias, dout, qkv, out, lse, NH, lse_dot, sums, precision=s.precision
         ),
         2 * out.nbytes + 2 * qkv.nbytes,
         5 * causal_product,
@@ -346,7 +341,7 @@ def _head(s: Setting) -> Iterator[Operation]:
     flops = 2 * N * Vp * C
     yield Operation(
         f"head forward, {N} rows",
-        lambda: linear_forward(logits, x, w, None, tf32=s.tf32),
+        lambda: linear_forward(logits, x, w, None, precision=s.precision),
         logits.nbytes + w.nbytes + x.nbytes,
         flops,
     )
@@ -357,7 +352,7 @@ def _head(s: Setting) -> Iterator[Operation]:
     )
     yield Operation(
         "head backward",
-        lambda: linear_backward(dx, dw, None, logits, x, w, partials, tf32=s.tf32),
+        lambda: linear_backward(dx, dw, None, logits, x, w, partials, precision=s.precision),
         2 * logits.nbytes + w.nbytes + 2 * dw.nbytes,
         2 * flops,
     )
@@ -368,7 +363,7 @@ def _update(s: Setting) -> Iterator[Operation]:
     p, g = s.numbers((P,), 0, 0.01), s.numbers32((P,), 1, 0.01)
     m, v = s.device.zeros(P, np.float32), s.device.zeros(P, np.float32)
     v.fill(1)
-    master = s.numbers32((P,), 0, 0.01) if s.precision == "bf16" else None
+    master = s.numbers32((P,), 0, 0.01) if s.precision.rounds_storage else None
     norm, controls = s.numbers32((1,), 0), s.numbers32((3,), 1)
     partials = s.device.zeros(MAX_PARTS, np.float32)
     segments = decay_segments(parameter_specs(s.config))

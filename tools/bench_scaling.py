@@ -22,7 +22,7 @@ from typing import Any
 from cupygpt.cli import run_cli  # isort: skip - before NumPy: see cupygpt/__init__.py
 from bench import CASES, PEERS, WARMUP_STEPS, Contestant, Ours, random_batches
 
-from cupygpt.device.precision import check_precision, default_precision
+from cupygpt.device.precision import chosen_precision
 from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.launcher import launch
 from cupygpt.distributed.rank_device import choose_rank_device
@@ -136,11 +136,10 @@ def make_contestant(args: argparse.Namespace, ranks: Any, B: int, T: int) -> Con
     """What is timed, on the device of this rank."""
     config = CASES[args.config].config
     device = choose_rank_device(args.device, ranks).device
-    precision = default_precision(device)[0] if args.precision == "auto" else args.precision
-    check_precision(device, precision)
-    on_gpu = device.name == "cuda"
+    precision = chosen_precision(args.precision, device)
+    on_gpu = device.is_gpu
     if args.contestant in PEERS:
-        return make_peer(args, ranks, B, T, precision)
+        return make_peer(args, ranks, B, T, precision.name)
     shards = ranks.world if args.contestant == "cupygpt-zero1" else 1
     shape = shape_of_run(config, B, T, precision, on_gpu=on_gpu, shards=shards)
     collectives = make_collectives(device, ranks)
@@ -150,7 +149,6 @@ def make_contestant(args: argparse.Namespace, ranks: Any, B: int, T: int) -> Con
         lambda: Ours(
             device,
             shape,
-            tf32=precision == "tf32",
             graph=on_gpu and not args.no_graph,
             collectives=collectives,
         ),

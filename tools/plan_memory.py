@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from cupygpt.cli import run_cli
 from cupygpt.config import config_from_descriptor
+from cupygpt.device.precision import PRECISIONS
 from cupygpt.model.memory_plan import (
     MEMORY_MARGIN,
     RunShape,
@@ -46,7 +47,12 @@ def plan(args: argparse.Namespace) -> None:
         for recompute in (0, 1, 2):
             config = config_from_descriptor(name)
             shape = shape_of_run(
-                config, 1, args.seq_len, args.precision, on_gpu=True, recompute=recompute
+                config,
+                1,
+                args.seq_len,
+                PRECISIONS[args.precision],
+                on_gpu=True,
+                recompute=recompute,
             )
             cells = [f"{_cell(shape, gib):>20}" for gib in args.gib]
             print(f"{name:16}-r {recompute:<5}" + "".join(cells))

@@ -20,7 +20,7 @@ from bench import Ours
 from cupygpt.cli import run_cli
 from cupygpt.config import config_from_descriptor
 from cupygpt.device.choose import choose_device
-from cupygpt.device.precision import check_precision, default_precision
+from cupygpt.device.precision import chosen_precision
 from cupygpt.errors import ConfigError
 from cupygpt.model import gpt
 from cupygpt.model.memory_plan import shape_of_run
@@ -52,28 +52,26 @@ def main() -> int:
 def profile(args: argparse.Namespace) -> None:
     """Run a few steps op by op, and print the table beside the time of the captured step."""
     device: Any = choose_device(args.device).device
-    if device.name != "cuda":
+    if not device.is_gpu:
         raise ConfigError("profile_step times CUDA kernels; for the CPU use tools/bench.py.")
-    precision = default_precision(device)[0] if args.precision == "auto" else args.precision
-    check_precision(device, precision)
+    precision = chosen_precision(args.precision, device)
     config = config_from_descriptor(args.config)
     shape = shape_of_run(
         config, args.batch_size, args.seq_len, precision, on_gpu=True, recompute=args.recompute
     )
-    tf32 = precision == "tf32"
-    captured = Ours(device, shape, tf32=tf32, graph=True)
-    captured.compile_ahead()
+    captured = Ours(device, shape, graph=True)
+    captured.warm_up()
     graph_ms = captured.window_ms(args.steps)
     del captured  # its buffers make room for the next one's
-    ours = Ours(device, shape, tf32=tf32, graph=False)
-    ours.compile_ahead()
+    ours = Ours(device, shape, graph=False)
+    ours.warm_up()
     clock = Clock(device)
     with timed_calls(clock):
         for _ in range(args.steps):
             clock.keep_busy()
             ours.step()
         device.synchronize()
-    print(f"{device.describe()}; {precision}\n{config.describe()}; B {shape.B}, T {shape.T}")
+    print(f"{device.describe()}; {precision.name}\n{config.describe()}; B {shape.B}, T {shape.T}")
     print(f"{'operation':52}{'calls':>6}{'µs a call':>11}{'µs a step':>11}{'share':>8}")
     times = clock.times()
     total = sum(sum(values) for values in times.values()) / args.steps

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +18,15 @@ from cupygpt.errors import DeviceError
 class CPU:
     """NumPy arrays in main memory."""
 
-    @property
-    def name(self) -> str:
-        """For messages and comparisons."""
-        return "cpu"
+    is_gpu = False
+    compute_capability = None
+
+    def peak_flops(self, precision: str) -> float | None:
+        """None: no table of processors is kept."""
+        return None
+
+    def activate(self) -> None:
+        """Nothing: every thread works on the CPU."""
 
     def zeros(self, size: int, dtype: Any) -> Array:
         """Flat array of `size` zeros; raises DeviceError where memory does not suffice."""
@@ -29,7 +35,7 @@ class CPU:
         except MemoryError:
             needed = size * np.dtype(dtype).itemsize
             raise DeviceError(
-                f"{needed / 2**30:.1f} GiB of main memory could not be had. "
+                f"{needed / 2**30:.1f} GiB of main memory could not be allocated. "
                 f"Use a smaller -b or -t, or a smaller model."
             ) from None
 
@@ -47,6 +53,14 @@ class CPU:
 
     def synchronize(self) -> None:
         """Nothing: work on the CPU is done when its call returns."""
+
+    def record(self) -> float:
+        """The time now, in seconds."""
+        return time.perf_counter()
+
+    def elapsed_ms(self, start: float, stop: float) -> float:
+        """Milliseconds between two recorded times."""
+        return 1e3 * (stop - start)
 
     def capture(self, function: Callable[[], None]) -> Replay:
         """Nothing is recorded: launching calls the function."""

@@ -11,6 +11,7 @@ import numpy as np
 
 from cupygpt.arrays import Array
 from cupygpt.device.cuda_check import compute_capability, cuda_version
+from cupygpt.device.peak_flops import peak_flops
 from cupygpt.device.pinned_ring import PinnedRing
 from cupygpt.errors import DeviceError, KernelError
 
@@ -27,6 +28,8 @@ class CUDA:
     thread that uses the device calls `activate` first. Only one thread at a time may use it.
     """
 
+    is_gpu = True
+
     def __init__(self, index: int = 0) -> None:
         self.index = index
         with cupy.cuda.Device(index):
@@ -37,10 +40,9 @@ class CUDA:
             self._held_before = self._held_bytes()
         self.activate()
 
-    @property
-    def name(self) -> str:
-        """For messages and comparisons."""
-        return "cuda"
+    def peak_flops(self, precision: str) -> float | None:
+        """Operations per second by NVIDIA's datasheets; None for a GPU that is not in the table."""
+        return peak_flops(self.gpu_name(), precision)
 
     def activate(self) -> None:
         """Make this GPU and its stream CuPy's current ones in the calling thread."""
@@ -60,7 +62,7 @@ class CUDA:
             if error.status != _OUT_OF_MEMORY:
                 raise DeviceError(f"GPU {self.index}: {error}.") from None
             raise DeviceError(
-                f"{num_bytes / 2**30:.2f} GiB of GPU memory could not be had, "
+                f"{num_bytes / 2**30:.2f} GiB of GPU memory could not be allocated, "
                 f"{self.free_bytes() / 2**30:.2f} GiB are free. "
                 f"Use a smaller -b or -t, or close what else uses GPU {self.index}."
             ) from None

@@ -1,4 +1,8 @@
-"""The device a run computes on: choosing it, allocating on it, moving data to and from it."""
+"""What a run needs of the device that it computes on, whatever the device is.
+
+CPU is in cpu.py, CUDA in cuda.py; choose.py chooses. The ops do not come here: they look at the
+arrays that they are given.
+"""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -26,14 +30,33 @@ class Replay(Protocol):
 
 
 class Device(Protocol):
-    """What a run needs of a device; see CPU, and CUDA in cuda_device.py."""
+    """Memory, copies, a queue of work, and what the device is."""
 
     @property
-    def name(self) -> str:
-        """The kind of device: cpu or cuda."""
+    def is_gpu(self) -> bool:
+        """Whether the ops launch kernels and cuBLASLt here, which a graph can capture."""
+
+    @property
+    def compute_capability(self) -> tuple[int, int] | None:
+        """(9, 0) for a Hopper GPU; None for a device that is no GPU."""
+
+    def describe(self) -> str:
+        """One line for the console."""
+
+    def peak_flops(self, precision: str) -> float | None:
+        """Operations per second by the maker's figures, in fp32, tf32 or bf16; None if unknown."""
+
+    def activate(self) -> None:
+        """Make the calling thread work on this device; each thread that uses it calls this."""
 
     def zeros(self, size: int, dtype: Any) -> Array:
         """Flat array of zeros; DeviceError where memory does not suffice."""
+
+    def free_bytes(self) -> int | None:
+        """Memory that can still be allocated; None where the system does not say."""
+
+    def used_bytes(self) -> int | None:
+        """Memory the run holds; None where the system does not say."""
 
     def upload(self, target: Array, source: np.ndarray) -> None:
         """Copy a host array into an array of the device; `source` may change afterwards."""
@@ -47,14 +70,11 @@ class Device(Protocol):
     def synchronize(self) -> None:
         """Wait for all queued work."""
 
-    def capture(self, function: Callable[[], None]) -> "Replay":
+    def record(self) -> Any:
+        """An event: the point in the queue of work where it stands now."""
+
+    def elapsed_ms(self, start: Any, stop: Any) -> float:
+        """Milliseconds between two recorded events; waits for the second."""
+
+    def capture(self, function: Callable[[], None]) -> Replay:
         """Record the work that `function` queues, to be launched again and again."""
-
-    def free_bytes(self) -> int | None:
-        """Memory that can still be allocated; None where the system does not say."""
-
-    def used_bytes(self) -> int | None:
-        """Memory the run holds; None where the system does not say."""
-
-    def describe(self) -> str:
-        """One line for the console."""

@@ -37,7 +37,7 @@ def make_collectives(device: Any, ranks: Any) -> Collectives | None:
     """NCCL between GPUs, sockets between CPU processes (for tests), None for a single rank."""
     if ranks.world == 1:
         return None
-    if device.name == "cuda":
+    if device.is_gpu:
         from cupygpt.distributed.nccl import NcclCollectives
 
         return NcclCollectives(device, ranks)

@@ -2,7 +2,7 @@
 
 CuPy's own products refuse to run while a stream is captured; these run eagerly and captured. The
 first call of a kind describes the product and takes the algorithm that was measured to be the
-fastest (gemm_choice.py), or without a measurement the one that cuBLASLt's heuristics put first
+fastest (matmul_choice.py), or without a measurement the one that cuBLASLt's heuristics put first
 (under 100 μs); later calls look it up. No call outside `measuring` waits for the device, and none
 but the first on a device allocates.
 """
@@ -14,8 +14,7 @@ from functools import cache
 from typing import Any
 
 from cupygpt.arrays import Array
-from cupygpt.kernels import cublaslt
-from cupygpt.kernels import matmul_choice as gemm_choice
+from cupygpt.kernels import cublaslt, matmul_choice
 from cupygpt.kernels.matmul_problem import Epilogue, Operand, Problem, problem_of, signature
 
 WORKSPACE_BYTES = 32 << 20
@@ -25,6 +24,16 @@ MAX_CANDIDATES = 16
 """Algorithms that the heuristics are asked for; they know about 8 of most products."""
 
 _TYPES = {"f": cublaslt.FLOAT32, "H": cublaslt.BFLOAT16}
+
+Matmul = Callable[..., None]
+"""A function with the parameters of `matmul`."""
+
+_matmuls: dict[type, Matmul] = {}
+
+
+def register_matmul(array_type: type, function: Matmul) -> None:
+    """Compute products of arrays of exactly `array_type` by `function`."""
+    _matmuls[array_type] = function
 
 
 def matmul(
@@ -54,12 +63,19 @@ def matmul(
     contiguous; rows may lie apart, so row and column slices of a larger array will do. With an
     epilogue and aux, rows of aux must lie a multiple of 8 elements apart.
 
-    All arrays are CuPy arrays on one device; the work is queued on CuPy's current stream. Products
-    of one device share a workspace and cached descriptors: issue them from one thread, on one
+    All arrays are CuPy arrays on one device, or of a type that `register_matmul` knows. The work is
+    queued on CuPy's current stream. Products of one device share a workspace and cached descriptors: issue them from one thread, on one
     stream at a time. Raises KernelError for shapes, types and layouts that do not fit together or
     that cuBLASLt does not know, with its status; DeviceError where cuBLASLt is missing.
     """
     if out.size == 0:
+        return
+    registered = _matmuls.get(type(out))
+    if registered is not None:
+        registered(
+            out, a, b, transpose_a=transpose_a, transpose_b=transpose_b, accumulate=accumulate,
+            bias=bias, epilogue=epilogue, aux=aux, tf32=tf32,
+        )  # fmt: skip
         return
     out_memory, a_address, b_address = out.data, a.data.ptr, b.data.ptr
     device_id, out_address = out_memory.device_id, out_memory.ptr
@@ -115,7 +131,7 @@ class _Context:
         """The plan with the algorithm that was chosen for this kind of product."""
         candidates = self.candidates(key)
         problem = candidates[0].problem
-        choice = gemm_choice.choose(
+        choice = matmul_choice.choose(
             f"{self.machine}: {problem.identity()}",
             [lambda plan=plan: run(plan) for plan in candidates],  # type: ignore[misc]
             problem.flops,

@@ -7,6 +7,7 @@ import numpy as np
 
 from cupygpt.config import GPTConfig
 from cupygpt.device.device import Device
+from cupygpt.device.precision import Precision
 from cupygpt.model.tensors import PREFILL_ROWS, Tensors, arena_bytes, cut_aligned, decoder_specs
 from cupygpt.ops.attention import attention_decode
 from cupygpt.ops.encoder import encoder_forward
@@ -32,17 +33,12 @@ class Generator:
     """
 
     def __init__(
-        self, device: Device, config: GPTConfig, params: Tensors, *, tf32: bool = False
+        self, device: Device, config: GPTConfig, params: Tensors, precision: Precision
     ) -> None:
         self.device, self.config, self.params = device, config, params
-        self.tf32 = tf32
+        self.precision = precision
         self._position = 0
-        dtypes = {
-            "floatX": params.flat.dtype,
-            "float32": np.dtype(np.float32),
-            "int32": np.dtype(np.int32),
-        }
-        specs = decoder_specs(config)
+        specs, dtypes = decoder_specs(config), precision.dtypes
         size = arena_bytes(specs, lambda name: dtypes[name].itemsize)
         self._buffers = cut_aligned(device.zeros(size, np.uint8), specs, dtypes)
 
@@ -108,17 +104,17 @@ class Generator:
         encoder_forward(residual, whole.tokens[:, :n], p.wte, p.wpe[self._position :])
         layernorm_forward(norm, mean, rstd, residual, p.ln1w[0], p.ln1b[0])
         for l in range(self.config.L):  # noqa: E741
-            linear_forward(qkv, norm, p.qkvw[l], p.qkvb[l], tf32=self.tf32)
+            linear_forward(qkv, norm, p.qkvw[l], p.qkvb[l], precision=self.precision)
             attention_decode(norm[0], whole.cache[l], qkv[0], self._position, NH)
-            linear_forward(branch, norm, p.attprojw[l], p.attprojb[l], tf32=self.tf32)
+            linear_forward(branch, norm, p.attprojw[l], p.attprojb[l], precision=self.precision)
             residual_layernorm_forward(
                 other, norm, mean, rstd, residual, branch, p.ln2w[l], p.ln2b[l]
             )
-            linear_forward(hidden, norm, p.fcw[l], p.fcb[l], tf32=self.tf32)
+            linear_forward(hidden, norm, p.fcw[l], p.fcb[l], precision=self.precision)
             gelu_forward(activated, hidden)
-            linear_forward(branch, activated, p.fcprojw[l], p.fcprojb[l], tf32=self.tf32)
+            linear_forward(branch, activated, p.fcprojw[l], p.fcprojb[l], precision=self.precision)
             last = l + 1 == self.config.L
             weight, bias = (p.lnfw, p.lnfb) if last else (p.ln1w[l + 1], p.ln1b[l + 1])
             residual_layernorm_forward(residual, norm, mean, rstd, other, branch, weight, bias)
-        linear_forward(whole.logits, norm[:, n - 1], p.wte, None, tf32=self.tf32)
+        linear_forward(whole.logits, norm[:, n - 1], p.wte, None, precision=self.precision)
         self._position += n

@@ -15,6 +15,7 @@ from itertools import pairwise
 from cupygpt.arrays import Array
 from cupygpt.config import GPTConfig
 from cupygpt.device.batch_split import num_parts, run_parts
+from cupygpt.device.precision import Precision
 from cupygpt.model.tensors import Tensors, activation_specs, cut_batch_rows, scratch_specs
 from cupygpt.ops.attention import attention_backward, attention_forward
 from cupygpt.ops.dropout import dropout
@@ -51,8 +52,8 @@ class GPT:
     """The buffers of one model at a fixed batch shape, and the passes over them.
 
     `params`, `grads`, `acts` and `scratch` follow the tables in tensors.py; `grads` is None for
-    evaluation only. `recompute` is the option of that name in `activation_specs`; `tf32` lets a
-    GPU round the operands of float32 products.
+    evaluation only. `recompute` is the option of that name in `activation_specs`; `precision`
+    is that of the buffers.
     """
 
     def __init__(
@@ -63,16 +64,16 @@ class GPT:
         acts: Tensors,
         scratch: Tensors,
         *,
+        precision: Precision,
         recompute: int = 0,
         dropout: Dropout | None = None,
-        tf32: bool = False,
     ) -> None:
         self.config = config
         self.params, self.grads = params, grads
         self.acts, self.scratch = acts, scratch
         self.recompute = recompute
         self.dropout = dropout
-        self.tf32 = tf32
+        self.precision = precision
         self._parts = self._cut_batch(num_parts(acts.encoded))
 
     def forward(self, tokens: Array, *, micro_step: int | None = None) -> None:
@@ -83,9 +84,9 @@ class GPT:
 
     def _forward(self, tokens: Array, micro_step: int | None) -> None:
         """forward, for one part of the batch."""
-        linear = partial(linear_forward, tf32=self.tf32)
-        linear_gelu = partial(linear_gelu_forward, tf32=self.tf32)
-        attention = partial(attention_forward, tf32=self.tf32)
+        linear = partial(linear_forward, precision=self.precision)
+        linear_gelu = partial(linear_gelu_forward, precision=self.precision)
+        attention = partial(attention_forward, precision=self.precision)
         p, a, btc = self.params, self.acts, self.scratch.btc
         L = self.config.L
         encoder_forward(a.encoded, tokens, p.wte, p.wpe)
@@ -155,8 +156,8 @@ class GPT:
     def _backward(self, micro_step: int | None, layer_done: Callable[[int], None] | None) -> None:
         """The layers' share of backward, for one part: gradients up to scratch.dresidual."""
         assert self.grads is not None
-        linear_gradients = partial(linear_backward, tf32=self.tf32)
-        gelu_linear_gradients = partial(gelu_linear_backward, tf32=self.tf32)
+        linear_gradients = partial(linear_backward, precision=self.precision)
+        gelu_linear_gradients = partial(gelu_linear_backward, precision=self.precision)
         p, g, a, s = self.params, self.grads, self.acts, self.scratch
         L, NH = self.config.L, self.config.NH
         dresidual, dbtc, partials = s.dresidual, s.dbtc, s.partials
@@ -193,7 +194,7 @@ class GPT:
                 layer_done(l + 1)  # not before: see `backward`
             attention_backward(
                 dqkv, g.qkvb[l], datty, a.qkv[l], a.atty[l], a.lse[l], NH, s.lse_dot, s.row_sums,
-                tf32=self.tf32,
+                precision=self.precision,
             )  # fmt: skip
             linear_gradients(dbtc, g.qkvw[l], None, dqkv, ln1, p.qkvw[l], partials)
             layernorm_backward(
@@ -214,14 +215,14 @@ class GPT:
             chunk = logits[: rows.stop - rows.start]
             lm_head(
                 losses[rows], chunk, lnf[rows], p.wte, targets[rows], V, dloss,
-                self.scratch.head_statistics, tf32=self.tf32,
+                self.scratch.head_statistics, precision=self.precision,
             )  # fmt: skip
             if dloss is not None:
                 assert self.grads is not None
                 dlnf = self.scratch.dbtc.reshape(-1, C)
                 linear_backward(
                     dlnf[rows], self.grads.wte, None, chunk, lnf[rows], p.wte,
-                    self.scratch.partials, tf32=self.tf32)  # fmt: skip
+                    self.scratch.partials, precision=self.precision)  # fmt: skip
 
     def _drop(self, out: Array, inp: Array, micro_step: int | None, place: int) -> Array:
         """inp itself without dropout, else `out` filled with the dropped `inp`."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from cupygpt.config import GPT2_VOCAB, GPTConfig
+from cupygpt.device.precision import FP32, Precision
 from cupygpt.distributed.zero import part_size
 from cupygpt.errors import DeviceError
 from cupygpt.kernels.matmul import WORKSPACE_BYTES
@@ -24,7 +25,7 @@ MEMORY_MARGIN = 0.95
 
 @dataclass(frozen=True)
 class RunShape:
-    """What the size of every buffer follows from; `precision` is float32, float64 or bfloat16.
+    """What the size of every buffer follows from.
 
     `master` keeps a float32 copy of bfloat16 weights. `head_limit` is the most rows of logits that
     exist at once with GPT-2's vocabulary; with a smaller one, as many more as take the same memory.
@@ -37,7 +38,7 @@ class RunShape:
     T: int
     recompute: int = 0
     training: bool = True
-    precision: str = "float32"
+    precision: Precision = FP32
     master: bool = False
     shards: int = 1
     head_limit: int = MAX_HEAD_ROWS
@@ -52,32 +53,29 @@ class RunShape:
 
     @property
     def dtypes(self) -> dict[str, np.dtype]:
-        """NumPy dtype of each dtype name in the tensor tables; float64 runs are float64 throughout."""
-        float_x = np.dtype("uint16" if self.precision == "bfloat16" else self.precision)
-        statistics = float_x if self.precision == "float64" else np.dtype(np.float32)
-        return {"floatX": float_x, "float32": statistics, "int32": np.dtype(np.int32)}
+        """NumPy dtype of each dtype name in the tensor tables."""
+        return self.precision.dtypes
 
 
 def shape_of_run(
     config: GPTConfig,
     B: int,
     T: int,
-    precision: str,
+    precision: Precision,
     *,
     on_gpu: bool,
     recompute: int = 0,
     master_weights: bool = True,
     shards: int = 1,
 ) -> RunShape:
-    """The shape of a training run in `precision` (fp32, tf32 or bf16)."""
-    is_bfloat16 = precision == "bf16"
+    """The shape of a training run in `precision`."""
     return RunShape(
         config,
         B,
         T,
         recompute=recompute,
-        precision="bfloat16" if is_bfloat16 else "float32",
-        master=is_bfloat16 and master_weights,
+        precision=precision,
+        master=precision.rounds_storage and master_weights,
         shards=shards,
         head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
         workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
@@ -122,6 +120,20 @@ def check_fits(shape: RunShape, free_bytes: int | None) -> None:
         f"batch {shape.B} × {shape.T} needs {needed / 2**30:.2f} GiB, "
         f"{free_bytes / 2**30:.2f} GiB are free. {advice}"
     )
+
+
+def check_decoding_fits(config: GPTConfig, precision: Precision, free_bytes: int | None) -> None:
+    """Raise DeviceError with the figures if a model cannot write text in `free_bytes`."""
+    if free_bytes is None:
+        return
+    dtypes = precision.dtypes
+    needed = config.num_parameters * precision.storage.itemsize
+    needed += arena_bytes(decoder_specs(config), lambda name: dtypes[name].itemsize)
+    if needed > int(free_bytes * MEMORY_MARGIN):
+        raise DeviceError(
+            f"the model needs {needed / 2**30:.2f} GiB to write text, {free_bytes / 2**30:.2f} GiB "
+            f"are free. Use another --device, or close other programs."
+        )
 
 
 def largest_batch(needed: Callable[[int], int], budget: int) -> int:

@@ -4,7 +4,7 @@ Forward keeps one float per query, the log of its softmax denominator; backward 
 probabilities from it (Dao et al. 2022, arXiv:2205.14135).
 
 On a GPU there are three sets of kernels. Tensor cores take bfloat16 arrays, and float32 arrays
-where `tf32` allows it, for head sizes that are multiples of 16; they need compute capability 8.0. On
+in TF32, for head sizes that are multiples of 16; they need compute capability 8.0. On
 Hopper (9.0) bfloat16 with head sizes 64 and 128 has kernels of its own. CUDA cores take everything
 else, in true float32.
 """
@@ -19,6 +19,7 @@ import numpy as np
 
 from cupygpt.arrays import Array
 from cupygpt.device.cpu_threads import for_blocks, on_host, share
+from cupygpt.device.precision import Precision
 from cupygpt.kernels.kernel import Kernel
 from cupygpt.kernels.launch import Defines, Launch, ceil_div, is_hopper
 from cupygpt.ops.bias import add_column_sums, bias_backward
@@ -75,16 +76,16 @@ _wgmma_dkdv = Kernel("attention/wgmma_backward.cu", "attention_wgmma_dkdv", _DKD
 _wgmma_dq = Kernel("attention/wgmma_backward.cu", "attention_wgmma_dq", _DQ, arch="sm_90a")
 
 
-def attention_forward(out: Array, lse: Array, qkv: Array, NH: int, *, tf32: bool = False) -> None:
+def attention_forward(out: Array, lse: Array, qkv: Array, NH: int, *, precision: Precision) -> None:
     """out[b, t] = sum over s <= t of softmax(q_t · k_s / sqrt(HS)) v_s, per head.
 
     Written: out (B, T, C) floatX; lse (B, NH, T) float32, the log-sum-exp of each query's scaled
-    scores. Read: qkv (B, T, 3C). `tf32` lets a GPU multiply float32 in TF32; the CPU ignores it.
+    scores. Read: qkv (B, T, 3C). `precision` is the run's.
     Vaswani et al. 2017, arXiv:1706.03762.
     """
     if not on_host(out):
         B, T, C = out.shape
-        _launches(out, C // NH, B * NH, T, tf32=tf32).forward(out, lse, qkv, T, NH, heads=B * NH)
+        _launches(out, C // NH, B * NH, T, precision).forward(out, lse, qkv, T, NH, heads=B * NH)
         return
     B, T, _ = out.shape
     heads_out = _heads(out, NH)
@@ -116,19 +117,18 @@ def attention_backward(
     lse_dot: Array,
     sums: Array,
     *,
-    tf32: bool = False,
+    precision: Precision,
 ) -> None:
     """Gradient of attention_forward with respect to qkv, and dbias += the sum of its rows.
 
     That is the gradient of the qkv layer's bias: a GPU has it at hand here, before dqkv is rounded.
     Written: dqkv (B, T, 3C) floatX. Accumulated: dbias (3C,) float32. Read: dout, out (B, T, C);
     qkv (B, T, 3C); lse (B, NH, T). Scratch, of a GPU: lse_dot (B, NH, T, 2) float32 for lse and
-    rowsum(dout * out), sums (B, ceil(T / LEAST_SUMMED_ROWS), 3C) float32. `tf32` as in
-    attention_forward.
+    rowsum(dout * out), sums (B, ceil(T / LEAST_SUMMED_ROWS), 3C) float32.
     """
     if not on_host(dqkv):
         B, T, C = dout.shape
-        launches = _launches(dqkv, C // NH, B * NH, T, tf32=tf32)
+        launches = _launches(dqkv, C // NH, B * NH, T, precision)
         launches.dq(dqkv, sums, lse_dot, dout, out, qkv, lse, T, NH, heads=B * NH)
         launches.dkdv(dqkv, sums, dout, qkv, lse_dot, T, NH, heads=B * NH)
         add_column_sums(dbias, sums, B * ceil_div(T, launches.summed_rows), like=dqkv)
@@ -253,10 +253,10 @@ class _Launches(NamedTuple):
     """Rows of dqkv that a row of their sums stands for."""
 
 
-def _launches(array: Array, HS: int, heads: int, T: int, *, tf32: bool) -> _Launches:
+def _launches(array: Array, HS: int, heads: int, T: int, precision: Precision) -> _Launches:
     """The kernels for arrays like `array`."""
-    is_bfloat16 = array.itemsize == 2
-    if HS % TENSOR_CORE_MULTIPLE or not (is_bfloat16 or tf32):
+    is_bfloat16 = precision.rounds_storage
+    if HS % TENSOR_CORE_MULTIPLE or not precision.uses_tensor_cores:
         return _cuda_core_launches(HS)
     if is_bfloat16 and HS in HOPPER_HEAD_SIZES and is_hopper(array):
         return _hopper_launches(HS)

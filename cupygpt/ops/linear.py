@@ -1,14 +1,13 @@
 """Matrix products of the model: y = x Wᵀ + b, and its gradients."""
 
-from typing import Any
-
 import numpy as np
 
-from cupygpt.arrays import Array, from_bfloat16, to_bfloat16
+from cupygpt.arrays import Array
 from cupygpt.device.batch_split import accumulate
 from cupygpt.device.cpu_threads import for_blocks, on_host, share
+from cupygpt.device.precision import Precision
 from cupygpt.kernels.matmul import matmul
-from cupygpt.ops.bias import bias_add, bias_backward
+from cupygpt.ops.bias import bias_backward
 from cupygpt.ops.gelu import gelu_bias_backward, gelu_forward
 
 TILE_ELEMENTS = 1 << 18
@@ -22,25 +21,19 @@ LEAST_SHARE = 1 << 19
 
 
 def linear_forward(
-    out: Array, inp: Array, weight: Array, bias: Array | None, *, tf32: bool = False
+    out: Array, inp: Array, weight: Array, bias: Array | None, *, precision: Precision
 ) -> None:
     """out = inp @ weight.T + bias.
 
-    Written: out (..., OC) floatX. Read: inp (..., C), weight (OC, C), bias (OC,) or None. `tf32`
-    lets a GPU round float32 operands to TF32; the CPU ignores it. After llm.c train_gpt2.c,
-    matmul_forward.
+    Written: out (..., OC) floatX. Read: inp (..., C), weight (OC, C), bias (OC,) or None.
+    `precision` is the run's. After llm.c train_gpt2.c, matmul_forward.
     """
     OC, C = weight.shape
     out, inp = out.reshape(-1, OC), inp.reshape(-1, C)
-    if not isinstance(out, np.ndarray):
-        matmul(out, inp, weight, transpose_b=True, bias=bias, tf32=tf32)
-        return
     if on_host(out):
         _host_product(out, inp, weight.T, bias)
         return
-    _emulated_matmul(out, inp, weight.T)
-    if bias is not None:
-        bias_add(out, bias)
+    matmul(out, inp, weight, transpose_b=True, bias=bias, tf32=precision.rounds_products)
 
 
 def linear_backward(
@@ -52,26 +45,22 @@ def linear_backward(
     weight: Array,
     partials: Array,
     *,
-    tf32: bool = False,
+    precision: Precision,
 ) -> None:
     """Gradients of linear_forward.
 
     Written: dinp (..., C) floatX. Accumulated: dweight (OC, C) float32, dbias (OC,) float32 or None. Read: dout
     (..., OC), inp (..., C), weight (OC, C). Scratch: partials, flat float32, at least 256 OC
-    elements where there is a bias. `tf32` as in linear_forward. After llm.c train_gpt2.c,
-    matmul_backward.
+    elements where there is a bias. After llm.c train_gpt2.c, matmul_backward.
     """
     OC, C = weight.shape
     dinp, dout, inp = dinp.reshape(-1, C), dout.reshape(-1, OC), inp.reshape(-1, C)
     if on_host(dinp):
         _host_backward(dinp, dweight, dbias, dout, inp, weight)
         return
-    if isinstance(dinp, np.ndarray):
-        _emulated_matmul(dinp, dout, weight)
-        _emulated_matmul(dweight, dout.T, inp, accumulate=True)
-    else:
-        matmul(dinp, dout, weight, tf32=tf32)
-        matmul(dweight, dout, inp, transpose_a=True, accumulate=True, tf32=tf32)
+    tf32 = precision.rounds_products
+    matmul(dinp, dout, weight, tf32=tf32)
+    matmul(dweight, dout, inp, transpose_a=True, accumulate=True, tf32=tf32)
     if dbias is not None:
         bias_backward(dbias, dout, partials)
 
@@ -83,7 +72,7 @@ def linear_gelu_forward(
     weight: Array,
     bias: Array,
     *,
-    tf32: bool = False,
+    precision: Precision,
 ) -> None:
     """hidden = inp @ weight.T + bias, and out = gelu(hidden).
 
@@ -91,8 +80,8 @@ def linear_gelu_forward(
     product applies the GELU to its sums, before they are rounded; elsewhere that costs more than a
     kernel of its own.
     """
-    if not _fuses_gelu(out):
-        linear_forward(hidden, inp, weight, bias, tf32=tf32)
+    if on_host(out) or not precision.rounds_storage:
+        linear_forward(hidden, inp, weight, bias, precision=precision)
         gelu_forward(out, hidden)
         return
     OC, C = weight.shape
@@ -118,7 +107,7 @@ def gelu_linear_backward(
     weight: Array,
     partials: Array,
     *,
-    tf32: bool = False,
+    precision: Precision,
 ) -> None:
     """Gradients of out = inp @ weight.T + bias, where inp = gelu(hidden).
 
@@ -127,8 +116,9 @@ def gelu_linear_backward(
     get the derivative inside the product, small ones, which stay in the L2 cache, by a kernel.
     """
     OC, C = weight.shape
-    if not _fuses_gelu(dhidden) or dhidden.nbytes < FUSED_GELU_BYTES:
-        linear_backward(dhidden, dweight, dbias, dout, inp, weight, partials, tf32=tf32)
+    is_large = dhidden.nbytes >= FUSED_GELU_BYTES
+    if on_host(dhidden) or not (precision.rounds_storage and is_large):
+        linear_backward(dhidden, dweight, dbias, dout, inp, weight, partials, precision=precision)
         gelu_bias_backward(dhidden, dhidden_bias, hidden, inp, partials)
         return
     dout, inp = dout.reshape(-1, OC), inp.reshape(-1, C)
@@ -137,10 +127,6 @@ def gelu_linear_backward(
     matmul(dweight, dout, inp, transpose_a=True, accumulate=True)
     if dbias is not None:
         bias_backward(dbias, dout, partials)
-
-
-def _fuses_gelu(array: Array) -> bool:
-    return not isinstance(array, np.ndarray) and array.itemsize == 2
 
 
 def _host_product(out: Array, a: Array, b: Array, bias: Array | None = None) -> None:
@@ -180,21 +166,3 @@ def _host_backward(
         accumulate(*sums)
 
     for_blocks(rows, OC, tile_rows)
-
-
-def _emulated_matmul(out: Array, a: Array, b: Array, *, accumulate: bool = False) -> None:
-    """out (+)= a @ b for arrays of the emulated device, an ndarray type of its own.
-
-    It runs the kernels in cuda/, and the products are not among them: NumPy stands in for the
-    library that computes them on a GPU. uint16 arrays are bfloat16, summed in float32 as there.
-    """
-    product = _values(a) @ _values(b)
-    if accumulate:
-        product += _values(out)
-    np.asarray(out)[...] = to_bfloat16(product) if out.dtype == np.uint16 else product
-
-
-def _values(array: Array) -> np.ndarray[Any, Any]:
-    """The numbers of an array of the emulated device, as a plain float array."""
-    plain = np.asarray(array)
-    return from_bfloat16(plain) if plain.dtype == np.uint16 else plain

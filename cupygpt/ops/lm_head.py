@@ -6,6 +6,7 @@ written by a product and turned into their gradient in place.
 """
 
 from cupygpt.arrays import Array
+from cupygpt.device.precision import Precision
 from cupygpt.kernels.kernel import Kernel
 from cupygpt.kernels.launch import Launch, ceil_div, is_hopper, multiprocessors
 from cupygpt.ops.classifier import classifier
@@ -63,7 +64,7 @@ def lm_head(
     dloss: float | None,
     statistics: Array,
     *,
-    tf32: bool = False,
+    precision: Precision,
 ) -> None:
     """losses[n] += -log softmax((inp wteᵀ)[n, :V])[targets[n]], and dlogits.
 
@@ -71,11 +72,10 @@ def lm_head(
     Written: dlogits (N, Vp) floatX, the gradient of the logits times `dloss` (positive), 0 from
     column V on; with `dloss` None (evaluation) they are scratch. Read: inp (N, C), wte (Vp, C),
     targets (N,) int32. Scratch: statistics, flat float32, at least
-    HEAD_ROW_FLOATS N elements. `tf32` as in
-    linear_forward.
+    HEAD_ROW_FLOATS N elements. `precision` is the run's.
     """
-    if not _is_fused(inp):
-        linear_forward(dlogits, inp, wte, None, tf32=tf32)
+    if not _is_fused(inp, precision):
+        linear_forward(dlogits, inp, wte, None, precision=precision)
         classifier(losses, dlogits, targets, V, dloss)
         return
     N, Vp = len(inp), len(wte)
@@ -116,5 +116,5 @@ def _launch(inp: Array, Vp: int, groups: int, more_bytes: int = 0) -> tuple[int,
     )
 
 
-def _is_fused(inp: Array) -> bool:
-    return inp.itemsize == 2 and inp.shape[1] in FUSED_CHANNELS and is_hopper(inp)
+def _is_fused(inp: Array, precision: Precision) -> bool:
+    return precision.rounds_storage and inp.shape[1] in FUSED_CHANNELS and is_hopper(inp)

@@ -20,11 +20,8 @@ def compile_ahead(
     nothing yet, and choose their algorithms; rank 0 keeps the choices in `folder`
     (gemm_choice.py).
     """
-    if device.name != "cuda":
+    if not device.is_gpu:
         return
-    from cupygpt.device.cuda import CUDA
-
-    assert isinstance(device, CUDA)
 
     def dry_run() -> None:
         trainer.dry_run()

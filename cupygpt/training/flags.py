@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any
 
+from cupygpt.device.precision import PRECISIONS
 from cupygpt.errors import ConfigError
 from cupygpt.training.schedule import SCHEDULES
 
@@ -110,7 +111,7 @@ class TrainConfig:
         help="0 trains bf16 weights without a float32 copy",
     )  # fmt: skip
     precision: str = _flag(
-        "--precision", default="auto", choices=("auto", "fp32", "tf32", "bf16"),
+        "--precision", default="auto", choices=("auto", *PRECISIONS),
         help="number format of the products",
     )  # fmt: skip
     device: str = _flag("--device", default="auto", help="auto, cpu, cuda or cuda:N")

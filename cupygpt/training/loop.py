@@ -74,12 +74,11 @@ class Run:
             accumulation=plan.accumulation,
             dropout_p=config.dropout,
             seed=config.seed,
-            tf32=plan.precision == "tf32",
-            graph=plan.device.name == "cuda" and not config.no_graph,
+            graph=plan.device.is_gpu and not config.no_graph,
             collectives=make_collectives(plan.device, ranks),
         )
         self._generator = Generator(
-            plan.device, plan.shape.config, self.trainer.params, tf32=plan.precision == "tf32"
+            plan.device, plan.shape.config, self.trainer.params, plan.shape.precision
         )
         # Rank 0 compiles and chooses products first; the others find what it left on disk.
         rank0_first(

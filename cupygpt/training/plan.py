@@ -14,7 +14,13 @@ from cupygpt.data.loader import TrainLoader, ValidationBatches
 from cupygpt.data.token_files import TokenShard, check_ids, fingerprint, open_shards, write_shard
 from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
 from cupygpt.device.device import Device
-from cupygpt.device.precision import check_precision, default_precision, supports_precision
+from cupygpt.device.precision import (
+    PRECISIONS,
+    Precision,
+    check_precision,
+    default_precision,
+    supports_precision,
+)
 from cupygpt.distributed.rank_device import choose_rank_device
 from cupygpt.distributed.ranks import OneRank, Ranks
 from cupygpt.errors import ConfigError, DataError, TokenizerError
@@ -52,7 +58,6 @@ class Plan:
     config: TrainConfig
     device: Device
     device_reason: str
-    precision: str
     precision_reason: str
     shape: RunShape
     accumulation: int
@@ -153,7 +158,7 @@ def make_plan(
         B,
         T,
         precision,
-        on_gpu=choice.device.name == "cuda",
+        on_gpu=choice.device.is_gpu,
         recompute=config.recompute,
         master_weights=bool(config.master_weights),
         shards=ranks.world if config.zero_stage else 1,
@@ -177,7 +182,6 @@ def make_plan(
         config,
         choice.device,
         choice.reason,
-        precision,
         precision_reason,
         shape,
         accumulation,
@@ -261,7 +265,7 @@ def _schedule(config: TrainConfig, steps: int) -> Schedule:
 
 def _check_device_flags(config: TrainConfig, device: Device, world: int) -> None:
     """Flags that nothing here can follow fail instead of being ignored."""
-    if device.name == "cpu" and config.no_graph:
+    if config.no_graph and not device.is_gpu:
         raise ConfigError("--no-graph needs a CUDA device; the CPU has no graphs to leave out.")
     if config.zero_stage and world == 1:
         raise ConfigError(
@@ -270,33 +274,27 @@ def _check_device_flags(config: TrainConfig, device: Device, world: int) -> None
         )
 
 
-def _peak_flops(device: Device, precision: str, world: int) -> float | None:
+def _peak_flops(device: Device, precision: Precision, world: int) -> float | None:
     """Operations per second that `world` such devices could reach, where that is known."""
-    if device.name != "cuda":
-        return None
-    from cupygpt.device.cuda import CUDA
-    from cupygpt.device.peak_flops import peak_flops
-
-    assert isinstance(device, CUDA)
-    peak = peak_flops(device.gpu_name(), precision)
+    peak = device.peak_flops(precision.name)
     return None if peak is None else peak * world
 
 
-def _precision(config: TrainConfig, device: Device, begun_in: str | None) -> tuple[str, str]:
+def _precision(config: TrainConfig, device: Device, begun_in: str | None) -> tuple[Precision, str]:
     """The precision of the run, and why."""
     if config.precision != "auto":
-        check_precision(device, config.precision)
-        precision, reason = config.precision, "asked for with --precision"
-    elif begun_in is not None and supports_precision(device, begun_in):
-        precision, reason = begun_in, "as the run began"
+        precision, reason = PRECISIONS[config.precision], "asked for with --precision"
+        check_precision(device, precision)
+    elif begun_in is not None and supports_precision(device, PRECISIONS[begun_in]):
+        precision, reason = PRECISIONS[begun_in], "as the run began"
     else:
         precision, reason = default_precision(device)
         if begun_in is not None:
             reason += f"; the run began in {begun_in}, which this device cannot do"
-    if precision == "bf16":
+    if precision.rounds_storage:
         reason += ", float32 master weights" if config.master_weights else ", no master weights"
     elif not config.master_weights:
         raise ConfigError(
-            f"-w 0 leaves out the float32 copy of bfloat16 weights, but this run is in {precision}."
+            f"-w 0 leaves out the float32 copy of bfloat16 weights, but this run is in {precision.name}."
         )
     return precision, reason

@@ -92,7 +92,7 @@ def start_run(config: TrainConfig, given: dict[str, Any], console: Console, rank
         "config": config.as_dict(),
         "model": asdict(model),
         "data": data.record(),
-        "precision": plan.precision,
+        "precision": plan.shape.precision.name,
         "ranks": ranks.world,
         "tokens_per_step": plan.tokens_per_step,
         "environment": environment(plan.device.describe()),

@@ -33,7 +33,7 @@ def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple
         ("batch", f"{batch} = {plan.tokens_per_step:,} tokens a step, {plan.steps:,} steps"),
         ("optimizer", f"AdamW, learning rate {rate}, weight decay {config.weight_decay:g}, "
                       f"clip {config.grad_clip:g}, dropout {config.dropout:g}"),
-        ("precision", f"{plan.precision}: {plan.precision_reason}"),
+        ("precision", f"{plan.shape.precision.name}: {plan.precision_reason}"),
         ("memory", f"{format_bytes(sum(memory.values()))} planned{where}: {parts}{_head_note(plan.shape)}"),
         ("run folder", str(folder)),
     ]  # fmt: skip

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cupygpt.arrays import to_bfloat16
 from cupygpt.device.device import Device, PendingRead, Replay
 from cupygpt.distributed.collectives import Collectives
 from cupygpt.distributed.zero import cut_segments, part_of, part_size
@@ -96,7 +95,6 @@ class Trainer:
         accumulation: int = 1,
         dropout_p: float = 0.0,
         seed: int = 0,
-        tf32: bool = False,
         graph: bool = False,
         collectives: Collectives | None = None,
     ) -> None:
@@ -130,7 +128,7 @@ class Trainer:
             scratch,
             recompute=shape.recompute,
             dropout=Dropout(dropout_p, self._rng_state, first) if dropout_p else None,
-            tf32=tf32,
+            precision=shape.precision,
         )
         self._wants_graph, self._is_warm = graph, False
         self._graph: Replay | None = None
@@ -145,10 +143,8 @@ class Trainer:
             self.device.upload(self.master, weights[part] if master is None else master)
         if self.master is not None and self.shape.shards == 1:
             cast(self.params.flat, self.master)
-        elif self.shape.precision == "bfloat16":
-            self.device.upload(self.params.flat, to_bfloat16(weights))
         else:
-            self.device.upload(self.params.flat, weights)
+            self.device.upload(self.params.flat, self.shape.precision.encode(weights))
 
     def step(self, packed: np.ndarray, step: int, rate: float) -> PendingStep:
         """Queue optimizer step `step` (0-based) at learning rate `rate`.

@@ -10,7 +10,7 @@ import pytest
 from cupygpt.device import cuda_check
 from cupygpt.device.choose import choose_device
 from cupygpt.device.cpu import CPU
-from cupygpt.device.precision import check_precision, default_precision
+from cupygpt.device.precision import BF16, FP32, TF32, check_precision, default_precision
 from cupygpt.errors import ConfigError, DeviceError
 
 
@@ -175,21 +175,21 @@ def gpu(major: int, minor: int) -> Any:
 
 
 def test_default_precision_follows_the_hardware() -> None:
-    assert default_precision(CPU())[0] == "fp32"
-    assert default_precision(gpu(7, 5)) == ("fp32", "compute capability 7.5 has no bfloat16")
+    assert default_precision(CPU())[0] is FP32
+    assert default_precision(gpu(7, 5)) == (FP32, "compute capability 7.5 has no bfloat16")
     for capability in ((8, 0), (8, 9), (9, 0), (12, 0)):
-        assert default_precision(gpu(*capability))[0] == "bf16"
+        assert default_precision(gpu(*capability))[0] is BF16
 
 
 def test_precision_the_device_lacks_is_refused() -> None:
     for device in (CPU(), gpu(7, 5)):
-        check_precision(device, "fp32")
-        for precision in ("tf32", "bf16"):
+        check_precision(device, FP32)
+        for precision in (TF32, BF16):
             with pytest.raises(
-                ConfigError, match=rf"--precision {precision} needs a GPU of .*8\.0"
+                ConfigError, match=rf"--precision {precision.name} needs a GPU of .*8\.0"
             ):
                 check_precision(device, precision)
-    check_precision(gpu(8, 0), "bf16")
+    check_precision(gpu(8, 0), BF16)
 
 
 def test_cpu_arrays_start_as_zeros_and_take_what_is_uploaded() -> None:

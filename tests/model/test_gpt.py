@@ -9,6 +9,7 @@ import pytest
 from cupygpt.config import GPTConfig
 from cupygpt.data.step_loader import pack, token_order
 from cupygpt.device.cpu import CPU
+from cupygpt.device.precision import FP32, FP64, Precision
 from cupygpt.model import gpt as model
 from cupygpt.model.init_weights import initialize
 from cupygpt.model.memory_plan import RunShape
@@ -19,7 +20,7 @@ CONFIG = GPTConfig(maxT=16, V=65, L=2, NH=2, C=32)
 B, T = 3, 13
 
 
-def make_trainer(precision: str = "float64", **options: float) -> Trainer:
+def make_trainer(precision: Precision = FP64, **options: float) -> Trainer:
     recompute = int(options.pop("recompute", 0))
     shape = RunShape(CONFIG, B, T, recompute=recompute, precision=precision)
     trainer = Trainer(CPU(), shape, OptimizerSettings(), **options)  # type: ignore[arg-type]
@@ -161,7 +162,7 @@ def test_recompute_changes_memory_and_nothing_else() -> None:
     x, y = tokens()
     sizes, results = [], []
     for recompute in (0, 1, 2):
-        trainer = make_trainer("float32", recompute=recompute)
+        trainer = make_trainer(FP32, recompute=recompute)
         sizes.append(trainer.model.acts.flat.nbytes)
         results.append(gradients(trainer, x, y))
     assert sizes[0] > sizes[1] > sizes[2]
@@ -171,8 +172,8 @@ def test_recompute_changes_memory_and_nothing_else() -> None:
 
 def test_float32_is_close_to_float64() -> None:
     x, y = tokens()
-    exact = gradients(make_trainer("float64"), x, y)
-    single = gradients(make_trainer("float32"), x, y)
+    exact = gradients(make_trainer(FP64), x, y)
+    single = gradients(make_trainer(FP32), x, y)
     assert np.abs(single - exact).max() < 1e-5 * np.abs(exact).max()
 
 

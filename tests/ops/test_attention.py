@@ -16,6 +16,7 @@ from support import oracle
 from support.devices import DEVICES, EPSILON, STARTED_AT, Device, round_to
 from support.gpu import require_gpu
 
+from cupygpt.device.precision import BF16, FP32, TF32
 from cupygpt.ops import attention
 from cupygpt.ops.attention import (
     LEAST_SUMMED_ROWS,
@@ -93,10 +94,11 @@ def attend(dev: Device, qkv: Any, dout: Any, NH: int, *, allow_tf32: bool = Fals
     )
     lse_dot = dev.output((B, NH, T, 2), "float32")
     sums = dev.output((B, -(-T // LEAST_SUMMED_ROWS), 3 * C), "float32")
-    attention_forward(result.out, result.lse, qkv, NH, tf32=allow_tf32)
+    precision = TF32 if allow_tf32 and dev.precision is FP32 else dev.precision
+    attention_forward(result.out, result.lse, qkv, NH, precision=precision)
     attention_backward(
         result.dqkv, result.dbias, dout, qkv, result.out, result.lse, NH, lse_dot, sums,
-        tf32=allow_tf32,
+        precision=precision,
     )  # fmt: skip
     return result
 
@@ -327,7 +329,8 @@ def test_nan_is_not_hidden(dev: Device, rng: Generator, *, allow_tf32: bool) -> 
     values = rng.standard_normal((1, 20, 3 * 16))
     values[0, 3, 2] = np.nan  # in a query
     out, lse = dev.output((1, 20, 16)), dev.output((1, 1, 20), "float32")
-    attention_forward(out, lse, dev.input(values), 1, tf32=allow_tf32)
+    precision = TF32 if allow_tf32 and dev.precision is FP32 else dev.precision
+    attention_forward(out, lse, dev.input(values), 1, precision=precision)
     hit = np.arange(20) == 3
     np.testing.assert_array_equal(np.isnan(dev.values(lse)[0, 0]), hit)
     np.testing.assert_array_equal(np.isnan(dev.values(out)[0]).all(axis=-1), hit)
@@ -395,11 +398,11 @@ def test_more_than_2_to_the_31_elements() -> None:
     def run(qkv: Any, dout: Any) -> list[Any]:
         out, dqkv = cupy.empty_like(dout), cupy.empty_like(qkv)
         lse = cupy.empty((len(dout), NH, T), np.float32)
-        attention_forward(out, lse, qkv, NH)
+        attention_forward(out, lse, qkv, NH, precision=BF16)
         dbias = cupy.zeros(3 * C, np.float32)
         lse_dot = cupy.empty((*lse.shape, 2), np.float32)
         sums = cupy.empty((len(dout), T // LEAST_SUMMED_ROWS, 3 * C), np.float32)
-        attention_backward(dqkv, dbias, dout, qkv, out, lse, NH, lse_dot, sums)
+        attention_backward(dqkv, dbias, dout, qkv, out, lse, NH, lse_dot, sums, precision=BF16)
         return [out[-1], lse[-1], dqkv[-1]]
 
     alone = run(last_qkv, last_dout)

@@ -6,11 +6,14 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
+from emulator import product
 from support import oracle
 from support.devices import EPSILON, STARTED_AT, Device, twice
 from support.gpu import require_gpu
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
+from cupygpt.device.precision import BF16, FP32, TF32
+from cupygpt.kernels.matmul import register_matmul
 from cupygpt.ops import linear
 from cupygpt.ops.linear import (
     gelu_linear_backward,
@@ -27,6 +30,9 @@ SHAPES = [((1,), 8, 8), ((2, 3), 40, 24), ((3, 37), 64, 192), ((2, 128), 32, 166
 
 class Emulated(np.ndarray):
     """Stands for the emulated device: an ndarray type of its own."""
+
+
+register_matmul(Emulated, product.matmul)
 
 
 def on_cpu(values: np.ndarray) -> Any:
@@ -65,12 +71,10 @@ def limit(terms: int, magnitude: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize(("lead", "C", "OC"), SHAPES)
 @pytest.mark.parametrize("with_bias", [False, True])
 def test_forward(put: Put, lead: tuple[int, ...], C: int, OC: int, with_bias: bool) -> None:
-    if with_bias and put is on_emulator:
-        pytest.skip("bias_add is a kernel, tested with the kernels")
     rng = np.random.default_rng(1)
     inp, weight, bias = (put(rng.standard_normal(s)) for s in ((*lead, C), (OC, C), (OC,)))
     out = put(np.full((*lead, OC), np.nan))
-    linear_forward(out, inp, weight, bias if with_bias else None)
+    linear_forward(out, inp, weight, bias if with_bias else None, precision=FP32)
     want, magnitude = host(inp) @ host(weight).T, np.abs(host(inp)) @ np.abs(host(weight)).T
     if with_bias:
         want, magnitude = want + host(bias), magnitude + np.abs(host(bias))
@@ -88,7 +92,9 @@ def test_backward(put: Put, lead: tuple[int, ...], C: int, OC: int, with_bias: b
     dout, inp, weight = (put(rng.standard_normal(s)) for s in shapes)
     dinp, partials = put(np.full((*lead, C), np.nan)), put(np.full(256 * OC, np.nan))
     dweight, dbias = put(np.full((OC, C), 3.0)), put(np.full(OC, 3.0))
-    linear_backward(dinp, dweight, dbias if with_bias else None, dout, inp, weight, partials)
+    linear_backward(
+        dinp, dweight, dbias if with_bias else None, dout, inp, weight, partials, precision=FP32
+    )
     rows, columns, matrix = host(dout).reshape(-1, OC), host(inp).reshape(-1, C), host(weight)
     N = len(rows)
     for got, want, terms, magnitude in (
@@ -109,8 +115,8 @@ def test_bfloat16_bits_on_the_emulated_device_are_numbers() -> None:
     inp, weight, dout = (put(rng.standard_normal(s)) for s in ((6, 8), (16, 8), (6, 16)))
     out, dinp = put(np.zeros((6, 16))), put(np.zeros((6, 8)))
     dweight = on_emulator(np.full((16, 8), 3.0))
-    linear_forward(out, inp, weight, None)
-    linear_backward(dinp, dweight, None, dout, inp, weight, put(np.zeros(0)))
+    linear_forward(out, inp, weight, None, precision=BF16)
+    linear_backward(dinp, dweight, None, dout, inp, weight, put(np.zeros(0)), precision=BF16)
     for got, want in (
         (out, host(inp) @ host(weight).T),
         (dinp, host(dout) @ host(weight)),
@@ -131,12 +137,12 @@ def test_tf32_reaches_every_product_of_a_gpu() -> None:
         host(dout) @ host(weight),
         host(dout).T @ host(inp),
     ]
-    for tf32 in (False, True):
+    for precision in (FP32, TF32):
         got = [on_gpu(np.zeros((256, 256))) for _ in want]
-        linear_forward(got[0], inp, weight, None, tf32=tf32)
-        linear_backward(got[1], got[2], None, dout, inp, weight, None, tf32=tf32)
+        linear_forward(got[0], inp, weight, None, precision=precision)
+        linear_backward(got[1], got[2], None, dout, inp, weight, None, precision=precision)
         errors = [np.abs(host(g) - w).max() for g, w in zip(got, want, strict=True)]
-        assert all((error > 1e-3) == tf32 for error in errors), (tf32, errors)
+        assert all((error > 1e-3) == (precision is TF32) for error in errors), errors
 
 
 GELU_SHAPES = [((1,), 8, 8), ((3, 37), 64, 192), ((2, 128), 128, 512)]
@@ -150,7 +156,7 @@ def test_product_and_gelu(
     weight = dev.input(rng.standard_normal((OC, C)) / np.sqrt(C))
     bias = dev.input(rng.standard_normal(OC))
     out, hidden = dev.output((*lead, OC)), dev.output((*lead, OC))
-    linear_gelu_forward(out, hidden, inp, weight, bias)
+    linear_gelu_forward(out, hidden, inp, weight, bias, precision=dev.precision)
     arrays = [dev.values(x) for x in (inp, weight, bias)]
     want, plain = twice(lambda x, w, b: x @ w.T + b, *arrays)
     dev.agree("hidden", hidden, want, plain, C)
@@ -173,7 +179,10 @@ def test_gradients_through_product_and_gelu(
     dweight, dbias = dev.accumulated((OC, C), "float32"), dev.accumulated(OC, "float32")
     sums = dev.accumulated(C, "float32")
     with patch.object(linear, "FUSED_GELU_BYTES", 0 if fused else 1 << 30):
-        gelu_linear_backward(dhidden, dweight, dbias, sums, dout, hidden, inp, weight, partials)
+        gelu_linear_backward(
+            dhidden, dweight, dbias, sums, dout, hidden, inp, weight, partials,
+            precision=dev.precision,
+        )  # fmt: skip
     rows, columns = dev.values(dout).reshape(-1, OC), dev.values(inp).reshape(-1, C)
     dinp = (rows @ dev.values(weight)).reshape(*lead, C)
     want = oracle.gelu_backward(dinp, dev.values(hidden))

@@ -43,7 +43,7 @@ def check(
     statistics = dev.output(HEAD_ROW_FLOATS * N, "float32")
     lm_head(
         losses, dlogits, inp, words, dev.input(targets, "int32"), V, DLOSS if train else None,
-        statistics,
+        statistics, precision=dev.precision,
     )  # fmt: skip
     want = oracle.classifier(dev.values(inp) @ dev.values(words).T, targets, V, DLOSS)
     start = np.float32(STARTED_AT)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulator import product
 from emulator.emulate import EmulatedArray, emulated, loader, missing_toolchain
 
 from cupygpt.arrays import to_bfloat16
@@ -11,7 +12,9 @@ from cupygpt.config import GPTConfig
 from cupygpt.data.step_loader import pack
 from cupygpt.device.cpu import CPU
 from cupygpt.device.device import PendingRead
+from cupygpt.device.precision import BF16, FP32
 from cupygpt.kernels.load import record_kernels, register_loader
+from cupygpt.kernels.matmul import register_matmul
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.memory_plan import RunShape
@@ -36,6 +39,7 @@ def emulated_gpu() -> EmulatedGPU:
     if reason := missing_toolchain():
         pytest.skip(reason)
     register_loader(EmulatedArray, loader)
+    register_matmul(EmulatedArray, product.matmul)
     return EmulatedGPU()
 
 
@@ -45,7 +49,7 @@ def make(device: CPU, **options: Any) -> Trainer:
         B,
         T,
         recompute=options.pop("recompute", 0),
-        precision=options.pop("precision", "float32"),
+        precision=options.pop("precision", FP32),
         master=options.pop("master", False),
     )
     settings = OptimizerSettings(weight_decay=0.1)
@@ -79,7 +83,7 @@ def test_bfloat16_trains_like_float32(emulated_gpu: EmulatedGPU, master: bool) -
     ends = []
     for device, options in (
         (CPU(), {}),
-        (emulated_gpu, {"precision": "bfloat16", "master": master}),
+        (emulated_gpu, {"precision": BF16, "master": master}),
     ):
         trainer = make(device, dropout_p=0.1, **options)
         results = [trainer.step(x, i, 1e-2).result() for i, x in enumerate(batches())]
@@ -96,14 +100,14 @@ def test_bfloat16_trains_like_float32(emulated_gpu: EmulatedGPU, master: bool) -
 def test_text_agrees(emulated_gpu: EmulatedGPU) -> None:
     texts = []
     for device in (CPU(), emulated_gpu):
-        generator = Generator(device, CONFIG, make(device).params)
+        generator = Generator(device, CONFIG, make(device).params, FP32)
         texts.append(list(generator.generate([1, 2, 3], 8, Sampling(temperature=0.7), (4,))))
     assert texts[0] == texts[1]
 
 
 def test_a_dry_run_finds_every_kernel_and_changes_no_weight(emulated_gpu: EmulatedGPU) -> None:
     trainer = make(emulated_gpu)
-    generator = Generator(emulated_gpu, CONFIG, trainer.params)
+    generator = Generator(emulated_gpu, CONFIG, trainer.params, FP32)
     before = np.asarray(trainer.params.flat).copy()
 
     def dry_run() -> None:

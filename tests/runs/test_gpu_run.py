@@ -18,6 +18,7 @@ from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.config import GPT2_VOCAB, GPTConfig, small_config
 from cupygpt.data.step_loader import pack
 from cupygpt.device.cpu import CPU
+from cupygpt.device.precision import FP32, PRECISIONS
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.memory_plan import RunShape, memory_plan
 from cupygpt.train import main
@@ -52,10 +53,9 @@ def make(device: Any, config: GPTConfig, B: int, T: int, **options: Any) -> Trai
         B,
         T,
         head_limit=options.pop("head_limit", 256),
-        precision="bfloat16" if precision.startswith("bf16") else "float32",
+        precision=PRECISIONS[precision.split()[0]],
         master=precision == "bf16",
     )
-    options["tf32"] = precision == "tf32"
     trainer = Trainer(device, shape, OptimizerSettings(weight_decay=0.1), **options)
     trainer.load_parameters(initial_parameters(config, 42))
     return trainer
@@ -144,7 +144,7 @@ def test_memory_in_use_equals_the_plan(gpu: Any, precision: str) -> None:
     gc.collect()
     before = gpu.used_bytes()
     trainer = make(gpu, config, B, T, head_limit=8192, precision=precision, graph=True)
-    generator = Generator(gpu, config, trainer.params)
+    generator = Generator(gpu, config, trainer.params, trainer.shape.precision)
     train(trainer, inputs(config, B, T, 4))
     planned = sum(memory_plan(trainer.shape).values())
     assert gpu.used_bytes() - before == pytest.approx(planned, rel=0.05)
@@ -227,6 +227,6 @@ def test_sampling_on_the_gpu_equals_the_cpu(gpu: Any) -> None:
             device.zeros(config.num_parameters, np.float32), parameter_specs(config)
         )
         device.upload(params.flat, weights)
-        generator = Generator(device, config, params)
+        generator = Generator(device, config, params, FP32)
         texts.append(list(generator.generate([256], 90, Sampling(temperature=0.0), (1,))))
     assert texts[0] == texts[1]

@@ -7,6 +7,7 @@ from support.small_runs import command
 from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
 from cupygpt.device.cpu import CPU
+from cupygpt.device.precision import FP32
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.memory_plan import RunShape
@@ -26,7 +27,7 @@ def model_file(tmp_path: Path) -> Path:
 def make_generator() -> tuple[Generator, np.ndarray]:
     parameters = initial_parameters(BYTES, 42) * np.float32(5)
     params = cut_packed(parameters, parameter_specs(BYTES))
-    return Generator(CPU(), BYTES, params), parameters
+    return Generator(CPU(), BYTES, params, FP32), parameters
 
 
 @pytest.mark.parametrize("length", [1, 5, PREFILL_ROWS, PREFILL_ROWS + 3, 100])

@@ -11,11 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from emulator import product
 from emulator.emulate import EmulatedArray, emulated, load, loader, missing_toolchain
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
+from cupygpt.device.precision import BF16, FP32
 from cupygpt.kernels.kernel import forget_compiled
 from cupygpt.kernels.load import register_loader
+from cupygpt.kernels.matmul import register_matmul
 from support.gpu import require_gpu
 
 EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-7}
@@ -30,6 +33,7 @@ class Device:
 
     def __init__(self, floatX: str) -> None:
         self.floatX = floatX
+        self.precision = FP32 if floatX == "float32" else BF16
         self._inputs: list[tuple[Any, np.ndarray]] = []
 
     def put(self, host: np.ndarray) -> Any:
@@ -149,6 +153,7 @@ def make_device(name: str, floatX: str) -> Device:
     if reason:
         pytest.skip(reason)
     register_loader(EmulatedArray, loader)
+    register_matmul(EmulatedArray, product.matmul)
     return EmulatedDevice(floatX)
 
 

@@ -4,6 +4,7 @@ import pytest
 from cupygpt.config import GPTConfig
 from cupygpt.data.step_loader import pack
 from cupygpt.device.cpu import CPU
+from cupygpt.device.precision import FP32, PRECISIONS
 from cupygpt.errors import DeviceError
 from cupygpt.model.generate import Generator
 from cupygpt.model.init_weights import initial_parameters
@@ -96,7 +97,7 @@ def test_update_follows_the_formula() -> None:
 def test_the_plan_is_what_is_allocated() -> None:
     trainer = make(4)
     plan = memory_plan(RunShape(CONFIG, 4, T))
-    generator = Generator(CPU(), CONFIG, trainer.params)
+    generator = Generator(CPU(), CONFIG, trainer.params, FP32)
     assert plan == {
         "parameters": trainer.params.flat.nbytes,
         "gradients": trainer.grads.flat.nbytes,
@@ -130,7 +131,9 @@ def test_largest_batch(budget: int) -> None:
 def test_the_plan_follows_the_precision(
     precision: str, master_weights: bool, bytes_a_parameter: tuple[int, ...]
 ) -> None:
-    shape = shape_of_run(CONFIG, 4, T, precision, on_gpu=True, master_weights=master_weights)
+    shape = shape_of_run(
+        CONFIG, 4, T, PRECISIONS[precision], on_gpu=True, master_weights=master_weights
+    )
     plan = memory_plan(shape)
     planned = [plan[name] for name in ("parameters", "gradients", "optimizer")]
     assert planned == [size * CONFIG.num_parameters for size in bytes_a_parameter]
