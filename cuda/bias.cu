@@ -14,25 +14,22 @@ extern "C" __global__ void bias_add(floatX* out, const floatX* bias, int N, int 
     }
 }
 
-struct Plain {
-    using Loaded = RawPack;
+// The elements of dout as they are.
+struct DirectLoad {
+    using Raw = RawPack;
     const floatX* dout;
-    __device__ __forceinline__ Loaded load(long long offset) const {
-        return load_raw(dout + offset);
-    }
-    __device__ __forceinline__ Pack finish(const Loaded& loaded, long long) const {
-        return unpack(loaded);
-    }
+    __device__ __forceinline__ Raw load(long long offset) const { return load_raw(dout + offset); }
+    __device__ __forceinline__ Pack finish(const Raw& raw, long long) const { return unpack(raw); }
 };
 
 // partials[chunk, :] = sum of dout[rows of the chunk, :]; dout (N, OC), partials (chunks, OC).
-extern "C" __global__ void __launch_bounds__(MAX_SUM_THREADS, 4)
+extern "C" __global__ void __launch_bounds__(SUM_THREADS, 4)
     bias_backward_partials(float* partials, const floatX* dout, int N, int OC, int chunk_rows) {
-    sum_chunk(partials, Plain{dout}, N, OC, chunk_rows);
+    sum_chunk<ROWS_IN_FLIGHT>(partials, DirectLoad{dout}, N, OC, chunk_rows);
 }
 
-// dbias += sum of the chunks' partial sums. One block of 1024 threads per 32 columns.
-extern "C" __global__ void __launch_bounds__(1024)
+// dbias += sum of the chunks' partial sums. Grid ceil(OC / WARP), block SQUARE_THREADS.
+extern "C" __global__ void __launch_bounds__(SQUARE_THREADS)
     bias_backward_finish(float* dbias, const float* partials, int num_chunks, int OC) {
     add_column_sums(dbias, partials, num_chunks, OC);
 }

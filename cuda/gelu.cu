@@ -40,24 +40,24 @@ extern "C" __global__ void gelu_backward(floatX* dinp, const floatX* inp, long l
 }
 
 struct Backward {
-    struct Loaded {
+    struct Raw {
         RawPack x, gradient;
     };
     floatX* dinp;
     const floatX* inp;
-    __device__ __forceinline__ Loaded load(long long offset) const {
+    __device__ __forceinline__ Raw load(long long offset) const {
         return {load_raw(inp + offset), load_raw(dinp + offset)};
     }
-    __device__ __forceinline__ Pack finish(const Loaded& loaded, long long offset) const {
-        Pack gradient = gradient_at(unpack(loaded.x), unpack(loaded.gradient));
+    __device__ __forceinline__ Pack finish(const Raw& raw, long long offset) const {
+        Pack gradient = gradient_at(unpack(raw.x), unpack(raw.gradient));
         store(dinp + offset, gradient);
         return gradient;
     }
 };
 
 // The same for dinp and inp (N, OC), and the sums of dinp over rows: partials (chunks, OC).
-extern "C" __global__ void __launch_bounds__(MAX_SUM_THREADS, 3)
+extern "C" __global__ void __launch_bounds__(SUM_THREADS, 3)
     gelu_backward_partials(floatX* dinp, float* partials, const floatX* inp, int N, int OC,
                            int chunk_rows) {
-    sum_chunk(partials, Backward{dinp, inp}, N, OC, chunk_rows);
+    sum_chunk<ROWS_IN_FLIGHT>(partials, Backward{dinp, inp}, N, OC, chunk_rows);
 }

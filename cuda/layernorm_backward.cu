@@ -170,7 +170,7 @@ extern "C" __global__ void __launch_bounds__(TEAM* TEAMS)
 
 // dweight +=, dbias += and, unless it is null, dsum += the sums of the blocks' shares; partials
 // (3, num_parts, C). Block (x, y) of 1024 threads has 32 columns of sum y.
-extern "C" __global__ void __launch_bounds__(1024)
+extern "C" __global__ void __launch_bounds__(SQUARE_THREADS)
     layernorm_backward_finish(float* dweight, float* dbias, float* dsum, const float* partials,
                               int num_parts, int C) {
     float* out = blockIdx.y == 0 ? dweight : blockIdx.y == 1 ? dbias : dsum;

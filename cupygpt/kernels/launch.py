@@ -13,6 +13,9 @@ Defines = Mapping[str, int]
 PACK_BYTES = 16
 """Size of the 128-bit accesses in cuda/lib/packs.cuh."""
 
+WARP = 32
+"""Threads of a warp, on every GPU; also in cuda/lib/packs.cuh."""
+
 ROW_THREADS = 256
 """Most threads of a block that `rows_launch` chooses."""
 

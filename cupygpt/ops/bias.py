@@ -1,26 +1,29 @@
 """Addition of a bias to every row, and its gradient."""
 
+from dataclasses import replace
+
 import numpy as np
 
 from cupygpt.arrays import Array
 from cupygpt.device.batch_split import accumulate
 from cupygpt.device.cpu_threads import for_blocks, on_host, share
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import Launch, ceil_div, pack_size, rows_launch
+from cupygpt.kernels.launch import WARP, Defines, Launch, ceil_div, pack_size, rows_launch
 
 MAX_CHUNKS = 256
 """Chunks of rows whose sums fit the scratch of 256 OC elements."""
 SUM_BLOCKS = 1056
 """Blocks that share a matrix: several for each multiprocessor of the largest GPUs."""
 SUM_THREADS = 256
+"""Most threads of such a block."""
 SUM_PACKS = 32
-"""Most packs of columns per block of these: a warp reads 512 bytes of a row."""
-ROWS_AHEAD = 4
-"""Rows that a thread loads together, as in lib/row_sums.cuh."""
+"""Most packs of columns of such a block: a warp reads 512 bytes of a row."""
+ROWS_IN_FLIGHT = 4
+"""Rows of which a thread starts the loads before it uses the first."""
+SUM_DEFINES = {"SUM_THREADS": SUM_THREADS, "ROWS_IN_FLIGHT": ROWS_IN_FLIGHT}
+"""For every launch of a .cu file with a kernel built on sum_chunk (lib/row_sums.cuh)."""
 LEAST_SHARE = 1 << 17
 """Elements worth a thread of their own on the CPU."""
-FINISH_COLUMNS = 32
-FINISH_THREADS = 1024
 
 _add = Kernel("bias.cu", "bias_add", "out:floatX* bias:floatX* N:i32 OC:i32")
 _backward_partials = Kernel(
@@ -43,7 +46,8 @@ def bias_add(out: Array, bias: Array) -> None:
         return
     OC = int(bias.size)
     N = int(out.size) // OC
-    _add(out, bias, N, OC, launch=rows_launch(N, OC // pack_size(out)))
+    launch = replace(rows_launch(N, OC // pack_size(out)), defines=SUM_DEFINES)
+    _add(out, bias, N, OC, launch=launch)
 
 
 def bias_backward(dbias: Array, dout: Array, partials: Array) -> None:
@@ -75,10 +79,12 @@ class SumLaunch:
         x = min(packs, SUM_PACKS)
         tiles = ceil_div(packs, x)
         y = max(1, SUM_THREADS // x)
-        chunks = min(MAX_CHUNKS, max(1, SUM_BLOCKS // tiles), ceil_div(self.N, y * ROWS_AHEAD))
+        chunks = min(MAX_CHUNKS, max(1, SUM_BLOCKS // tiles), ceil_div(self.N, y * ROWS_IN_FLIGHT))
         self.chunk_rows = ceil_div(self.N, chunks)
         self.num_chunks = ceil_div(self.N, self.chunk_rows)
-        self.partials = Launch((tiles, self.num_chunks), (x, y), shared_bytes=4 * lanes * x * y)
+        self.partials = Launch(
+            (tiles, self.num_chunks), (x, y), shared_bytes=4 * lanes * x * y, defines=SUM_DEFINES
+        )
 
     def finish(self, dbias: Array, partials: Array, *, like: Array) -> None:
         """dbias += the sum of the chunks' sums."""
@@ -91,14 +97,17 @@ def add_column_sums(total: Array, sums: Array, num_rows: int, *, like: Array) ->
     Accumulated: total (OC,) float32. `like` is any floatX array of the run.
     """
     OC = int(total.size)
-    _backward_finish(
-        total,
-        sums,
-        num_rows,
-        OC,
-        launch=Launch(ceil_div(OC, FINISH_COLUMNS), FINISH_THREADS),
-        like=like,
-    )
+    launch = column_sums_launch(OC, defines=SUM_DEFINES)
+    _backward_finish(total, sums, num_rows, OC, launch=launch, like=like)
+
+
+def column_sums_launch(columns: int, num_matrices: int = 1, *, defines: Defines) -> Launch:
+    """The launch of a kernel built on add_column_sums (lib/row_sums.cuh).
+
+    Block (x, y) adds up the columns of group x, one for each lane of a warp, of matrix y. It has as
+    many warps as columns.
+    """
+    return Launch((ceil_div(columns, WARP), num_matrices), WARP * WARP, defines=defines)
 
 
 def _numpy_backward(dbias: np.ndarray, dout: np.ndarray) -> None:

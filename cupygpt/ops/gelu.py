@@ -12,7 +12,7 @@ from cupygpt.arrays import Array
 from cupygpt.device.cpu_threads import for_blocks, on_host
 from cupygpt.kernels.kernel import Kernel
 from cupygpt.kernels.launch import Launch, ceil_div, num_packs
-from cupygpt.ops.bias import SumLaunch, bias_backward
+from cupygpt.ops.bias import SUM_DEFINES, SumLaunch, bias_backward
 
 SCALE = 2.0 * math.sqrt(2.0 / math.pi)  # 2u = SCALE * (x + CUBIC * x³)
 CUBIC = 0.044715
@@ -39,7 +39,7 @@ def gelu_forward(out: Array, inp: Array) -> None:
         _numpy_forward(out.reshape(-1), inp.reshape(-1))
         return
     packs = num_packs(out)
-    _forward(out, inp, packs, launch=Launch(ceil_div(packs, THREADS), THREADS))
+    _forward(out, inp, packs, launch=_launch(packs))
 
 
 def gelu_backward(dinp: Array, inp: Array, out: Array) -> None:
@@ -52,7 +52,7 @@ def gelu_backward(dinp: Array, inp: Array, out: Array) -> None:
         _numpy_backward(dinp.reshape(-1), inp.reshape(-1), out.reshape(-1))
         return
     packs = num_packs(dinp)
-    _backward(dinp, inp, packs, launch=Launch(ceil_div(packs, THREADS), THREADS))
+    _backward(dinp, inp, packs, launch=_launch(packs))
 
 
 def gelu_bias_backward(dinp: Array, dbias: Array, inp: Array, out: Array, partials: Array) -> None:
@@ -71,6 +71,10 @@ def gelu_bias_backward(dinp: Array, dbias: Array, inp: Array, out: Array, partia
     launch = SumLaunch(dinp, OC)
     _backward_partials(dinp, partials, inp, launch.N, OC, launch.chunk_rows, launch=launch.partials)
     launch.finish(dbias, partials, like=dinp)
+
+
+def _launch(num_packs: int) -> Launch:
+    return Launch(ceil_div(num_packs, THREADS), THREADS, defines=SUM_DEFINES)
 
 
 def _numpy_forward(out: np.ndarray, inp: np.ndarray) -> None:

@@ -6,8 +6,16 @@ from cupygpt.arrays import Array
 from cupygpt.device.batch_split import accumulate
 from cupygpt.device.cpu_threads import for_blocks, on_host
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import PACK_BYTES, Defines, Launch, ceil_div, multiprocessors, pack_size
-from cupygpt.ops.bias import bias_backward
+from cupygpt.kernels.launch import (
+    PACK_BYTES,
+    WARP,
+    Defines,
+    Launch,
+    ceil_div,
+    multiprocessors,
+    pack_size,
+)
+from cupygpt.ops.bias import bias_backward, column_sums_launch
 
 EPSILON = 1e-5
 MAX_PARTS = 341
@@ -15,7 +23,6 @@ MAX_PARTS = 341
 BLOCK_ELEMENTS = 1 << 16
 """Elements of one block on the CPU: a few temporaries of this size stay in the second-level cache."""
 
-WARP = 32
 BLOCK_WARPS = 2
 """Where each has a row of its own: small blocks make room for the next as soon as they are done."""
 SINGLE_WARP_PACKS = 8
@@ -33,8 +40,6 @@ BACKWARD_TEAM = 384
 MAX_STAGES = 2
 RESERVED_BYTES = 1 << 10
 """Shared memory for sums over a row."""
-FINISH_COLUMNS = 32
-FINISH_THREADS = 1024
 
 _forward = Kernel(
     "layernorm.cu",
@@ -183,9 +188,7 @@ def layernorm_backward(
         partials,
         blocks,
         C,
-        launch=Launch(
-            (ceil_div(C, FINISH_COLUMNS), 2 if dsum is None else 3), FINISH_THREADS, defines=defines
-        ),
+        launch=column_sums_launch(C, 2 if dsum is None else 3, defines=defines),
         like=dinp,
     )
 

@@ -5,6 +5,8 @@ extreme choice are listed.
 """
 
 DEFINES: dict[str, list[tuple[str, ...]]] = {
+    "bias.cu": [("-DSUM_THREADS=256", "-DROWS_IN_FLIGHT=4")],
+    "gelu.cu": [("-DSUM_THREADS=256", "-DROWS_IN_FLIGHT=4")],
     "attention/cuda_cores.cu": [
         ("-DHS=64", "-DROWS=4", "-DSTREAM=32"),
         ("-DHS=128", "-DROWS=2", "-DSTREAM=16"),
