@@ -245,13 +245,17 @@ class GPT:
         return [(slice(i, j), self._part(i, j)) for i, j in pairwise(cuts)]
 
     def _part(self, start: int, stop: int) -> "GPT":
-        config, training, head_rows = self.config, self.grads is not None, len(self.scratch.logits)
+        config, training, logits_rows = (
+            self.config,
+            self.grads is not None,
+            len(self.scratch.logits),
+        )
         _, T, C = self.acts.encoded.shape
         part, rows = copy(self), slice(start, stop)
         acts = activation_specs(
             config, stop - start, T, recompute=self.recompute, training=training
         )
-        scratch = scratch_specs(config, stop - start, T, training=training, head_rows=head_rows)
+        scratch = scratch_specs(config, stop - start, T, training=training, logits_rows=logits_rows)
         part.acts = cut_batch_rows(self.acts, acts, rows)
         part.scratch = cut_batch_rows(self.scratch, scratch, rows)
         if self.dropout is not None:

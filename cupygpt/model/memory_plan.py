@@ -11,8 +11,8 @@ from cupygpt.distributed.zero import part_size
 from cupygpt.errors import DeviceError
 from cupygpt.kernels.matmul import WORKSPACE_BYTES
 from cupygpt.model.tensors import (
-    GPU_HEAD_ROWS,
-    MAX_HEAD_ROWS,
+    CPU_LOGITS_ROWS,
+    GPU_LOGITS_ROWS,
     activation_specs,
     arena_bytes,
     decoder_specs,
@@ -27,7 +27,7 @@ MEMORY_MARGIN = 0.95
 class RunShape:
     """What the size of every buffer follows from.
 
-    `master` keeps a float32 copy of bfloat16 weights. `head_limit` is the most rows of logits that
+    `master` keeps a float32 copy of bfloat16 weights. `logits_limit` is the most rows of logits that
     exist at once with GPT-2's vocabulary; with a smaller one, as many more as take the same memory.
     `shards` is the number of ranks that share the optimizer's state (ZeRO-1),
     `workspace_bytes` what the library of matrix products takes for itself.
@@ -41,13 +41,13 @@ class RunShape:
     precision: Precision = FP32
     master: bool = False
     shards: int = 1
-    head_limit: int = MAX_HEAD_ROWS
+    logits_limit: int = CPU_LOGITS_ROWS
     workspace_bytes: int = 0
 
     @property
-    def head_rows(self) -> int:
+    def logits_rows(self) -> int:
         """Rows of logits held at once: all of a small batch, else equal chunks of the limit."""
-        limit = max(self.head_limit, self.head_limit * GPT2_VOCAB // self.config.V)
+        limit = max(self.logits_limit, self.logits_limit * GPT2_VOCAB // self.config.V)
         chunks = -(-self.B * self.T // limit)
         return -(-self.B * self.T // chunks)
 
@@ -77,7 +77,7 @@ def shape_of_run(
         precision=precision,
         master=precision.rounds_storage and master_weights,
         shards=shards,
-        head_limit=GPU_HEAD_ROWS if on_gpu else MAX_HEAD_ROWS,
+        logits_limit=GPU_LOGITS_ROWS if on_gpu else CPU_LOGITS_ROWS,
         workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
     )
 
@@ -90,7 +90,7 @@ def memory_plan(shape: RunShape) -> dict[str, int]:
         return shape.dtypes[name].itemsize
 
     acts = activation_specs(config, B, T, recompute=shape.recompute, training=shape.training)
-    scratch = scratch_specs(config, B, T, training=shape.training, head_rows=shape.head_rows)
+    scratch = scratch_specs(config, B, T, training=shape.training, logits_rows=shape.logits_rows)
     P, part = config.num_parameters, part_size(config.num_parameters, shape.shards)
     plan = {"parameters": part * shape.shards * size_of("floatX")}
     if shape.training:

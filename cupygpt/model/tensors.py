@@ -16,11 +16,11 @@ from cupygpt.ops.attention import LEAST_SUMMED_ROWS
 from cupygpt.ops.lm_head import HEAD_ROW_FLOATS
 
 ALIGNMENT_BYTES = 256
-MAX_HEAD_ROWS = 256
+CPU_LOGITS_ROWS = 256
 """Rows of logits that exist at once on the CPU: 256 x 50304 float32 are 51 MB."""
 PREFILL_ROWS = 64
 """Tokens of a prompt that go through the model together."""
-GPU_HEAD_ROWS = 8192
+GPU_LOGITS_ROWS = 8192
 """The same on a GPU, where fewer and larger products count: 8192 x 50304 float32 are 1.65 GB."""
 
 
@@ -115,7 +115,7 @@ def activation_specs(
 
 
 def scratch_specs(
-    config: GPTConfig, B: int, T: int, *, training: bool, head_rows: int
+    config: GPTConfig, B: int, T: int, *, training: bool, logits_rows: int
 ) -> list[TensorSpec]:
     """Buffers whose content lives within one layer or one chunk of the head.
 
@@ -125,8 +125,8 @@ def scratch_specs(
     """
     specs = [
         TensorSpec("btc", (B, T, config.C)),
-        TensorSpec("logits", (head_rows, config.Vp)),
-        TensorSpec("head_statistics", (HEAD_ROW_FLOATS * head_rows,), "float32"),
+        TensorSpec("logits", (logits_rows, config.Vp)),
+        TensorSpec("head_statistics", (HEAD_ROW_FLOATS * logits_rows,), "float32"),
     ]
     if training:
         specs += [

@@ -15,7 +15,7 @@ BASELINE_TOKENS = 2**22
 BIGRAM_STRENGTH = 10.0
 
 
-def baselines(data: Data, V: int) -> tuple[float, float] | None:
+def ngram_baselines(data: Data, V: int) -> tuple[float, float] | None:
     """Validation loss of the unigram and the bigram model, where that says something."""
     if not data.val or V > BASELINE_VOCAB:
         return None

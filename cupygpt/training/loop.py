@@ -11,17 +11,16 @@ import numpy as np
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, prune_checkpoints, save_checkpoint
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console import Console, StepLine
-from cupygpt.data.loader import TrainLoader
 from cupygpt.data.prefetch import Prefetcher
 from cupygpt.data.rows import Position
-from cupygpt.data.step_loader import StepLoader
+from cupygpt.data.step_loader import StepBatch, StepLoader
 from cupygpt.distributed.collectives import make_collectives
-from cupygpt.distributed.ranks import OneRank, Ranks, rank0_first
+from cupygpt.distributed.ranks import Ranks, rank0_first
 from cupygpt.errors import ConfigError, RunError
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.training.baselines import bits_per_byte, bytes_per_token
 from cupygpt.training.compile_ahead import compile_ahead
-from cupygpt.training.plan import Data, Plan, validation_batches
+from cupygpt.training.plan import Data, Plan, train_loader, validation_batches
 from cupygpt.training.run_folder import RunLog
 from cupygpt.training.stop_signal import StopSignal
 from cupygpt.training.trainer import OptimizerSettings, PendingStep, StepResult, Trainer, mean_loss
@@ -50,37 +49,23 @@ class Run:
         folder: Path,
         console: Console,
         progress: Progress,
-        ranks: Ranks | None = None,
+        ranks: Ranks,
     ) -> None:
         if progress.step >= plan.steps:
             raise ConfigError(
                 f"this run already has its {plan.steps} steps. Pass a larger -n where the "
                 f"schedule allows it, or start a new run from its weights with -e."
             )
-        config, ranks = plan.config, ranks or OneRank()
-        self.ranks = ranks
-        self.stopped_by: str | None = None
-        ranks.on_abort(self._last_words)
         self.plan, self.data, self.folder, self.console = plan, data, folder, console
-        self.progress = progress
+        self.progress, self.ranks = progress, ranks
+        self.stopped_by: str | None = None
+        ranks.on_abort(self._farewell)
         console.memory = plan.device.used_bytes
-        self._saved_step: int | None = progress.step if checkpoint_steps(folder) else None
-        self.trainer = Trainer(
-            plan.device,
-            plan.shape,
-            OptimizerSettings(
-                config.beta1, config.beta2 or 0.0, config.weight_decay or 0.0, config.grad_clip
-            ),
-            accumulation=plan.accumulation,
-            dropout_p=config.dropout,
-            seed=config.seed,
-            graph=plan.device.is_gpu and not config.no_graph,
-            collectives=make_collectives(plan.device, ranks),
-        )
+        self.trainer = _make_trainer(plan, ranks)
         self._generator = Generator(
             plan.device, plan.shape.config, self.trainer.params, plan.shape.precision
         )
-        # Rank 0 compiles and chooses products first; the others find what it left on disk.
+        # Rank 0 compiles, and chooses algorithms, first; the others find its results on disk.
         rank0_first(
             ranks,
             lambda: compile_ahead(plan.device, self.trainer, self._generator, console, folder),
@@ -88,22 +73,11 @@ class Run:
         )
         self._validation = validation_batches(plan, data, ranks.rank)
         self._bytes_per_token = bytes_per_token(data)
-        position = Position(progress.epoch or 0, progress.rows or 0)
-        loader = TrainLoader(
-            data.train,
-            plan.shape.B,
-            plan.shape.T,
-            plan.shape.config.V,
-            seed=config.seed,
-            shuffle=not config.no_shuffle,
-            rank=ranks.rank,
-            num_ranks=ranks.world,
-            position=position,
-        )
-        self._batches = Prefetcher(StepLoader(loader, plan.accumulation))
+        self._batches = _step_batches(plan, data, progress, ranks.rank)
         self._overfit_batch: np.ndarray | None = None
         self._pending: deque[_Queued] = deque()
         self._last_report = 0.0
+        self._saved_step: int | None = progress.step if checkpoint_steps(folder) else None
         self._log = RunLog(
             folder if ranks.rank == 0 else None,
             resume_step=progress.step if self._saved_step is not None else None,
@@ -146,8 +120,8 @@ class Run:
         self.stopped_by = names[0] if names else None
         return bool(names)
 
-    def _due(self, every: int | None, *, is_last: bool) -> bool:
-        return bool(every) and (is_last or self.progress.step % every == 0)  # type: ignore[operator]
+    def _due(self, every: int, *, is_last: bool) -> bool:
+        return bool(every) and (is_last or self.progress.step % every == 0)
 
     def _train_step(self) -> None:
         """Queue one step; report those that are done."""
@@ -234,7 +208,7 @@ class Run:
 
     def _sample(self) -> None:
         step, tokenizer = self.progress.step, self.data.tokenizer
-        length = self.plan.config.sample_length or 64
+        length = self.plan.config.sample_length
         prompt = [tokenizer.eot if tokenizer and tokenizer.eot is not None else 0]
         seed = (self.plan.config.seed, step)
         ids = list(self._generator.generate(prompt, length, TRAIN_SAMPLING, seed))
@@ -272,8 +246,8 @@ class Run:
         prune_checkpoints(self.folder, self.plan.config.keep, best)
         self.console.saved(step, str(self.folder))
 
-    def _last_words(self) -> str:
-        """For when another rank dies: the terminal as it was, and where to go on."""
+    def _farewell(self) -> str:
+        """When another rank dies: restore the terminal, and say where the run can continue."""
         self.console.finish()
         return self._last_checkpoint() if self.ranks.rank == 0 else ""
 
@@ -283,8 +257,31 @@ class Run:
             return "No checkpoint was saved yet."
         return (
             f"The last complete checkpoint is step {steps[-1]}: "
-            f"go on from it with --resume {self.folder}."
+            f"continue from it with --resume {self.folder}."
         )
+
+
+def _make_trainer(plan: Plan, ranks: Ranks) -> Trainer:
+    config = plan.config
+    return Trainer(
+        plan.device,
+        plan.shape,
+        OptimizerSettings(config.beta1, config.beta2, config.weight_decay, config.grad_clip),
+        accumulation=plan.accumulation,
+        dropout_p=config.dropout,
+        seed=config.seed,
+        graph=plan.device.is_gpu and not config.no_graph,
+        collectives=make_collectives(plan.device, ranks),
+    )
+
+
+def _step_batches(plan: Plan, data: Data, progress: Progress, rank: int) -> Prefetcher[StepBatch]:
+    """The input of each step, prepared on a thread, from where `progress` stands."""
+    position = Position(progress.epoch or 0, progress.rows or 0)
+    loader = train_loader(
+        plan.config, plan.shape, data, rank=rank, world=plan.world, position=position
+    )
+    return Prefetcher(StepLoader(loader, plan.accumulation))
 
 
 @dataclass(frozen=True)
@@ -297,7 +294,7 @@ class _Queued:
     result: PendingStep
 
 
-def closing_lines(run: Run, levels: tuple[float, float] | None) -> list[str]:
+def closing_lines(run: Run, baselines: tuple[float, float] | None) -> list[str]:
     """What came of the run, and what to do next."""
     progress, plan, folder = run.progress, run.plan, run.folder
     lines = [f"{progress.step} of {plan.steps} steps in {run.console.elapsed_s():.0f} s."]
@@ -305,16 +302,16 @@ def closing_lines(run: Run, levels: tuple[float, float] | None) -> list[str]:
         best = (
             f"best validation loss {progress.best_loss:.4f} nats/token at step {progress.best_step}"
         )
-        if levels:
-            best += f" (unigram {levels[0]:.4f}, bigram {levels[1]:.4f})"
+        if baselines:
+            best += f" (unigram {baselines[0]:.4f}, bigram {baselines[1]:.4f})"
         lines.append(best)
     if run.stopped_by:
         more = f" --gpus {plan.world}" if plan.world > 1 else ""
         lines.append(
-            f"stopped by {run.stopped_by}; go on:  python -m cupygpt.train --resume {folder}{more}"
+            f"stopped by {run.stopped_by}; continue:  python -m cupygpt.train --resume {folder}{more}"
         )
     lines.append(f"write text:  python -m cupygpt.sample {folder}")
-    if plan.config.train_data is None:
+    if plan.config.is_demo:
         lines += [
             "your own text:  python -m cupygpt.prepare mytext.txt --tokenizer bytes",
             "                python -m cupygpt.train -i mytext_train.bin -j mytext_val.bin "

@@ -11,6 +11,7 @@ from cupygpt.checkpoint.model_file import ModelFile, load_model
 from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
 from cupygpt.data.corpora import python_docs_tokens
 from cupygpt.data.loader import TrainLoader, ValidationBatches
+from cupygpt.data.rows import Position
 from cupygpt.data.token_files import TokenShard, check_ids, fingerprint, open_shards, write_shard
 from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
 from cupygpt.device.device import Device
@@ -22,7 +23,7 @@ from cupygpt.device.precision import (
     supports_precision,
 )
 from cupygpt.distributed.rank_device import choose_rank_device
-from cupygpt.distributed.ranks import OneRank, Ranks
+from cupygpt.distributed.ranks import Ranks
 from cupygpt.errors import ConfigError, DataError, TokenizerError
 from cupygpt.model.memory_plan import RunShape, check_fits, shape_of_run
 from cupygpt.training.flags import TrainConfig, flags_of
@@ -94,7 +95,7 @@ def choose_model(config: TrainConfig, data: Data) -> tuple[GPTConfig, ModelFile 
     if name is not None and name.endswith(".bin"):
         loaded = load_model(Path(name))
         return loaded.config, loaded, f"weights from {name}"
-    if name is None and config.train_data is None:
+    if name is None and config.is_demo:
         assert data.tokenizer is not None
         demo = GPTConfig(V=data.tokenizer.vocab_size, **DEMO_SHAPE)
         return demo, None, f"the demo's, new weights (seed {config.seed})"
@@ -133,64 +134,67 @@ def make_plan(
     config: TrainConfig,
     model: GPTConfig,
     data: Data,
+    ranks: Ranks,
     begun_in: str | None = None,
-    ranks: Ranks | None = None,
 ) -> Plan:
     """Check everything against everything, and choose what was left open; all `ranks` call.
 
-    `begun_in` is the precision of the run that is resumed: it goes on in it where it can.
+    `begun_in` is the precision in which a resumed run began: it continues in it where it can.
     """
     check_ids(data.train, model.V)
     check_ids(data.val, model.V)
-    ranks = ranks or OneRank()
     choice = choose_rank_device(config.device, ranks)
     _check_device_flags(config, choice.device, ranks.world)
-    assert config.batch_size is not None
-    B, T = config.batch_size, config.seq_len or model.maxT
-    if model.maxT < T:
-        raise ConfigError(
-            f"{flags_of('seq_len')} is {T}, but the model was made for at most {model.maxT} "
-            f"positions. Use -t {model.maxT} or less, or another model."
-        )
     precision, precision_reason = _precision(config, choice.device, begun_in)
-    shape = shape_of_run(
-        model,
-        B,
-        T,
-        precision,
-        on_gpu=choice.device.is_gpu,
-        recompute=config.recompute,
-        master_weights=bool(config.master_weights),
-        shards=ranks.world if config.zero_stage else 1,
+    shape = _run_shape(config, model, precision, choice.device, ranks.world)
+    accumulation = _accumulation(config, shape.B, shape.T, ranks.world)
+    rows = _rows_per_epoch(config, shape, data, ranks.world)
+    steps = config.steps or _steps_of_epochs(
+        config.epochs or 1.0, rows, shape.B * accumulation * ranks.world
     )
-    accumulation = _accumulation(config, B, T, ranks.world)
-    loader = TrainLoader(
-        data.train,
-        B,
-        T,
-        model.V,
-        seed=config.seed,
-        shuffle=not config.no_shuffle,
-        num_ranks=ranks.world,
-    )
-    rows = loader.rows_per_epoch(0)
-    rows_per_step = B * accumulation * ranks.world
-    steps = config.steps or _steps_of_epochs(config.epochs or 1.0, rows, rows_per_step)
-    schedule = _schedule(config, steps)
     check_fits(shape, choice.device.free_bytes())
     return Plan(
-        config,
-        choice.device,
-        choice.reason,
-        precision_reason,
-        shape,
-        accumulation,
-        schedule,
-        steps,
-        rows,
+        config=config,
+        device=choice.device,
+        device_reason=choice.reason,
+        precision_reason=precision_reason,
+        shape=shape,
+        accumulation=accumulation,
+        schedule=_schedule(config, steps),
+        steps=steps,
+        rows_per_epoch=rows,
+        base_bytes=choice.device.used_bytes() or 0,
         world=ranks.world,
         peak_flops=_peak_flops(choice.device, precision, ranks.world),
-        base_bytes=choice.device.used_bytes() or 0,
+    )
+
+
+def _rows_per_epoch(config: TrainConfig, shape: RunShape, data: Data, world: int) -> int:
+    start = Position(0, 0)
+    loader = train_loader(config, shape, data, rank=0, world=world, position=start)
+    return loader.rows_per_epoch(0)
+
+
+def train_loader(
+    config: TrainConfig,
+    shape: RunShape,
+    data: Data,
+    *,
+    rank: int,
+    world: int,
+    position: Position,
+) -> TrainLoader:
+    """The training batches of one rank from `position` on."""
+    return TrainLoader(
+        data.train,
+        shape.B,
+        shape.T,
+        shape.config.V,
+        seed=config.seed,
+        shuffle=not config.no_shuffle,
+        rank=rank,
+        num_ranks=world,
+        position=position,
     )
 
 
@@ -228,6 +232,27 @@ def _vocabulary(spec: str) -> int:
     return GPT2_VOCAB if spec == "gpt2" else load_tokenizer(spec).vocab_size
 
 
+def _run_shape(
+    config: TrainConfig, model: GPTConfig, precision: Precision, device: Device, world: int
+) -> RunShape:
+    B, T = config.batch_size, config.seq_len or model.maxT
+    if model.maxT < T:
+        raise ConfigError(
+            f"{flags_of('seq_len')} is {T}, but the model was made for at most {model.maxT} "
+            f"positions. Use -t {model.maxT} or less, or another model."
+        )
+    return shape_of_run(
+        model,
+        B,
+        T,
+        precision,
+        on_gpu=device.is_gpu,
+        recompute=config.recompute,
+        master_weights=bool(config.master_weights),
+        shards=world if config.zero_stage else 1,
+    )
+
+
 def _accumulation(config: TrainConfig, B: int, T: int, world: int) -> int:
     at_once = B * T * world
     total = config.total_batch or at_once
@@ -253,9 +278,6 @@ def _steps_of_epochs(epochs: float, rows: int, rows_per_step: int) -> int:
 
 
 def _schedule(config: TrainConfig, steps: int) -> Schedule:
-    assert config.learning_rate is not None
-    assert config.warmup is not None
-    assert config.final_fraction is not None
     if config.schedule != "constant" and config.warmup > steps:
         raise ConfigError(f"{flags_of('warmup')} is {config.warmup}, longer than {steps} steps.")
     return Schedule(

@@ -2,16 +2,16 @@
 
 from typing import Any
 
+from cupygpt.checkpoint.state_file import Progress
 from cupygpt.errors import ConfigError
-from cupygpt.training.flags import TrainConfig, flags_of
+from cupygpt.training.flags import FIXED, TrainConfig, flags_of
+from cupygpt.training.plan import Plan
+from cupygpt.training.run_folder import environment
 
-# Another value of these would make another run of it: the losses would not be those of the run
-# that never stopped. Everything else (batch size, cadences, device ...) may change.
-_FIXED = (
-    "seq_len", "learning_rate", "schedule", "warmup", "final_fraction", "weight_decay", "overfit",
-    "precision", "master_weights", "seed", "beta1", "beta2", "grad_clip", "dropout", "no_shuffle", "tokenizer",
-)  # fmt: skip
 _LENGTH = ("steps", "epochs")
+
+BITS_DEPEND_ON = ("cupygpt", "numpy", "processor", "device")
+"""The entries of a run's environment that decide over the last bits of its losses."""
 
 
 def resumed_config(saved: dict[str, Any], given: dict[str, Any], *, world: int = 1) -> TrainConfig:
@@ -22,7 +22,7 @@ def resumed_config(saved: dict[str, Any], given: dict[str, Any], *, world: int =
     config = TrainConfig(**saved)
     differences = [
         f"  {flags_of(name)}: {getattr(config, name)} in the run, {given[name]} asked for"
-        for name in _FIXED
+        for name in FIXED
         if name in given and given[name] != getattr(config, name)
     ]
     # A rate that follows the length of the run would jump; a level one goes on.
@@ -65,3 +65,31 @@ def check_same(kind: str, saved: Any, found: Any) -> None:
         + "\n".join(lines)
         + "\nBring back the old files, or start a new run with -e."
     )
+
+
+def resume_warnings(record: dict[str, Any], plan: Plan, progress: Progress) -> list[str]:
+    """In what the resumed run will not repeat the run that never stopped, one sentence each.
+
+    `record` is that of the run (run.json).
+    """
+    warnings = []
+    if progress.epoch is None:
+        warnings.append("this state was written by llm.c: the data order starts again")
+    began_with = record.get("tokens_per_step", plan.tokens_per_step)
+    if record.get("ranks", 1) != plan.world and began_with != plan.tokens_per_step:
+        warnings.append(
+            f"with {plan.world} ranks a step takes {plan.tokens_per_step:,} tokens, it took "
+            f"{began_with:,} when the run began: pass -d {began_with} to keep the old step size"
+        )
+    saved, now = record.get("environment", {}), environment(plan.device.describe())
+    changes = [
+        f"{name}: {saved[name]} then, {now[name]} now"
+        for name in BITS_DEPEND_ON
+        if saved.get(name, now[name]) != now[name]
+    ]
+    if changes:
+        warnings.append(
+            "this run began in another environment, so its losses may differ in the last digits "
+            "from those of a run that never stopped (" + "; ".join(changes) + ")"
+        )
+    return warnings

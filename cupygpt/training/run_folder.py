@@ -8,6 +8,7 @@ import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,6 +18,7 @@ import cupygpt
 from cupygpt.atomic_file import atomic_write
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, remove_leftovers
 from cupygpt.errors import CheckpointError, ConfigError, RunError
+from cupygpt.training.plan import Data, Plan
 
 RUNS = Path("runs")
 RECORD = "run.json"
@@ -108,6 +110,29 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def new_record(plan: Plan, data: Data) -> dict[str, Any]:
+    """What a new run writes into run.json."""
+    return {
+        "config": plan.config.as_dict(),
+        "model": asdict(plan.shape.config),
+        "data": data.record(),
+        "precision": plan.shape.precision.name,
+        "ranks": plan.world,
+        "tokens_per_step": plan.tokens_per_step,
+        "environment": environment(plan.device.describe()),
+    }
+
+
+def processor_name() -> str:
+    """The processor's name, such as "AMD EPYC 9654"; the system's word for it where that fails."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def environment(device: str) -> dict[str, str]:
     """What the numbers of a run depend on besides its settings."""
     return {
@@ -115,6 +140,7 @@ def environment(device: str) -> dict[str, str]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "system": platform.platform(),
+        "processor": processor_name(),
         "device": device,
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -135,10 +161,10 @@ class RunLog:
         self._main = _open_append(folder / MAIN_LOG)
         self._metrics = _open_append(folder / METRICS)
 
-    def step(self, step: int, loss: float, rate: float, norm: float, **more: float) -> None:
+    def step(self, step: int, loss: float, lr: float, grad_norm: float, **more: float) -> None:
         """Training step `step` (0-based): loss before the update, learning rate, gradient norm."""
-        self._main.write(f"s:{step} trl:{loss:.4f} lr:{rate:.6f} norm:{norm:.2f}\n")
-        self._event("train", step, loss=loss, lr=rate, norm=norm, **more)
+        self._main.write(f"s:{step} trl:{loss:.4f} lr:{lr:.6f} norm:{grad_norm:.2f}\n")
+        self._event("train", step, loss=loss, lr=lr, norm=grad_norm, **more)
 
     def validation(self, step: int, loss: float, **more: float) -> None:
         """Validation before training step `step`."""

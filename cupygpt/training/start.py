@@ -21,14 +21,14 @@ from cupygpt.distributed.ranks import (
 )
 from cupygpt.errors import ConfigError
 from cupygpt.model.init_weights import initial_parameters
-from cupygpt.training.baselines import baselines
-from cupygpt.training.flags import NEWEST_RUN, TrainConfig, with_defaults
+from cupygpt.training.baselines import ngram_baselines
+from cupygpt.training.flags import NEWEST_RUN, TrainConfig, new_run_config
 from cupygpt.training.loop import Run, closing_lines
 from cupygpt.training.plan import Data, attach_tokenizer, choose_model, make_plan, open_data
-from cupygpt.training.resume import check_same, resumed_config
+from cupygpt.training.resume import check_same, resume_warnings, resumed_config
 from cupygpt.training.run_folder import (
-    environment,
     find_run,
+    new_record,
     new_run_folder,
     read_record,
     write_record,
@@ -43,7 +43,6 @@ LAUNCHER_ECHO_S = 1.0
 def train(given: dict[str, Any], signals: list[str]) -> None:
     """Run what the flags ask for; the signal that ends it early is appended to `signals`."""
     config = TrainConfig(**given)
-
     timeout_s = given.pop("rank_timeout", config.rank_timeout)
     with join_ranks(timeout_s, debug=config.debug) as ranks:
         check_equal_on_ranks(ranks, "flags", config.as_dict())
@@ -54,62 +53,54 @@ def train_rank(
     config: TrainConfig, given: dict[str, Any], signals: list[str], ranks: Ranks
 ) -> None:
     """The whole run as this rank sees it."""
-    silent = None if ranks.rank == 0 else open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-    terminal = False if imitates_terminal(os.environ) else None
-    console = Console(silent, terminal=terminal, log_every=config.log_every)
-    begin = resume_run if config.resume else start_run
-    run = begin(config, given, console, ranks)
-    levels = baselines(run.data, run.plan.shape.config.V)
-    if levels:
+    console = _console(config, ranks)
+    if config.resume:
+        run = resume_run(config.resume, config.out, given, console, ranks)
+    else:
+        run = start_run(given, console, ranks)
+    baselines = ngram_baselines(run.data, run.plan.shape.config.V)
+    if baselines:
         console.note(
-            f"levels to beat, nats per token: unigram {levels[0]:.4f}, bigram {levels[1]:.4f}"
+            f"baselines to beat, nats per token: unigram {baselines[0]:.4f}, "
+            f"bigram {baselines[1]:.4f}"
         )
     try:
         with StopSignal(echo_s=LAUNCHER_ECHO_S if ranks.world > 1 else 0.0) as stop:
             run.loop(stop)
     finally:
         run.close()
-    for line in closing_lines(run, levels):
+    for line in closing_lines(run, baselines):
         console.note(line)
     if run.stopped_by:
         signals.append(run.stopped_by)
 
 
-def start_run(config: TrainConfig, given: dict[str, Any], console: Console, ranks: Ranks) -> Run:
+def start_run(given: dict[str, Any], console: Console, ranks: Ranks) -> Run:
     """A new run: its folder, data, model and weights. Rank 0 makes what the others find."""
-    config = with_defaults(config)
-    is_first = ranks.rank == 0
-    made = new_run_folder(config.out, overwrite=config.overwrite) if is_first else None
+    config = new_run_config(given)
+    made = new_run_folder(config.out, overwrite=config.overwrite) if ranks.rank == 0 else None
     folder = _common_folder(ranks, made)
-    data = rank0_first(ranks, lambda: open_data(config, folder), is_first=is_first)
+    data = rank0_first(ranks, lambda: open_data(config, folder), is_first=ranks.rank == 0)
     model, loaded, origin = choose_model(config, data)
     attach_tokenizer(config, model, data)
-    plan = make_plan(config, model, data, ranks=ranks)
+    plan = make_plan(config, model, data, ranks)
     console.header(header_rows(plan, data, origin, folder))
     for warning in loaded.warnings if loaded else ():
         console.warn(warning)
-    record = {
-        "config": config.as_dict(),
-        "model": asdict(model),
-        "data": data.record(),
-        "precision": plan.shape.precision.name,
-        "ranks": ranks.world,
-        "tokens_per_step": plan.tokens_per_step,
-        "environment": environment(plan.device.describe()),
-    }
-    if is_first:
-        write_record(folder, record)
+    if ranks.rank == 0:
+        write_record(folder, new_record(plan, data))
     run = Run(plan, data, folder, console, Progress(step=0, seed=config.seed), ranks)
     weights = loaded.parameters if loaded else initial_parameters(model, config.seed)
-    _require_same_files(ranks, data, weights)
+    _check_equal_files(ranks, data, weights)
     run.trainer.load_parameters(weights)
     return run
 
 
-def resume_run(config: TrainConfig, given: dict[str, Any], console: Console, ranks: Ranks) -> Run:
+def resume_run(
+    resume: str, out: str | None, given: dict[str, Any], console: Console, ranks: Ranks
+) -> Run:
     """The run that --resume names, as it stood at its newest checkpoint."""
-    assert config.resume is not None
-    found = find_run(config.resume, config.out, NEWEST_RUN) if ranks.rank == 0 else None
+    found = find_run(resume, out, NEWEST_RUN) if ranks.rank == 0 else None
     folder = _common_folder(ranks, found)
     record = read_record(folder)
     config = resumed_config(record["config"], given, world=ranks.world)
@@ -120,21 +111,15 @@ def resume_run(config: TrainConfig, given: dict[str, Any], console: Console, ran
     attach_tokenizer(config, model, data)
     check_same("model", record["model"], asdict(model))
     check_same("data", record["data"], data.record())
-    plan = make_plan(config, model, data, begun_in=record.get("precision"), ranks=ranks)
+    plan = make_plan(config, model, data, ranks, begun_in=record.get("precision"))
     origin = f"checkpoint of step {state.progress.step}"
     console.header(header_rows(plan, data, origin, folder))
-    if state.progress.epoch is None:
-        console.warn("this state was written by llm.c: the data order starts anew")
-    began_with = record.get("tokens_per_step", plan.tokens_per_step)
-    if record.get("ranks", 1) != ranks.world and began_with != plan.tokens_per_step:
-        console.warn(
-            f"with {ranks.world} ranks a step takes {plan.tokens_per_step:,} tokens, it took "
-            f"{began_with:,} when the run began: -d {began_with} keeps them"
-        )
+    for warning in resume_warnings(record, plan, state.progress):
+        console.warn(warning)
     run = Run(plan, data, folder, console, state.progress, ranks)
     trainer = run.trainer
     weights = checkpoint.model.parameters
-    _require_same_files(ranks, data, weights)
+    _check_equal_files(ranks, data, weights)
     if state.master is not None and plan.shape.shards == 1:
         # They are what the others were rounded from.
         trainer.load_parameters(state.master)
@@ -147,8 +132,15 @@ def resume_run(config: TrainConfig, given: dict[str, Any], console: Console, ran
     return run
 
 
+def _console(config: TrainConfig, ranks: Ranks) -> Console:
+    """The console of rank 0; the other ranks print nowhere."""
+    silent = None if ranks.rank == 0 else open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
+    terminal = False if imitates_terminal(os.environ) else None
+    return Console(silent, terminal=terminal, log_every=config.log_every)
+
+
 def _common_folder(ranks: Ranks, folder: Path | None) -> Path:
-    """Rank 0's run folder on all ranks. Raises ConfigError where one does not see it."""
+    """Rank 0's run folder on all ranks. Raises ConfigError if a rank does not see it."""
     common = Path(broadcast_object(ranks, str(folder)))
     if not common.is_dir():
         raise ConfigError(
@@ -158,7 +150,8 @@ def _common_folder(ranks: Ranks, folder: Path | None) -> Path:
     return common
 
 
-def _require_same_files(ranks: Ranks, data: Data, weights: np.ndarray) -> None:
+def _check_equal_files(ranks: Ranks, data: Data, weights: np.ndarray) -> None:
     """Raise ConfigError unless all ranks have read the same tokens and weights."""
     if ranks.world > 1:
-        check_equal_on_ranks(ranks, "files", {**data.record(), "weights": zlib.crc32(weights.data)})
+        facts = {**data.record(), "weights": zlib.crc32(weights.data)}
+        check_equal_on_ranks(ranks, "files", facts)

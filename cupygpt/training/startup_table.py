@@ -6,44 +6,60 @@ from pathlib import Path
 from cupygpt.console import format_bytes
 from cupygpt.data.token_files import TokenShard
 from cupygpt.model.memory_plan import RunShape, memory_plan
+from cupygpt.training.flags import label_of, labelled
 from cupygpt.training.plan import Data, Plan
 
 
 def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple[str, str]]:
     """(name, text) of each row; `origin` says where the weights come from."""
-    config, model = plan.config, plan.shape.config
-    memory = {"runtime": plan.base_bytes} if plan.base_bytes else {}
-    memory |= memory_plan(plan.shape)
-    parts = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.items())
-    schedule = plan.schedule
-    rate = f"{schedule.kind} from {schedule.peak:g}"
-    if schedule.kind != "constant":
-        rate += f", warm-up {schedule.warmup}, to {schedule.peak * schedule.final_fraction:g}"
-    batch = f"{plan.shape.B} × {plan.shape.T} tokens × {plan.accumulation}"
-    where = ""
-    if plan.world > 1:
-        batch += f" × {plan.world} ranks"
-        where = " on each rank"
-    rows = [
+    precision = f"{plan.shape.precision.name}: {plan.precision_reason}"
+    train_data = f"{_describe_shards(data.train)}, {plan.rows_per_epoch:,} rows an epoch"
+    return [
         ("device", f"{plan.device.describe()}: {plan.device_reason}"),
-        ("model", f"{model.describe()}; {origin}"),
-        ("train data", _describe_shards(data.train) + f", {plan.rows_per_epoch:,} rows an epoch"),
+        ("model", f"{plan.shape.config.describe()}; {origin}"),
+        ("train data", train_data),
         ("validation", _describe_shards(data.val) if data.val else "none (pass -j)"),
         ("tokenizer", data.tokenizer.name if data.tokenizer else "unknown"),
-        ("batch", f"{batch} = {plan.tokens_per_step:,} tokens a step, {plan.steps:,} steps"),
-        ("optimizer", f"AdamW, learning rate {rate}, weight decay {config.weight_decay:g}, "
-                      f"clip {config.grad_clip:g}, dropout {config.dropout:g}"),
-        ("precision", f"{plan.shape.precision.name}: {plan.precision_reason}"),
-        ("memory", f"{format_bytes(sum(memory.values()))} planned{where}: {parts}{_head_note(plan.shape)}"),
+        ("batch", _describe_batch(plan)),
+        ("optimizer", _describe_optimizer(plan)),
+        ("precision", precision),
+        ("memory", _describe_memory(plan)),
         ("run folder", str(folder)),
-    ]  # fmt: skip
-    rows += [("note", note) for note in data.notes]
-    return rows
+        *(("note", note) for note in data.notes),
+    ]
 
 
-def _head_note(shape: RunShape) -> str:
-    """What it saves that the logits exist in chunks only."""
-    rows, chunk = shape.B * shape.T, shape.head_rows
+def _describe_batch(plan: Plan) -> str:
+    batch = f"{plan.shape.B} × {plan.shape.T} tokens × {plan.accumulation}"
+    if plan.world > 1:
+        batch += f" × {plan.world} ranks"
+    return f"{batch} = {plan.tokens_per_step:,} tokens a step, {plan.steps:,} steps"
+
+
+def _describe_optimizer(plan: Plan) -> str:
+    config, schedule = plan.config, plan.schedule
+    lr = f"{label_of('learning_rate')} {schedule.kind} from {schedule.peak:g}"
+    if schedule.kind != "constant":
+        lr += f", {labelled('warmup', schedule.warmup)}"
+        lr += f", to {schedule.peak * schedule.final_fraction:g}"
+    more = [
+        labelled(name, getattr(config, name)) for name in ("weight_decay", "grad_clip", "dropout")
+    ]
+    return ", ".join(["AdamW", lr, *more])
+
+
+def _describe_memory(plan: Plan) -> str:
+    memory = {"runtime": plan.base_bytes} if plan.base_bytes else {}
+    memory |= memory_plan(plan.shape)
+    uses = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.items())
+    where = " on each rank" if plan.world > 1 else ""
+    total = format_bytes(sum(memory.values()))
+    return f"{total} planned{where}: {uses}{_logits_note(plan.shape)}"
+
+
+def _logits_note(shape: RunShape) -> str:
+    """What is saved because the logits exist only in chunks."""
+    rows, chunk = shape.B * shape.T, shape.logits_rows
     if chunk == rows:
         return ""
     row_bytes = shape.config.Vp * shape.dtypes["floatX"].itemsize

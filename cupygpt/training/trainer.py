@@ -291,5 +291,5 @@ def allocate_buffers(device: Device, shape: RunShape) -> tuple[Tensors, Tensors]
         return cut_aligned(device.zeros(size, np.uint8), specs, dtypes)
 
     acts = activation_specs(config, B, T, recompute=shape.recompute, training=shape.training)
-    scratch = scratch_specs(config, B, T, training=shape.training, head_rows=shape.head_rows)
+    scratch = scratch_specs(config, B, T, training=shape.training, logits_rows=shape.logits_rows)
     return cut(acts), cut(scratch)

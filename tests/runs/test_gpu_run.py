@@ -52,7 +52,7 @@ def make(device: Any, config: GPTConfig, B: int, T: int, **options: Any) -> Trai
         config,
         B,
         T,
-        head_limit=options.pop("head_limit", 256),
+        logits_limit=options.pop("logits_limit", 256),
         precision=PRECISIONS[precision.split()[0]],
         master=precision == "bf16",
     )
@@ -114,7 +114,7 @@ def test_more_rows_than_a_16_bit_grid_holds(gpu: Any) -> None:
     B, T = 300, 256  # 76,800 rows
     batches = inputs(config, B, T, 2)
     wanted = train(make(CPU(), config, B, T), batches)
-    got = train(make(gpu, config, B, T, head_limit=8192), batches)
+    got = train(make(gpu, config, B, T, logits_limit=8192), batches)
     assert got[1].loss == pytest.approx(wanted[1].loss, abs=1e-4)
     assert got[1].norm == pytest.approx(wanted[1].norm, rel=1e-3)
 
@@ -125,9 +125,9 @@ def test_tensors_of_more_than_2_to_the_31_elements(gpu: Any) -> None:
     if gpu.free_bytes() < 12 * 2**30:
         pytest.skip("needs 12 GiB of free GPU memory")
     batches = inputs(config, B, T, 2)
-    assert RunShape(config, B, T, head_limit=1 << 20).head_rows * config.Vp > 2**31
-    chunked = train(make(gpu, config, B, T, head_limit=4096), batches)
-    whole = train(make(gpu, config, B, T, head_limit=1 << 20), batches)
+    assert RunShape(config, B, T, logits_limit=1 << 20).logits_rows * config.Vp > 2**31
+    chunked = train(make(gpu, config, B, T, logits_limit=4096), batches)
+    whole = train(make(gpu, config, B, T, logits_limit=1 << 20), batches)
     for a, b in zip(chunked, whole, strict=True):
         assert b.loss == pytest.approx(a.loss, abs=1e-5)
         assert b.norm == pytest.approx(a.norm, rel=1e-4)
@@ -143,7 +143,7 @@ def test_memory_in_use_equals_the_plan(gpu: Any, precision: str) -> None:
     train(make(gpu, config, 1, 8), inputs(config, 1, 8, 1))  # brings the library's workspace
     gc.collect()
     before = gpu.used_bytes()
-    trainer = make(gpu, config, B, T, head_limit=8192, precision=precision, graph=True)
+    trainer = make(gpu, config, B, T, logits_limit=8192, precision=precision, graph=True)
     generator = Generator(gpu, config, trainer.params, trainer.shape.precision)
     train(trainer, inputs(config, B, T, 4))
     planned = sum(memory_plan(trainer.shape).values())

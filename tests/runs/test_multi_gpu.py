@@ -210,7 +210,7 @@ def test_a_rank_that_is_killed_ends_ranks_that_nobody_looks_after(tmp_path: Path
     finish(second)
     assert code == 1
     assert "rank 1 is lost" in err
-    assert f"go on from it with --resume {run}" in err
+    assert f"continue from it with --resume {run}" in err
 
 
 def test_more_ranks_than_gpus(tmp_path: Path, num_gpus: int) -> None:

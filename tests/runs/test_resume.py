@@ -130,7 +130,7 @@ def start(tmp_path: Path, run: Path, *more: str) -> subprocess.Popen[str]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGTERM to catch")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(
+def test_a_signal_saves_and_says_how_to_continue(
     tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     run = tmp_path / "run"
@@ -139,7 +139,7 @@ def test_a_signal_saves_and_says_how_to_go_on(
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
-    assert f"go on:  python -m cupygpt.train --resume {run}" in out
+    assert f"continue:  python -m cupygpt.train --resume {run}" in out
     step = checkpoint_steps(run)[-1]
     assert main_log(run)[-1].startswith(f"s:{step - 1} trl:")
     assert "Traceback" not in err

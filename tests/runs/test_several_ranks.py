@@ -75,7 +75,8 @@ def test_another_number_of_tokens_per_step_is_pointed_out(tmp_path: Path) -> Non
     run = tmp_path / "run"
     assert main([*write_files(tmp_path), "-n", "3", "-o", str(run)]) == 0
     out = train("--resume", str(run), "-n", "5", "--gpus", "2")
-    assert "a step takes 64 tokens, it took 32 when the run began: -d 32 keeps them" in out
+    assert "a step takes 64 tokens, it took 32 when the run began" in out
+    assert "pass -d 32 to keep the old step size" in out
     assert load_checkpoint(run, 5).state.progress.rows == 3 * 4 + 2 * 8
 
 
@@ -98,7 +99,7 @@ def test_a_signal_to_one_rank_stops_all_at_the_same_step(
     exit_code, out, err = finish(launcher)
     assert exit_code == code, err
     assert err == ""
-    assert f"stopped by {number.name}; go on:  python -m cupygpt.train --resume {run}" in out
+    assert f"stopped by {number.name}; continue:  python -m cupygpt.train --resume {run}" in out
     step = checkpoint_steps(run)[-1]
     assert main_log(run)[-1].startswith(f"s:{step - 1} trl:")
     assert load_checkpoint(run, step).state.progress.step == step
@@ -132,7 +133,7 @@ def test_a_rank_that_is_killed_ends_all_and_loses_no_checkpoint(
     assert "Traceback" not in err
     if victim:
         assert "rank 1 is lost" in err
-        assert f"go on from it with --resume {run}" in err
+        assert f"continue from it with --resume {run}" in err
     newest = checkpoint_steps(run)[-1]
     assert load_checkpoint(run, newest).state.progress.step == newest
 

@@ -210,7 +210,7 @@ def test_a_full_disk_names_the_last_checkpoint(
     assert code == 1
     err = capsys.readouterr().err
     assert "No space left on device" in err
-    assert f"The last complete checkpoint is step 5: go on from it with --resume {run}" in err
+    assert f"The last complete checkpoint is step 5: continue from it with --resume {run}" in err
     monkeypatch.undo()
     assert main(["--resume", str(run)]) == 0
     assert checkpoint_steps(run)[-1] == 20
