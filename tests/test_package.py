@@ -1,4 +1,4 @@
-"""What is shipped: a wheel that carries the kernels, with the commands and nothing imported early."""
+"""The wheel carries the kernels, and the installed package finds them."""
 
 import subprocess
 import sys

@@ -13,14 +13,14 @@ import numpy.typing as npt
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _PROT_NONE = 0
-_ALIGNMENT = 16  # of the first byte: what a 128-bit access needs
+_ALIGNMENT = 16  # of an array: what a 128-bit access needs
 
 
 class DeviceMemory(mmap.mmap):
     """One allocation, shared with the processes that run kernels, between two guard pages.
 
-    The last byte lies next to the upper guard (up to alignment), so that an overrun is noticed
-    even by a kernel that runs unchecked.
+    The last byte lies next to the upper guard page, up to the alignment: so an overrun is noticed
+    even when the kernel runs without the checker.
     """
 
     begin: int
@@ -44,7 +44,7 @@ class DeviceMemory(mmap.mmap):
         return memory
 
     offset: int
-    """Of the first byte of the array, inside the mapping."""
+    """Where the array begins inside the mapping, in bytes."""
 
 
 class EmulatedArray(np.ndarray[Any, Any]):
@@ -68,11 +68,11 @@ class EmulatedArray(np.ndarray[Any, Any]):
         return _device(super().__array_function__(func, types, args, kwargs))
 
     def copy(self, order: Any = "C") -> EmulatedArray:
-        """A copy in memory of its own."""
+        """A copy in new device memory."""
         return emulated(_host(self).copy(order))
 
     def astype(self, dtype: npt.DTypeLike, *args: Any, **kwargs: Any) -> EmulatedArray:
-        """As ndarray.astype, in memory of its own."""
+        """As ndarray.astype; the result is in new device memory."""
         return emulated(_host(self).astype(dtype, *args, **kwargs))
 
 
@@ -90,7 +90,7 @@ def _device(x: Any) -> Any:
 
 
 def emulated_empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32) -> EmulatedArray:
-    """A C-contiguous array in emulated device memory. It holds zeros; do not rely on that."""
+    """A C-contiguous array in emulated device memory. It holds zeros; do not rely on it."""
     dimensions = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
     kind = np.dtype(dtype)
     memory = DeviceMemory.allocate(int(np.prod(dimensions, dtype=np.int64)) * kind.itemsize)
@@ -100,7 +100,7 @@ def emulated_empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32
 
 
 def emulated(array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> EmulatedArray:
-    """Copy an array to emulated device memory, C-contiguous; dtype None keeps its own."""
+    """Copy an array to emulated device memory, C-contiguous; dtype None keeps its dtype."""
     source = np.asarray(array, dtype)
     target = emulated_empty(source.shape, source.dtype)
     target.view(np.ndarray)[...] = source

@@ -1,7 +1,7 @@
-"""Which checks guard which .cu file: what the mutation test runs against every mutant.
+"""Which functions check which .cu file: the mutation test runs them against every mutant.
 
-Register a function by the file whose kernels it runs. It takes no arguments, runs the op (or the
-kernel) on emulated arrays, and raises where the result is wrong:
+A function is registered by the file whose kernels it runs. It takes no arguments, runs the op or
+the kernel on emulated arrays, and raises where the result is wrong:
 
     @case("gelu.cu")
     def gelu_forward() -> None:
@@ -22,7 +22,7 @@ from typing import TypeVar
 Function = TypeVar("Function", bound=Callable[..., None])
 
 CASES: dict[str, list[Callable[..., None]]] = defaultdict(list)
-"""Per .cu file name, the functions that check it."""
+"""The functions that check a .cu file, by its name."""
 
 
 def case(*files: str) -> Callable[[Function], Function]:
@@ -41,7 +41,7 @@ CASE_MODULES = ["emulator.sample_cases", "emulator.op_cases"]
 
 
 def all_cases() -> dict[str, list[Callable[..., None]]]:
-    """CASES, with every module of CASE_MODULES imported."""
+    """CASES, after every module of CASE_MODULES has been imported."""
     for name in CASE_MODULES:
         importlib.import_module(name)
     return CASES

@@ -11,7 +11,7 @@ from emulator.emulate import missing_toolchain
 
 @pytest.fixture(autouse=True, scope="session")
 def _toolchain() -> None:
-    """Skip where kernels cannot be emulated."""
+    """Skip the tests on a machine that cannot emulate kernels."""
     reason = missing_toolchain()
     if reason:
         pytest.skip(reason)

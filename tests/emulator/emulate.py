@@ -1,9 +1,9 @@
-"""Runs .cu files on the CPU, with no GPU and no CUDA: `EmulatedModule` is CuPy's RawModule here.
+"""Runs .cu files on the CPU, without a GPU or CUDA: `EmulatedModule` takes the place of RawModule.
 
     module = EmulatedModule(Path("cuda/gelu.cu"), ["-DfloatX=float"])
     module.get_function("gelu_forward")((4,), (256,), (out, inp, np.int32(1000)))
 
-Arrays are made by `emulated` or `emulated_empty`. README.md tells the rest.
+`emulated` and `emulated_empty` make the arrays. README.md explains the rest.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 TIMEOUT_S = 120
-"""CPU time after which a kernel is taken for an endless loop."""
+"""CPU time after which a kernel counts as an endless loop."""
 
 
 class EmulatedModule:
@@ -44,10 +44,10 @@ class EmulatedModule:
 
     Args:
         path: the .cu file.
-        options: as for NVRTC; what means nothing to g++ is left out.
-        checked: run under the access checker: races, bounds, alignment, uninitialised shared
-            memory, asynchronous copies. False runs about ten times faster.
-        portable_switch: change stacks by ucontext even where there is a faster way.
+        options: as for NVRTC; those that have no meaning for g++ are ignored.
+        checked: run under the checker of accesses: races, bounds, alignment, uninitialised shared
+            memory, asynchronous copies. Without it kernels run about ten times faster.
+        portable_switch: switch between threads by ucontext even where there is a faster way.
         timeout_s: CPU time that one launch may take.
 
     Raises:
@@ -94,7 +94,7 @@ _substitutes: dict[Path, Path] = {}
 def load(path: Path, options: Sequence[str], *, checked: bool = True) -> EmulatedModule:
     """The module of a .cu file, compiled once per process: a loader for launch code.
 
-    Raises CompileError as EmulatedModule.
+    Raises CompileError as EmulatedModule does.
     """
     path = path.resolve()
     for folder, other in _substitutes.items():
@@ -109,9 +109,9 @@ def load(path: Path, options: Sequence[str], *, checked: bool = True) -> Emulate
 
 @contextmanager
 def substituted(folder: Path, other: Path) -> Iterator[None]:
-    """While it lasts, `load` takes the files below one folder, and its headers, from another.
+    """Inside this context `load` takes the files of `folder`, and its headers, from `other`.
 
-    This is how mutants reach launch code that knows nothing of them.
+    This is how mutants reach launch code that does not know about them.
     """
     _substitutes[folder.resolve()] = other.resolve()
     try:
@@ -121,8 +121,7 @@ def substituted(folder: Path, other: Path) -> Iterator[None]:
 
 
 class _LateKernel:
-    """A kernel that is looked up at each launch, so that `substituted` reaches launch code that
-    keeps its functions."""
+    """A kernel that is looked up at each launch: `substituted` also reaches those that are kept."""
 
     max_dynamic_shared_size_bytes = DEFAULT_SHARED_BYTES
     shared_size_bytes = 0
@@ -147,8 +146,9 @@ class _LateModule:
 
 
 def loader(path: Path, options: Sequence[str]) -> _LateModule:
-    """What cupygpt.kernels.register_loader takes for EmulatedArray: checked, compiled at first use.
+    """The loader for EmulatedArray that cupygpt.kernels.load.register_loader takes.
 
-    The kernels raise as EmulatedKernel, and CompileError at their first launch.
+    Kernels run under the checker and are compiled at their first launch, which may raise
+    CompileError; otherwise they raise as EmulatedKernel does.
     """
     return _LateModule(path, tuple(options))

@@ -1,4 +1,4 @@
-"""One kernel of a compiled module: checks a launch as strictly as a GPU is lax, then runs it."""
+"""One kernel of a compiled module. It checks a launch, as no GPU does, and runs it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from emulator.toolchain import DYNAMIC_SHARED, MAX_SHARED_BYTES, CompiledModule
 _MAX_BLOCK = (1024, 1024, 64)
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 DEFAULT_SHARED_BYTES = 48 << 10
-"""Static shared memory may not exceed it; dynamic may, once the kernel has been told so."""
-# Codes of include/kernel_entry.h: what NumPy calls the type. bfloat16 is stored as uint16.
+"""The limit of static shared memory; of dynamic too, unless the kernel was told of more."""
+# NumPy's name of each code in include/kernel_entry.h. bfloat16 is stored as uint16.
 _DTYPES = {
     "f32": "float32",
     "f64": "float64",
@@ -89,11 +89,11 @@ class EmulatedKernel:
         describe.restype = ctypes.c_char_p
         text = describe().decode()
         self.parameters = [text[i : i + 4] for i in range(0, len(text), 4)]
-        """A code for each parameter: three letters for the type, then * for a pointer."""
+        """The code of each parameter: three letters for the type, and * for a pointer."""
         self.max_dynamic_shared_size_bytes = DEFAULT_SHARED_BYTES
-        """As CuPy's: to be raised before a launch with more dynamic shared memory."""
+        """As in CuPy: set it before a launch with more dynamic shared memory."""
         self.shared_size_bytes = 0
-        """As CuPy's; the emulator allows static shared memory beside the dynamic."""
+        """As in CuPy; the emulator counts static shared memory apart from the dynamic."""
         self._module, self._library = module, library
         self._checked, self._timeout_s = checked, timeout_s
         self._runtime = ctypes.CDLL(str(module.runtime))
@@ -102,7 +102,7 @@ class EmulatedKernel:
     def __call__(
         self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0
     ) -> None:
-        """Run the kernel to its end.
+        """Run the kernel until it ends.
 
         Args:
             grid: number of blocks, one to three dimensions.
@@ -170,8 +170,8 @@ class EmulatedKernel:
             )
         if static > DEFAULT_SHARED_BYTES:
             raise ValueError(
-                f"{self.name}: {static} bytes of static shared memory; {DEFAULT_SHARED_BYTES} is the "
-                "most, beyond it use dynamic shared memory"
+                f"{self.name}: {static} bytes of static shared memory; a block may have "
+                f"{DEFAULT_SHARED_BYTES}: use dynamic shared memory for more"
             )
         return (_SharedArray * len(symbols))(
             *(

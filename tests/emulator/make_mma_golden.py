@@ -1,4 +1,4 @@
-"""Ask a GPU what its tensor cores make of the fragments in ptx.cuh: writes the golden file.
+"""Write the golden file: what a GPU's tensor cores compute from the fragments in ptx.cuh.
 
 Run on a GPU of compute capability 8.0 or higher: python tests/emulator/make_mma_golden.py
 """
@@ -33,7 +33,7 @@ SHAPES: dict[str, list[tuple[str, tuple[int, ...], type[np.generic]]]] = {
     "round_tf32": [("out", (256,), np.uint32), ("inp", (256,), np.float32)],
 }
 SHAPES["mma_tf32_unrounded"] = SHAPES["mma_tf32"]
-"""Per kernel of fragments.cu its arrays, the output first."""
+"""The arrays of each kernel of fragments.cu, the output first."""
 
 
 def make_inputs() -> dict[str, np.ndarray[Any, Any]]:
@@ -88,7 +88,7 @@ class GPU:
 
     @property
     def name(self) -> str:
-        """As the driver calls it."""
+        """The driver's name of it."""
         return str(self._cupy.cuda.runtime.getDeviceProperties(0)["name"].decode())
 
 

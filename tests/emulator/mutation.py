@@ -1,4 +1,4 @@
-"""Takes barriers out of kernels, one at a time, and asks whether any check notices."""
+"""Removes the barriers of kernels, one at a time, and asks whether any check fails."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def barriers(source: Path, options: Sequence[str]) -> set[tuple[Path, int]]:
 
 
 def mutate(file: Path, line: int, root: Path, folder: Path) -> Path:
-    """Copy all of `root` to `folder`, the barrier on that line of `file` left out; the mutant."""
+    """Copy `root` to `folder` without the barrier on that line of `file`; returns the mutant."""
     shutil.copytree(root, folder, dirs_exist_ok=True)
     rows = file.read_text().splitlines(keepends=True)
     rows[line - 1], count = _BARRIER.subn(";", rows[line - 1])

@@ -1,4 +1,4 @@
-"""Reads a preprocessed .cu file: which kernels it holds, and what is not emulated."""
+"""Reads a preprocessed .cu file: its kernels, and what the emulator does not have."""
 
 from __future__ import annotations
 
@@ -51,13 +51,14 @@ class Entry:
 
     name: str
     max_threads: str
-    """The expression in its __launch_bounds__, "1024" without one."""
+    """The expression in its __launch_bounds__, or "1024"."""
 
 
 def user_lines(text: str) -> Iterator[tuple[str, int, str]]:
     """The lines of g++ -E output that come from the kernel's own files: (file, line, text).
 
-    Left out: the system's and the emulator's headers, and cuda/lib/ptx.cuh, which the emulator replaces.
+    The headers of the system and of the emulator are left out, and so is cuda/lib/ptx.cuh, which
+    the emulator replaces.
     """
     file, line, ours = "", 0, False
     for row in text.splitlines():
@@ -87,7 +88,10 @@ def find_entries(text: str) -> list[Entry]:
 
 
 def uses_dynamic_shared(text: str) -> bool:
-    """Whether the kernels declare dynamic shared memory; CompileError for a name other than smem."""
+    """Whether the kernels declare dynamic shared memory.
+
+    Raises CompileError for a name other than smem.
+    """
     names = set(_DYNAMIC.findall("\n".join(row for _, _, row in user_lines(text))))
     if names - {DYNAMIC_SHARED}:
         raise CompileError(
@@ -98,7 +102,7 @@ def uses_dynamic_shared(text: str) -> bool:
 
 
 def reject_unsupported(text: str) -> None:
-    """CompileError naming the first construct that the emulator does not have, with its line."""
+    """Raise CompileError for the first construct that the emulator does not have, with its line."""
     patterns = [(re.compile(pattern), reason) for pattern, reason in _UNSUPPORTED.items()]
     for file, line, row in user_lines(text):
         code = _STRING.sub('""', row)

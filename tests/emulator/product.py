@@ -23,7 +23,7 @@ def matmul(
     aux: Any = None,
     tf32: bool = False,
 ) -> None:
-    """What cupygpt.kernels.register_matmul takes for EmulatedArray; same contract as `matmul` there.
+    """The `matmul` of cupygpt.kernels.matmul for EmulatedArray, with the same contract.
 
     uint16 arrays are bfloat16, summed in float32 and rounded once. `tf32` rounds nothing here.
     """

@@ -11,26 +11,26 @@ INCLUDE_DIR = Path(__file__).parent / "include"
 
 
 class EmulatorError(RuntimeError):
-    """A kernel that cannot be compiled for, or went wrong on, the emulated device."""
+    """A kernel does not compile for the emulated device, or went wrong on it."""
 
 
 class CompileError(EmulatorError):
-    """g++ refused a kernel, or it uses something that is not emulated."""
+    """g++ rejected a kernel, or the kernel uses something that is not emulated."""
 
 
 class KernelFault(EmulatorError):
     """A kernel went wrong while it ran.
 
     Attributes:
-        kind: what: race, out_of_bounds, misaligned, uninitialised, divergent_barrier,
+        kind: one of race, out_of_bounds, misaligned, uninitialised, divergent_barrier,
             divergent_warp, early_exit, deadlock, async_copy, trap, unsupported, warp, timeout
             or crash.
         kernel: name of the entry point.
-        where: source place of the access or barrier that was caught; None if unknown.
-        other: the place it conflicts with (the earlier access of a race, the other barrier).
-        block: (x, y, z) of the block, None if no thread was running.
-        thread: (x, y, z) of the thread in its block, None if no thread was running.
-        detail: the runtime's sentence.
+        where: source line of the access or barrier that was caught; None if unknown.
+        other: the line that it conflicts with: the earlier access of a race, the other barrier.
+        block: (x, y, z) of the block; None if no thread was running.
+        thread: (x, y, z) of the thread in its block; None if no thread was running.
+        detail: the message of the runtime.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
-"""What the sample kernels compute, compared with NumPy: clean runs, planted bugs and mutants use it.
+"""What the sample kernels compute, compared with NumPy.
 
-Each function loads its kernels through `load`, runs them, and raises AssertionError where they
-disagree with NumPy.
+Each function loads its kernels through `load`, runs them, and raises AssertionError if they
+disagree with NumPy. The tests of clean kernels, of planted bugs and of mutants use them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def random(seed: int, *shape: int) -> EmulatedArray:
 
 
 def full_of_nan(*shape: int) -> EmulatedArray:
-    """Where a kernel is to write: an element that it misses shows."""
+    """An output: an element that the kernel misses stays NaN."""
     return emulated(np.full(shape, np.nan, np.float32))
 
 
@@ -53,7 +53,7 @@ def check(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any], terms: int = 1)
 
 @case("matmul.cu")
 def matmul(options: Sequence[str] = (), M: int = 33, N: int = 70, K: int = 36) -> None:
-    """Tiled product of awkward sizes."""
+    """Tiled product whose sizes the tiles do not divide."""
     out, a, b = full_of_nan(M, N), random(1, M, K), random(2, N, K)
     sizes = (np.int32(M), np.int32(N), np.int32(K))
     kernel("matmul.cu", "matmul", options)((-(-N // 32), -(-M // 32)), (64,), (out, a, b, *sizes))
@@ -62,7 +62,7 @@ def matmul(options: Sequence[str] = (), M: int = 33, N: int = 70, K: int = 36) -
 
 @case("reduction.cu")
 def moments(options: Sequence[str] = (), rows: int = 3, C: int = 300) -> None:
-    """Block sums, two in a row."""
+    """Two sums over a block, one after the other."""
     mean, var, inp = full_of_nan(rows), full_of_nan(rows), random(3, rows, C)
     kernel("reduction.cu", "moments", options)((rows,), (128,), (mean, var, inp, np.int32(C)))
     wide = np.asarray(inp, np.float64)
@@ -72,7 +72,7 @@ def moments(options: Sequence[str] = (), rows: int = 3, C: int = 300) -> None:
 
 @case("reduction.cu")
 def reverse_rows(options: Sequence[str] = ()) -> None:
-    """Warps that work through shared memory on their own."""
+    """Warps that exchange data through shared memory, each for itself."""
     out, inp = full_of_nan(16, 32), random(4, 16, 32)
     kernel("reduction.cu", "reverse_rows", options)((2,), (128,), (out, inp))
     check(out, np.asarray(inp)[:, ::-1])
@@ -90,7 +90,7 @@ def histogram(options: Sequence[str] = ()) -> None:
 
 @case("pipeline.cu")
 def add_mirrored(options: Sequence[str] = (), n: int = 1900) -> None:
-    """cp.async through two buffers, the last tile partly outside."""
+    """cp.async through two buffers; the last tile lies partly outside."""
     out, inp = full_of_nan(n), random(6, n)
     kernel("pipeline.cu", "add_mirrored", options)((2,), (64,), (out, inp, np.int32(n)))
     padded = np.zeros(-(-n // 256) * 256, np.float32)

@@ -1,4 +1,4 @@
-"""Wrong launches are refused before anything runs; what cannot be emulated does not compile."""
+"""Wrong launches are refused before the kernel runs; what is not emulated does not compile."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_headers_that_are_not_emulated_are_named(tmp_path: Path, header: str, me
         EmulatedModule(source)
 
 
-def test_code_under_another_macro_is_not_judged(tmp_path: Path) -> None:
+def test_code_that_the_preprocessor_removes_is_not_checked(tmp_path: Path) -> None:
     source = tmp_path / "kernel.cu"
     source.write_text(
         'extern "C" __global__ void k(int* out) {\n'
@@ -186,7 +186,7 @@ def test_precompile_fills_the_cache(
     assert made[0].library.stat().st_mtime_ns == stamp
 
 
-def test_an_edit_is_compiled_anew(tmp_path: Path) -> None:
+def test_an_edited_file_is_compiled_again(tmp_path: Path) -> None:
     source, header = tmp_path / "kernel.cu", tmp_path / "value.cuh"
     source.write_text(
         '#include "value.cuh"\nextern "C" __global__ void k(int* o) { o[0] = VALUE; }\n'

@@ -1,4 +1,4 @@
-"""The emulator's mma, ldmatrix and tf32 rounding against a GPU's answers."""
+"""The emulator's mma, ldmatrix and tf32 rounding agree with what a GPU computed."""
 
 from __future__ import annotations
 

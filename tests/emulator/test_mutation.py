@@ -1,4 +1,4 @@
-"""Every barrier in every kernel is guarded: without it, at least one check fails."""
+"""Every barrier of every kernel is tested: without it, at least one check fails."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FILES = [(SAMPLES, p.name) for p in sorted(SAMPLES.glob("*.cu")) if CASES[p.name
 
 @pytest.fixture(scope="session")
 def mutant_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Mutants are compiled once and never again: they would only fill the user's cache."""
+    """A folder for compiled mutants: each is used once and would only fill the user's cache."""
     return tmp_path_factory.mktemp("mutants")
 
 
 def survivors_of(root: Path, name: str, tmp_path: Path) -> list[str]:
-    """The barriers of the .cu file `name` below `root` that no case misses, as file:line."""
+    """The barriers of the .cu file `name` in `root` that all cases pass without, as file:line."""
     found: set[tuple[Path, int]] = set()
     for options in option_sets(name):
         found |= barriers(root / name, [f"-I{CUDA_DIR}", *options])
@@ -51,7 +51,7 @@ def test_no_barrier_is_missed(
 
 
 def test_a_redundant_barrier_survives(tmp_path: Path) -> None:
-    """The test itself notices a barrier that nothing needs."""
+    """The test can fail: it reports a barrier that nothing needs."""
     folder = tmp_path / "original"
     folder.mkdir()
     text = (SAMPLES / "reduction.cu").read_text()

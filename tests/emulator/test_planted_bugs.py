@@ -1,4 +1,4 @@
-"""Every planted bug is caught, as the right kind and at the marked line; clean kernels pass."""
+"""Every planted bug is caught: the report names the right kind and the marked line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clean kernels agree with NumPy, checked and unchecked, on either way of changing stacks."""
+"""Kernels without bugs agree with NumPy in every mode of the emulator."""
 
 from __future__ import annotations
 

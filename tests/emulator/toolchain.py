@@ -1,4 +1,4 @@
-"""Compiles the runtime and the kernels with g++, once: results are kept in a cache folder."""
+"""Compiles the runtime and the kernels with g++, and keeps the results in a cache folder."""
 
 from __future__ import annotations
 
@@ -26,14 +26,13 @@ from emulator.report import INCLUDE_DIR, CompileError
 
 RUNTIME_DIR = Path(__file__).parent / "runtime"
 MAX_SHARED_BYTES = 227 << 10
-"""What one block of an sm_90 may have, static and dynamic together."""
+"""Shared memory of one block of sm_90, static and dynamic together."""
 
 _GAP_BYTES = 256
 
 _COMMON = ["-std=c++20", "-fPIC", "-g1", "-w", "-U_FORTIFY_SOURCE"]
-# The first of each pair keeps types punned by casts working, as nvcc does; the others keep
-# `extern __shared__` from needing initialisation wrappers, libraries unloadable, and the caller's
-# line visible to reports.
+# In their order: casts between pointer types work as with nvcc; `extern __shared__` needs no
+# initialisation wrappers; libraries can be unloaded; reports see the line of the caller.
 _KERNEL = [
     "-fno-strict-aliasing",
     "-fno-extern-tls-init",
@@ -95,9 +94,9 @@ def compile_module(
 
     Args:
         source: the .cu file.
-        options: as for NVRTC; -D, -U, -I and -arch are heeded, the rest has no meaning for g++.
-        checked: with the access checker (slower by about ten times).
-        portable_switch: change stacks by ucontext even where there is a faster way.
+        options: as for NVRTC; -D, -U, -I and -arch are used, the others ignored.
+        checked: with the checker of accesses, about ten times slower.
+        portable_switch: switch between threads by ucontext even where there is a faster way.
 
     Raises:
         CompileError: g++'s message, or the construct that is not emulated.
@@ -172,7 +171,7 @@ def _write(path: Path, text: str) -> None:
 
 @functools.cache
 def _machine_flags() -> tuple[str, ...]:
-    """Fused multiply-add where the CPU has it, as on a GPU; and a plain ABI for the stack switch."""
+    """Fused multiply-add, as on a GPU, where the CPU has it; a plain ABI for switching stacks."""
     if platform.machine() != "x86_64":
         return ()
     known = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].split("\n")[0].split())
@@ -219,7 +218,7 @@ def _runtime_library(*, portable_switch: bool) -> Path:
 
 
 def _link(arguments: list[str], library: Path) -> None:
-    """Make a shared library under a name of its own, then move it to its place."""
+    """Make a shared library under a temporary name, then move it to its place."""
     with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
         made = Path(folder) / library.name
         _run([_compiler(), "-shared", *arguments, "-o", str(made)])
@@ -252,7 +251,7 @@ def _preprocess(source: Path, flags: Sequence[str]) -> str:
 
 
 def _with_gaps(assembly: str) -> str:
-    """Keep shared arrays apart, so that an overrun does not land in the next one unseen."""
+    """Leave gaps between shared arrays, so that an overrun does not land in the next one."""
     thread_local = False
     rows = []
     for row in assembly.splitlines():
@@ -265,7 +264,7 @@ def _with_gaps(assembly: str) -> str:
 
 
 def _build(source: Path, flags: list[str], library: Path, runtime: Path) -> list[str]:
-    """Preprocess, judge, compile and link; returns the names of the kernels."""
+    """Preprocess, check, compile and link; returns the names of the kernels."""
     text = _preprocess(source, flags)
     reject_unsupported(text)
     entries = find_entries(text)
@@ -280,14 +279,14 @@ def _build(source: Path, flags: list[str], library: Path, runtime: Path) -> list
         objects = [folder / "module.o"]
         _run([_compiler(), "-c", str(assembly), "-o", str(objects[0])])
         if dynamic:
-            # A translation unit of its own: kernels declare it with whatever type they like.
+            # In its own translation unit, because kernels declare it with any type.
             definition = folder / "dynamic.cpp"
             definition.write_text(
                 f"alignas(1024) thread_local char {DYNAMIC_SHARED}[{MAX_SHARED_BYTES}];\n"
             )
             objects.append(folder / "dynamic.o")
             _run([_compiler(), *_COMMON, "-c", str(definition), "-o", str(objects[1])])
-        # Resolved now: what is missing here would otherwise end the process at its first call.
+        # Resolved now: otherwise a missing function would end the process at its first call.
         rules = ["-Wl,--no-undefined", f"-Wl,-rpath,{runtime.parent}"]
         _link([*map(str, objects), str(runtime), *rules], library)
     return [e.name for e in entries]

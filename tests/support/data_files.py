@@ -1,6 +1,7 @@
 """Files for tests: small ones made here, large ones where $CUPYGPT_TEST_DATA names their folder.
 
-That folder holds `tinyshakespeare.txt` and `tiktoken-cache/`, GPT-2's BPE files as tiktoken caches them.
+That folder holds `tinyshakespeare.txt`, and GPT-2's BPE files in `tiktoken-cache/`, as tiktoken
+caches them.
 """
 
 import base64
@@ -12,12 +13,12 @@ import pytest
 
 
 def shakespeare_file() -> Path:
-    """The TinyShakespeare text; skips the test if it is not there."""
+    """The TinyShakespeare text; skips the test without it."""
     return _existing("tinyshakespeare.txt")
 
 
 def use_gpt2_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point tiktoken to GPT-2's files; skips the test if they are not there."""
+    """Point tiktoken to GPT-2's files; skips the test without them."""
     monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(_existing("tiktoken-cache")))
 
 

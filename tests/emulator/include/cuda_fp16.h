@@ -20,7 +20,8 @@ inline unsigned short half_bits(float value) {
 }
 
 inline float half_value(unsigned short raw) {
-    unsigned sign = unsigned(raw & 0x8000u) << 16, exponent = raw >> 10 & 31u, fraction = raw & 1023u;
+    unsigned sign = unsigned(raw & 0x8000u) << 16;
+    unsigned exponent = raw >> 10 & 31u, fraction = raw & 1023u;
     if (exponent == 31) return bits<float>(sign | 0x7f800000u | fraction << 13);
     if (exponent == 0) return (sign ? -1.0f : 1.0f) * float(fraction) * 0x1p-24f;
     return bits<float>(sign | (exponent + 112) << 23 | fraction << 13);

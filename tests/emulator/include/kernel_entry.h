@@ -10,16 +10,19 @@ namespace emu {
 // Three letters for an element type; the loader compares them with a NumPy dtype.
 template <class T>
 constexpr const char* element_code() {
+    constexpr bool is_signed = std::is_signed_v<T>;
     if constexpr (std::is_same_v<T, float>) return "f32";
-    else if constexpr (std::is_same_v<T, double>) return "f64";
-    else if constexpr (std::is_same_v<T, __nv_bfloat16>) return "b16";
-    else if constexpr (std::is_same_v<T, __half>) return "h16";
-    else if constexpr (std::is_same_v<T, bool>) return "bln";
-    else if constexpr (std::is_integral_v<T> && sizeof(T) == 1) return std::is_signed_v<T> ? "i08" : "u08";
-    else if constexpr (std::is_integral_v<T> && sizeof(T) == 2) return std::is_signed_v<T> ? "i16" : "u16";
-    else if constexpr (std::is_integral_v<T> && sizeof(T) == 4) return std::is_signed_v<T> ? "i32" : "u32";
-    else if constexpr (std::is_integral_v<T> && sizeof(T) == 8) return std::is_signed_v<T> ? "i64" : "u64";
-    else return "any";
+    if constexpr (std::is_same_v<T, double>) return "f64";
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) return "b16";
+    if constexpr (std::is_same_v<T, __half>) return "h16";
+    if constexpr (std::is_same_v<T, bool>) return "bln";
+    if constexpr (std::is_integral_v<T>) {
+        if (sizeof(T) == 1) return is_signed ? "i08" : "u08";
+        if (sizeof(T) == 2) return is_signed ? "i16" : "u16";
+        if (sizeof(T) == 4) return is_signed ? "i32" : "u32";
+        if (sizeof(T) == 8) return is_signed ? "i64" : "u64";
+    }
+    return "any";
 }
 
 // The fourth letter: a pointer, or a scalar.
@@ -37,7 +40,8 @@ struct Signature {
     constexpr Signature() {
         int at = 0;
         ((text[at] = argument_letter<A>(0), text[at + 1] = argument_letter<A>(1),
-          text[at + 2] = argument_letter<A>(2), text[at + 3] = argument_letter<A>(3), at += 4), ...);
+          text[at + 2] = argument_letter<A>(2), text[at + 3] = argument_letter<A>(3), at += 4),
+         ...);
     }
 };
 template <class... A>

@@ -18,7 +18,8 @@ EMU_STORE(__stwb) EMU_STORE(__stcg) EMU_STORE(__stcs) EMU_STORE(__stwt)
 
 namespace emu {
 // The library's own memcpy is not instrumented: say what it touches.
-inline __attribute__((always_inline)) void* checked_memcpy(void* to, const void* from, size_t bytes) {
+inline __attribute__((always_inline)) void* checked_memcpy(void* to, const void* from,
+                                                           size_t bytes) {
     emu_check(from, bytes, EMU_READ);
     emu_check(to, bytes, EMU_WRITE);
     return __builtin_memcpy(to, from, bytes);

@@ -1,5 +1,5 @@
-// Host version of cuda/lib/ptx.cuh: same names, same fragment layouts (PTX ISA, "Matrix fragments for
-// mma.m16n8k8 / m16n8k16"; a golden test compares them with a GPU's answer).
+// Host version of cuda/lib/ptx.cuh: the same names and the same fragment layouts (PTX ISA, "Matrix
+// fragments for mma.m16n8k8 / m16n8k16"). A golden test compares them with a GPU's answer.
 #pragma once
 #include "emulator_abi.h"
 #include "math_functions.h"
@@ -17,9 +17,7 @@ inline float bf16_half(unsigned word, int high) {
     return bits<float>(high ? word & 0xffff0000u : word << 16);
 }
 // The tensor core ignores the low 13 bits of a tf32 operand.
-inline float tf32_operand(unsigned word) {
-    return bits<float>(word & 0xffffe000u);
-}
+inline float tf32_operand(unsigned word) { return bits<float>(word & 0xffffe000u); }
 
 // C and D of m16n8: register r of lane holds this row and column.
 inline int d_row(int lane, int r) { return lane / 4 + r / 2 * 8; }
@@ -99,7 +97,8 @@ inline __attribute__((always_inline)) void ldmatrix(const char* name, unsigned* 
     // Only the first 8 * COUNT lanes' addresses are used.
     if (emu_lane() < 8 * COUNT) {
         if (uintptr_t(row) % 16)
-            emu_fail("misaligned", "an ldmatrix row must start at a multiple of 16 bytes", file, line);
+            emu_fail("misaligned", "an ldmatrix row must start at a multiple of 16 bytes", file,
+                     line);
         emu_check(row, 16, EMU_READ);
     }
     MatrixLane data{registers, row, {}};
@@ -112,9 +111,11 @@ inline __attribute__((always_inline)) void ldmatrix(const char* name, unsigned* 
 
 template <int BYTES>
 inline __attribute__((always_inline)) void copy_async(void* shared, const void* global,
-                                                      int source_bytes, const char* file, int line) {
+                                                      int source_bytes, const char* file,
+                                                      int line) {
     if (uintptr_t(shared) % BYTES || uintptr_t(global) % BYTES)
-        emu_fail("misaligned", "both sides of a cp.async must be multiples of its size", file, line);
+        emu_fail("misaligned", "both sides of a cp.async must be multiples of its size", file,
+                 line);
     if (source_bytes < 0 || source_bytes > BYTES)
         emu_fail("async_copy", "cp.async: the source size is outside 0 .. size", file, line);
     emu_async_copy(shared, global, BYTES, size_t(source_bytes));
@@ -133,24 +134,24 @@ inline void mma_m16n8k8_tf32(float (&d)[4], const unsigned (&a)[4], const unsign
     emu_warp("mma_m16n8k8_tf32", 0xffffffffu, &data, &emu::mma<8, emu::Tf32K8>, 0, file, line);
 }
 
-#define EMU_LDMATRIX(NAME, COUNT, TRANSPOSED)                                                \
-    inline __attribute__((always_inline)) void NAME(unsigned (&registers)[COUNT],            \
-                                                    const void* row, EMU_CALL_SITE) {        \
-        emu::ldmatrix<COUNT, TRANSPOSED>(#NAME, registers, row, file, line);                 \
+#define EMU_LDMATRIX(NAME, COUNT, TRANSPOSED)                                                      \
+    inline __attribute__((always_inline)) void NAME(unsigned (&registers)[COUNT], const void* row, \
+                                                    EMU_CALL_SITE) {                               \
+        emu::ldmatrix<COUNT, TRANSPOSED>(#NAME, registers, row, file, line);                       \
     }
 EMU_LDMATRIX(ldmatrix_x2, 2, false)
 EMU_LDMATRIX(ldmatrix_x4, 4, false)
 EMU_LDMATRIX(ldmatrix_x2_trans, 2, true)
 EMU_LDMATRIX(ldmatrix_x4_trans, 4, true)
 
-#define EMU_CP_ASYNC(NAME, BYTES)                                                            \
-    inline __attribute__((always_inline)) void NAME(void* shared, const void* global,        \
-                                                    EMU_CALL_SITE) {                         \
-        emu::copy_async<BYTES>(shared, global, BYTES, file, line);                           \
-    }                                                                                        \
-    inline __attribute__((always_inline)) void NAME##_zfill(                                 \
-        void* shared, const void* global, int source_bytes, EMU_CALL_SITE) {                 \
-        emu::copy_async<BYTES>(shared, global, source_bytes, file, line);                    \
+#define EMU_CP_ASYNC(NAME, BYTES)                                                              \
+    inline __attribute__((always_inline)) void NAME(void* shared, const void* global,          \
+                                                    EMU_CALL_SITE) {                           \
+        emu::copy_async<BYTES>(shared, global, BYTES, file, line);                             \
+    }                                                                                          \
+    inline __attribute__((always_inline)) void NAME##_zfill(void* shared, const void* global,  \
+                                                            int source_bytes, EMU_CALL_SITE) { \
+        emu::copy_async<BYTES>(shared, global, source_bytes, file, line);                      \
     }
 EMU_CP_ASYNC(cp_async4, 4)
 EMU_CP_ASYNC(cp_async8, 8)
@@ -166,9 +167,7 @@ EMU_UNCHECKED inline void note_copies() {
 }
 }  // namespace emu
 
-inline __attribute__((always_inline)) void cp_async_commit() {
-    emu_async_commit();
-}
+inline __attribute__((always_inline)) void cp_async_commit() { emu_async_commit(); }
 template <int GROUPS_LEFT>
 inline __attribute__((always_inline)) void cp_async_wait() {
     emu_async_wait(GROUPS_LEFT);

@@ -159,30 +159,22 @@ EMU_UNCHECKED inline void commit_products() {
     mine.group_ends[mine.groups++] = mine.count;
 }
 
-EMU_UNCHECKED inline void fence_copies() {
-    copies_not_fenced[linear_thread()] = false;
-}
+EMU_UNCHECKED inline void fence_copies() { copies_not_fenced[linear_thread()] = false; }
 
 }  // namespace emu
 
-inline unsigned shared_address(const void* pointer) {
-    return unsigned(uintptr_t(pointer));
-}
+inline unsigned shared_address(const void* pointer) { return unsigned(uintptr_t(pointer)); }
 
 template <class T, int N>
 inline void touch_registers(T (&)[N][4]) {}
 template <int N>
 inline void wgmma_fence(float (&)[N][4]) {}
-inline void wgmma_commit() {
-    emu::commit_products();
-}
+inline void wgmma_commit() { emu::commit_products(); }
 template <int GROUPS_LEFT, int N>
 inline void wgmma_wait(float (&)[N][4], EMU_CALL_SITE) {
     emu::wait_for_products(GROUPS_LEFT, file, line);
 }
-inline void fence_for_wgmma() {
-    emu::fence_copies();
-}
+inline void fence_for_wgmma() { emu::fence_copies(); }
 
 template <bool B_IS_ROWS, int N>
 inline __attribute__((always_inline)) void wgmma_bf16(float (&d)[N][4], const unsigned (&a)[4],

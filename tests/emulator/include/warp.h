@@ -15,7 +15,8 @@ struct ShuffleLane {
 template <class T>
 inline T shuffle(const char* name, unsigned mask, T value, unsigned source, const char* file,
                  int line) {
-    static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>, "a shuffle moves 4 or 8 bytes");
+    static_assert(sizeof(T) <= 8 && std::is_trivially_copyable_v<T>,
+                  "a shuffle moves 4 or 8 bytes");
     struct Combine {
         EMU_UNCHECKED static void run(void** lanes) {
             for (int lane = 0; lane < 32; lane++) {

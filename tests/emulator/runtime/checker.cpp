@@ -48,7 +48,8 @@ static Cell* map_cells(uint64_t bytes, unsigned granule) {
     size_t size = (bytes / granule + 2) * sizeof(Cell);
     void* cells = mmap(nullptr, size, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (cells == MAP_FAILED) fail("crash", {}, {}, "no address space for %zu bytes of shadow", size);
+    if (cells == MAP_FAILED)
+        fail("crash", {}, {}, "no address space for %zu bytes of shadow", size);
     return static_cast<Cell*>(cells);
 }
 
@@ -68,8 +69,8 @@ void start_checking(const Memory& memory) {
             found = &shadows.back();
         }
         if (given.granule < found->granule) found->granule = given.granule;
-        arrays.push_back({uintptr_t(given.begin), uintptr_t(given.begin + given.bytes), found,
-                          given.argument});
+        arrays.push_back(
+            {uintptr_t(given.begin), uintptr_t(given.begin + given.bytes), found, given.argument});
     }
     for (Shadow& shadow : shadows) shadow.cells = map_cells(shadow.bytes, shadow.granule);
 }
@@ -231,7 +232,8 @@ void check_access(uintptr_t pc, const void* pointer, size_t bytes, int kind) {
     const auto address = uintptr_t(pointer);
     if (inside(address, uintptr_t(memory->stacks), memory->stacks_bytes)) return;
     Access access{pc, address, bytes, kind, stamp_now(), nullptr, 0, 0};
-    if (inside(address, uintptr_t(memory->shared), memory->shared_bytes)) return check_shared(access);
+    if (inside(address, uintptr_t(memory->shared), memory->shared_bytes))
+        return check_shared(access);
     if (inside(address, memory->module_begin, memory->module_end - memory->module_begin)) {
         if (kind == EMU_READ) return;  // __constant__ tables and literals
         fail("unsupported", access.place(), {},

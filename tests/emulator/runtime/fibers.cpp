@@ -17,9 +17,7 @@ void prepare(Context& context, char* low, size_t bytes, void (*entry)()) {
     makecontext(&context.saved, entry, 0);
 }
 
-void switch_context(Context& from, Context& to) {
-    swapcontext(&from.saved, &to.saved);
-}
+void switch_context(Context& from, Context& to) { swapcontext(&from.saved, &to.saved); }
 
 #else
 

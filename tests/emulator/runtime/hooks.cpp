@@ -7,16 +7,16 @@
 
 using namespace emu;
 
-#define EMU_HOOK(NAME, BYTES, ACCESS)                                                  \
-    void NAME(void* address) {                                                         \
-        check_access(uintptr_t(__builtin_return_address(0)), address, BYTES, ACCESS);  \
+#define EMU_HOOK(NAME, BYTES, ACCESS)                                                 \
+    void NAME(void* address) {                                                        \
+        check_access(uintptr_t(__builtin_return_address(0)), address, BYTES, ACCESS); \
     }
-#define EMU_HOOKS(BYTES)                                       \
-    EMU_HOOK(__tsan_read##BYTES, BYTES, EMU_READ)              \
-    EMU_HOOK(__tsan_write##BYTES, BYTES, EMU_WRITE)            \
-    EMU_HOOK(__tsan_unaligned_read##BYTES, BYTES, EMU_READ)    \
-    EMU_HOOK(__tsan_unaligned_write##BYTES, BYTES, EMU_WRITE)  \
-    EMU_HOOK(__tsan_volatile_read##BYTES, BYTES, EMU_READ)     \
+#define EMU_HOOKS(BYTES)                                      \
+    EMU_HOOK(__tsan_read##BYTES, BYTES, EMU_READ)             \
+    EMU_HOOK(__tsan_write##BYTES, BYTES, EMU_WRITE)           \
+    EMU_HOOK(__tsan_unaligned_read##BYTES, BYTES, EMU_READ)   \
+    EMU_HOOK(__tsan_unaligned_write##BYTES, BYTES, EMU_WRITE) \
+    EMU_HOOK(__tsan_volatile_read##BYTES, BYTES, EMU_READ)    \
     EMU_HOOK(__tsan_volatile_write##BYTES, BYTES, EMU_WRITE)
 
 extern "C" {
@@ -55,8 +55,8 @@ struct TypeMismatch {
 
 void __ubsan_handle_type_mismatch_v1(TypeMismatch* data, uintptr_t address) {
     const unsigned alignment = 1u << data->log_alignment;
-    fail(address ? "misaligned" : "out_of_bounds",
-         {data->place.file, int32_t(data->place.line)}, {},
+    fail(address ? "misaligned" : "out_of_bounds", {data->place.file, int32_t(data->place.line)},
+         {},
          address ? "the address %#lx is no multiple of %u, which its type needs"
                  : "access through a null pointer (address %#lx, alignment %u)",
          (unsigned long)address, alignment);

@@ -83,7 +83,8 @@ static void on_signal(int number, siginfo_t* info, void* context) {
         fail("timeout", place, {}, "the kernel has not finished in its CPU time: an endless loop?");
     if (number == SIGFPE) fail("crash", place, {}, "integer division by zero");
     if (number == SIGSEGV && on_guard_page(address))
-        fail("crash", place, {}, "stack overflow: over %zu KiB of local variables", kStackBytes >> 10);
+        fail("crash", place, {}, "stack overflow: over %zu KiB of local variables",
+             kStackBytes >> 10);
     fail("crash", place, {}, "%s at address %#lx", strsignal(number), (unsigned long)address);
 }
 
@@ -124,7 +125,8 @@ static void run_grid(const Request& request) {
     block.threads.resize(threads);
     block.warps.resize((threads + 31) / 32);
     block.stacks = map_stacks(threads);
-    if (!block.stacks) fail("crash", {}, {}, "no address space for the stacks of %u threads", threads);
+    if (!block.stacks)
+        fail("crash", {}, {}, "no address space for the stacks of %u threads", threads);
 
     memory.shared = request.shared;
     memory.shared_bytes = request.shared_bytes;
@@ -154,9 +156,7 @@ static void run_grid(const Request& request) {
 
 using namespace emu;
 
-void* emu_shared_memory() {
-    return memory.shared;
-}
+void* emu_shared_memory() { return memory.shared; }
 
 extern "C" {
 

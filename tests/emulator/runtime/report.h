@@ -31,7 +31,7 @@ struct Report {
 extern Report* report;
 
 // Writes the record and ends this process, which exists for one launch only.
-[[noreturn]] void fail(const char* kind, const Place& where, const Place& other,
-                       const char* format, ...) __attribute__((format(printf, 4, 5)));
+[[noreturn]] void fail(const char* kind, const Place& where, const Place& other, const char* format,
+                       ...) __attribute__((format(printf, 4, 5)));
 
 }  // namespace emu

@@ -171,18 +171,8 @@ void emu_warp(const char* operation, unsigned mask, void* data, emu_combine comb
     run_another(self);
 }
 
-uint3 emu_thread_index() {
-    return block.running->index;
-}
-uint3 emu_block_index() {
-    return block.index;
-}
-dim3 emu_block_size() {
-    return block.size;
-}
-dim3 emu_grid_size() {
-    return block.grid;
-}
-unsigned emu_lane() {
-    return block.running->lane;
-}
+uint3 emu_thread_index() { return block.running->index; }
+uint3 emu_block_index() { return block.index; }
+dim3 emu_block_size() { return block.size; }
+dim3 emu_grid_size() { return block.grid; }
+unsigned emu_lane() { return block.running->lane; }

@@ -37,7 +37,8 @@ inline Stamp stamp_now() {
            Stamp(thread.linear) << kThreadShift;
 }
 
-// Blocks of a grid are not ordered. In a block only __syncthreads orders, in a warp also __syncwarp.
+// Is the access `before` ordered before one now? Blocks of a grid are not ordered. In a block only
+// __syncthreads orders, in a warp also __syncwarp.
 inline bool ordered(Stamp before, Stamp now) {
     if (!same_block(before, now)) return false;
     if (!same_barrier(before, now)) return true;

@@ -18,9 +18,7 @@ __device__ __noinline__ int deep(int n, int* out) {
     frame[n % 256] = n;
     return n > 1 ? deep(n - 1, out) + frame[n % 256] : 0;
 }
-extern "C" __global__ void overflows_stack(int* out, int n) {
-    out[threadIdx.x] = deep(n, out);
-}
+extern "C" __global__ void overflows_stack(int* out, int n) { out[threadIdx.x] = deep(n, out); }
 
 extern "C" __global__ void asserts(const int* inp) {
     assert(inp[threadIdx.x] < 3);  // FAULT: asserts

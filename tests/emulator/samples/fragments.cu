@@ -1,7 +1,8 @@
 // One warp multiplies 16 x K by K x 8: the fragments of ptx.cuh against plain matrices.
 #include "lib/ptx.cuh"
 
-// d = a b^T + c; a (16, 16) and b (8, 16) bf16, c and d (16, 8). Through shared memory and ldmatrix.
+// d = a b^T + c; a (16, 16) and b (8, 16) bf16, c and d (16, 8). Through shared memory and
+// ldmatrix.
 extern "C" __global__ void mma_bf16(float* d, const unsigned short* a, const unsigned short* b,
                                     const float* c) {
     __shared__ __align__(16) unsigned short As[16][16];

@@ -61,8 +61,7 @@ extern "C" __global__ void atomic_functions(int* ints, unsigned* uints, unsigned
 
 // where[linear thread over the grid] = its coordinates, six of them.
 extern "C" __global__ void coordinates(int* where) {
-    const unsigned thread =
-        (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
+    const unsigned thread = (threadIdx.z * blockDim.y + threadIdx.y) * blockDim.x + threadIdx.x;
     const unsigned block = (blockIdx.z * gridDim.y + blockIdx.y) * gridDim.x + blockIdx.x;
     int* o = where + 6ll * (block * (blockDim.x * blockDim.y * blockDim.z) + thread);
     o[0] = threadIdx.x, o[1] = threadIdx.y, o[2] = threadIdx.z;

@@ -18,8 +18,8 @@ constexpr int TILE = 256;
 __device__ __forceinline__ void fetch(float* buffer, const float* inp, int tile, int n) {
     const int i = threadIdx.x * 4, at = tile * TILE + i;
     const int bytes = at < n ? 16 : 0;
-    const int shift = PLANTED(misaligned_copy) ? 1 : 0;
-    cp_async16_zfill(buffer + i, inp + (bytes ? at : 0) + shift, bytes);  // BUG: misaligned_copy copy_left_behind
+    const float* from = inp + (bytes ? at : 0) + (PLANTED(misaligned_copy) ? 1 : 0);
+    cp_async16_zfill(buffer + i, from, bytes);  // BUG: misaligned_copy copy_left_behind
     cp_async_commit();
 }
 
@@ -44,8 +44,9 @@ extern "C" __global__ void __launch_bounds__(TILE / 4)
         __syncthreads();
 #endif
         for (int i = threadIdx.x; i < TILE; i += blockDim.x) {
-            const float mirrored = buffer[turn][TILE - 1 - i];  // BUG: no_wait no_sync_after_wait wait_for_too_few
-            if (tile * TILE + i < n) out[tile * TILE + i] = buffer[turn][i] + mirrored;  // BUG: no_sync_before_refill
+            const float* b = buffer[turn];
+            const float m = b[TILE - 1 - i];  // BUG: no_wait no_sync_after_wait wait_for_too_few
+            if (tile * TILE + i < n) out[tile * TILE + i] = b[i] + m;  // BUG: no_sync_before_refill
         }
 #if !PLANTED(no_sync_before_refill)
         __syncthreads();

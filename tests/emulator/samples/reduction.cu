@@ -70,7 +70,8 @@ extern "C" __global__ void __launch_bounds__(128) reverse_rows(float* out, const
 extern "C" __global__ void histogram(unsigned* counts, const int* values, int n, int bins) {
     extern __shared__ unsigned smem[];
     const int bug = PLANTED(dynamic_overflow) ? 1 : 0;
-    for (int b = threadIdx.x; b < bins + bug; b += blockDim.x) smem[b] = 0;  // BUG: dynamic_overflow
+    for (int b = threadIdx.x; b < bins + bug; b += blockDim.x)
+        smem[b] = 0;  // BUG: dynamic_overflow
 #if !PLANTED(missing_sync_after_zero)
     __syncthreads();
 #endif
