@@ -1,10 +1,11 @@
-"""Imports run one way: every module is read, also what it imports inside functions or for types.
+"""Imports run one way; those inside functions and those for types count too.
 
-The rooms of cupygpt/ in their order, from top to bottom, are
+The rooms of cupygpt/, from top to bottom:
 
-    commands > training > model, checkpoint > ops, data, distributed > kernels > device > ground floor
+    commands > training > model, checkpoint > ops, data, distributed > kernels > device > files
+    directly in cupygpt/, the ground floor
 
-and MAY_IMPORT says which of the rooms below it each one may use.
+MAY_IMPORT says which of the rooms below it each room may use.
 """
 
 import ast

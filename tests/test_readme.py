@@ -3,7 +3,6 @@
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,11 +17,18 @@ SHORTER = {
 }
 
 
+def blocks() -> list[list[list[str]]]:
+    """The README's sh blocks: each line split into words, without comments."""
+    found = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    return [
+        [shlex.split(line, comments=True) for line in block.replace("\\\n", " ").splitlines()]
+        for block in found
+    ]
+
+
 def commands() -> list[list[str]]:
-    """Each `python …` line of the README's sh blocks, split into words."""
-    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [shlex.split(line, comments=True) for line in lines if line.startswith("python ")]
+    """Each `python …` line of the README's sh blocks."""
+    return [words for block in blocks() for words in block if words[:1] == ["python"]]
 
 
 def run(words: list[str], cwd: Path, *more: str) -> None:
@@ -70,9 +76,25 @@ def test_every_command_names_a_file_that_exists() -> None:
             assert (ROOT / words[1]).exists(), words[1]
 
 
-def test_ci_runs_the_test_command_of_the_readme() -> None:
-    script = (ROOT / ".ci" / "run").read_text()
-    assert "'.[cuda12,test]'" in script
-    assert "python -m pytest" in script
+def lines_of_ci() -> list[list[str]]:
+    """Each line of .ci/run, split into words, without `--quiet`."""
+    lines = (ROOT / ".ci" / "run").read_text().splitlines()
+    return [[word for word in line.split() if word != "--quiet"] for line in lines]
+
+
+def test_ci_runs_the_test_commands_of_the_readme() -> None:
+    (block,) = [block for block in blocks() if ["python", "-m", "pytest"] in block]
+    assert len(block) > 1
+    in_ci = [shlex.split(" ".join(words)) for words in lines_of_ci() if words[:1] != ["#"]]
+    positions = [in_ci.index(words) for words in block]
+    assert positions == sorted(positions)
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
-    assert shutil.which("bash") is not None
+
+
+def test_ci_checks_what_a_commit_checks() -> None:
+    """The hooks of .pre-commit-config.yaml mend files; .ci/run only looks at them."""
+    hooks = re.findall(r"entry: (.*)", (ROOT / ".pre-commit-config.yaml").read_text())
+    assert len(hooks) >= 4
+    for hook in hooks:
+        words = [word for word in hook.split() if not word.startswith("-")]
+        assert any(set(words) <= set(line) for line in lines_of_ci()), hook

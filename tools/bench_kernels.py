@@ -116,24 +116,22 @@ def bench(args: argparse.Namespace) -> None:
     timer = Timer(device, args.repeats)
     print(f"{device.describe()}\n{config.describe()}; B {setting.B}, T {setting.T}")
     copy, product = limits(setting, timer)
-    print(
-        f"limits: copy {copy / 1e12:.2f} TB/s, {args.precision} products {product / 1e12:.0f} TFLOP/s"
-    )
+    print(f"limits: copy {copy / 1e12:.2f} TB/s, ", end="")
+    print(f"{args.precision} products {product / 1e12:.0f} TFLOP/s")
     print(f"{'operation':28}{'µs':>9}{'GB/s':>8}{'of copy':>9}{'TFLOP/s':>9}{'of products':>13}")
     for operation in operations(setting):
         seconds = timer.seconds(operation.call, reads_only=operation.reads_only)
         rate, speed = operation.num_bytes / seconds, operation.flops / seconds
         flops = f"{speed / 1e12:9.1f}{100 * speed / product:12.0f}%" if operation.flops else ""
-        print(
-            f"{operation.name:28}{1e6 * seconds:9.1f}{rate / 1e9:8.0f}{100 * rate / copy:8.0f}%{flops}"
-        )
+        columns = f"{1e6 * seconds:9.1f}{rate / 1e9:8.0f}{100 * rate / copy:8.0f}%{flops}"
+        print(f"{operation.name:28}{columns}")
 
 
 class Timer:
     """Times single calls by CUDA events, each after the L2 cache was overwritten.
 
-    What counts is how much longer that takes with the call than without. All is queued while the GPU
-    is busy, as CUDA graphs, so that the time is the GPU's alone.
+    The result is how much longer that takes with the call than without it. All work is queued as
+    CUDA graphs while the GPU is busy, so that the host takes no part in the time.
     """
 
     def __init__(self, device: Any, repeats: int) -> None:

@@ -61,8 +61,8 @@ extern "C" __global__ void __launch_bounds__(64)
 #endif
         for (int k = 0; k < DEPTH; k++) {
             const int shift = PLANTED(misaligned_vector) ? 1 : 0;
-            const float* left = &As[k][row + shift];
-            const float4 x = *(const float4*)left;  // BUG: misaligned_vector missing_sync_after_store
+            const float* p = &As[k][row + shift];
+            const float4 x = *(const float4*)p;  // BUG: misaligned_vector missing_sync_after_store
             const float4 y = *(const float4*)&Bs[k][col];
             const float xs[4] = {x.x, x.y, x.z, x.w}, ys[4] = {y.x, y.y, y.z, y.w};
             for (int i = 0; i < 4; i++)
