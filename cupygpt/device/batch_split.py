@@ -1,8 +1,11 @@
-"""A batch in parts, one for each core: long stretches of ops in which no thread waits for another.
+"""A batch cut into slices, one for each core: long stretches of ops without waiting.
 
-Each op over a part of the batch runs on one thread. What all parts add to, the gradients of the
-parameters, they add to in the order of the parts, so that every run on as many cores gives the
-same bits.
+Each op on a slice of the batch runs on one thread. What all slices add to, the gradients of the
+parameters, they add to in the order of the slices, so that every run on as many cores gives the
+same bits:
+
+    slice 0   op op [add 1]  op op [add 2]  op op ...
+    slice 1   op op   wait   [add 1]  op op [add 2]  op op ...
 """
 
 import threading
@@ -18,47 +21,47 @@ from cupygpt.device.cpu_threads import Job, num_cores, on_host, run_together
 ADDED, ENDED = "added", "ended"
 
 _here = threading.local()
-"""`turns` on a thread that runs a part: (news from the part before, news for the part after)."""
+"""`turns` on a thread that runs a slice: (queue from the slice before, queue to the next one)."""
 
 
-class PartEndedError(RuntimeError):
-    """A part waited for a sum that the part before it never made."""
+class SliceEndedError(RuntimeError):
+    """A slice waited for a sum that the slice before it never made."""
 
 
-def num_parts(array: Array) -> int:
-    """Parts into which a batch (B, ...) like `array` is cut: only the CPU takes several."""
+def num_slices(array: Array) -> int:
+    """Slices into which a batch (B, ...) like `array` is cut: only the CPU takes several."""
     return min(num_cores(), len(array)) if on_host(array) else 1
 
 
-def run_parts(parts: Sequence[Job]) -> None:
-    """Run jobs that make the same calls of `accumulate`, at once; return when all have ended."""
-    if len(parts) == 1:
-        parts[0]()
+def run_slices(slices: Sequence[Job]) -> None:
+    """Run jobs that make the same calls of `accumulate` in parallel; return when all have ended."""
+    if len(slices) == 1:
+        slices[0]()
         return
-    news: list[SimpleQueue[str]] = [SimpleQueue() for _ in parts[1:]]
+    queues: list[SimpleQueue[str]] = [SimpleQueue() for _ in slices[1:]]
 
-    def run(number: int) -> None:
-        before = news[number - 1] if number > 0 else None
-        after = news[number] if number < len(news) else None
+    def run(index: int) -> None:
+        before = queues[index - 1] if index > 0 else None
+        after = queues[index] if index < len(queues) else None
         _here.turns = before, after
         try:
-            parts[number]()
+            slices[index]()
         finally:
             _here.turns = None
             if after is not None:
                 after.put(ENDED)
 
-    run_together([partial(run, number) for number in range(len(parts))])
+    run_together([partial(run, index) for index in range(len(slices))])
 
 
 def accumulate(*sums: tuple[np.ndarray, np.ndarray]) -> None:
-    """target += addend for each (target, addend); a part does so after the part before it.
+    """target += addend for each (target, addend), after the slice before has done the same.
 
-    A part therefore trails the one before: after its first turn it seldom has to wait.
+    A slice therefore trails the one before it: after its first turn it seldom has to wait.
     """
     before, after = getattr(_here, "turns", None) or (None, None)
     if before is not None and before.get() == ENDED:
-        raise PartEndedError("the part before ended without this sum")
+        raise SliceEndedError("the slice before ended without this sum")
     for target, addend in sums:
         target += addend
     if after is not None:

@@ -1,9 +1,15 @@
 """GPT-2: forward and backward as a plain list of op calls over named tensors.
 
 Written once for all devices: the ops look at where their arrays live. Pre-norm blocks, learned
-positions, the output head tied to the token embedding (Radford et al. 2019; llm.c train_gpt2.c).
-The head runs in chunks of rows, so that the (B, T, Vp) logits never exist as a whole. On the CPU
-the layers run over parts of the batch at once, one on each core (see ops/parts.py).
+positions, the LM head tied to the token embedding (Radford et al. 2019; llm.c train_gpt2.c):
+
+    tokens -> encoder -> residual -> [ln1 -> qkv -> attention -> attproj -> + residual
+                                      -> ln2 -> fc -> gelu -> fcproj -> + residual] x L
+           -> lnf -> logits = lnf wteᵀ -> losses
+
+An addition to the residual and the LayerNorm that follows it are one op. The LM head works on
+chunks of rows, so that the (B, T, Vp) logits never exist as a whole. On the CPU the layers run
+over slices of the batch in parallel, one on each core (see device/batch_split.py).
 """
 
 from collections.abc import Callable
@@ -14,14 +20,19 @@ from itertools import pairwise
 
 from cupygpt.arrays import Array
 from cupygpt.config import GPTConfig
-from cupygpt.device.batch_split import num_parts, run_parts
+from cupygpt.device.batch_split import num_slices, run_slices
 from cupygpt.device.precision import Precision
+from cupygpt.model.layers import Layer, Norm, cut_layers
 from cupygpt.model.tensors import Tensors, activation_specs, cut_batch_rows, scratch_specs
 from cupygpt.ops.attention import attention_backward, attention_forward
 from cupygpt.ops.dropout import dropout
 from cupygpt.ops.encoder import encoder_backward, encoder_forward
 from cupygpt.ops.gelu import gelu_forward
-from cupygpt.ops.layernorm import layernorm_backward, layernorm_forward, residual_layernorm_forward
+from cupygpt.ops.layernorm import (
+    layernorm_backward,
+    layernorm_forward,
+    residual_layernorm_forward,
+)
 from cupygpt.ops.linear import (
     gelu_linear_backward,
     linear_backward,
@@ -30,30 +41,36 @@ from cupygpt.ops.linear import (
 )
 from cupygpt.ops.lm_head import lm_head
 
+LayerDone = Callable[[int], None]
+"""Called with the index of a layer when its gradients are queued."""
+
 
 @dataclass
 class Dropout:
     """Probability of dropping, and the generator's state in device memory (see ops/dropout.py).
 
-    `first` is the number, within the batches of all ranks, of the first element that this part of
-    them holds.
+    `rng_offset` is the index, in the batch of all ranks, of the first element that this batch
+    slice holds.
     """
 
     p: float
     state: Array
-    first: int = 0
+    rng_offset: int = 0
 
-    def apply(self, out: Array, inp: Array, micro_step: int, place: int) -> None:
-        """out = dropout(inp); each (micro_step, place) of a step has a mask of its own."""
-        dropout(out, inp, self.state, micro_step << 16 | place, self.p, self.first)
+    def apply(self, out: Array, inp: Array, micro_step: int, site: int) -> None:
+        """out = dropout(inp); each (micro_step, site) of a step has a mask of its own."""
+        dropout(out, inp, self.state, micro_step << 16 | site, self.p, self.rng_offset)
 
 
 class GPT:
     """The buffers of one model at a fixed batch shape, and the passes over them.
 
     `params`, `grads`, `acts` and `scratch` follow the tables in tensors.py; `grads` is None for
-    evaluation only. `recompute` is the option of that name in `activation_specs`; `precision`
-    is that of the buffers.
+    evaluation only. `recompute` is the option of that name in `activation_specs`; `precision` is
+    that of the buffers.
+
+    Dropout has 2 L + 1 sites: 0 after the embedding, 2 l + 1 and 2 l + 2 at the ends of layer l's
+    attention and MLP.
     """
 
     def __init__(
@@ -71,56 +88,75 @@ class GPT:
         self.config = config
         self.params, self.grads = params, grads
         self.acts, self.scratch = acts, scratch
+        self.precision = precision
         self.recompute = recompute
         self.dropout = dropout
-        self.precision = precision
-        self._parts = self._cut_batch(num_parts(acts.encoded))
+        self._layers, self._lnf = cut_layers(config, params, grads, acts)
+        self._slices = self._cut_batch(num_slices(acts.encoded))
+
+    # ---- forward ------------------------------------------------------------------------------
 
     def forward(self, tokens: Array, *, micro_step: int | None = None) -> None:
         """Fill acts up to lnf from tokens (B, T) int32; dropout only if `micro_step` is given."""
-        run_parts(
-            [partial(part._forward, tokens[rows], micro_step) for rows, part in self._in_parts()]
+        run_slices(
+            [
+                partial(model._slice_forward, tokens[rows], micro_step)
+                for rows, model in self._batch_slices()
+            ]
         )
 
-    def _forward(self, tokens: Array, micro_step: int | None) -> None:
-        """forward, for one part of the batch."""
-        linear = partial(linear_forward, precision=self.precision)
-        linear_gelu = partial(linear_gelu_forward, precision=self.precision)
-        attention = partial(attention_forward, precision=self.precision)
-        p, a, btc = self.params, self.acts, self.scratch.btc
-        L = self.config.L
-        encoder_forward(a.encoded, tokens, p.wte, p.wpe)
-        self._drop(a.encoded, a.encoded, micro_step, place=0)
-        ln1, mean, rstd = _layer(a.ln1, 0), _layer(a.ln1_mean, 0), _layer(a.ln1_rstd, 0)
-        layernorm_forward(ln1, mean, rstd, a.encoded, p.ln1w[0], p.ln1b[0])
-        residual = a.encoded
-        for l in range(L):  # noqa: E741 - l is the layer, as in the field
-            residual2, ln2 = _layer(a.residual2, l), _layer(a.ln2, l)
-            qkv, atty = _layer(a.qkv, l), _layer(a.atty, l)
-            linear(qkv, ln1, p.qkvw[l], p.qkvb[l])
-            attention(atty, _layer(a.lse, l), qkv, self.config.NH)
-            linear(btc, atty, p.attprojw[l], p.attprojb[l])
-            self._drop(btc, btc, micro_step, place=2 * l + 1)
-            mean, rstd = _layer(a.ln2_mean, l), _layer(a.ln2_rstd, l)
-            residual_layernorm_forward(
-                residual2, ln2, mean, rstd, residual, btc, p.ln2w[l], p.ln2b[l]
-            )
-            fch, fch_gelu = _layer(a.fch, l), _layer(a.fch_gelu, l)
-            linear_gelu(fch_gelu, fch, ln2, p.fcw[l], p.fcb[l])
-            linear(btc, fch_gelu, p.fcprojw[l], p.fcprojb[l])
-            self._drop(btc, btc, micro_step, place=2 * l + 2)
-            residual = _layer(a.residual3, l)
-            if l + 1 < L:
-                ln1, weight, bias = _layer(a.ln1, l + 1), p.ln1w[l + 1], p.ln1b[l + 1]
-                mean, rstd = _layer(a.ln1_mean, l + 1), _layer(a.ln1_rstd, l + 1)
-            else:
-                ln1, weight, bias = a.lnf, p.lnfw, p.lnfb
-                mean, rstd = a.lnf_mean, a.lnf_rstd
-            residual_layernorm_forward(residual, ln1, mean, rstd, residual2, btc, weight, bias)
+    def _slice_forward(self, tokens: Array, micro_step: int | None) -> None:
+        """`forward` for one slice of the batch."""
+        p, encoded, ln1 = self.params, self.acts.encoded, self._layers[0].ln1
+        encoder_forward(encoded, tokens, p.wte, p.wpe)
+        self._drop(encoded, encoded, micro_step, site=0)
+        layernorm_forward(ln1.out, ln1.mean, ln1.rstd, encoded, ln1.weight, ln1.bias)
+        for layer in self._layers:
+            self._attention_forward(layer, micro_step)
+            self._mlp_forward(layer, micro_step)
+
+    def _attention_forward(self, layer: Layer, micro_step: int | None) -> None:
+        """residual2 = residual + attention branch, and ln2 of it."""
+        p, a, branch, ln2 = layer.params, layer.acts, self.scratch.btc, layer.ln2
+        linear_forward(a.qkv, layer.ln1.out, p.qkvw, p.qkvb, precision=self.precision)
+        attention_forward(a.atty, a.lse, a.qkv, self.config.NH, precision=self.precision)
+        linear_forward(branch, a.atty, p.attprojw, p.attprojb, precision=self.precision)
+        self._drop(branch, branch, micro_step, site=2 * layer.index + 1)
+        residual_layernorm_forward(
+            residual=a.residual2,
+            out=ln2.out,
+            mean=ln2.mean,
+            rstd=ln2.rstd,
+            inp1=layer.inp,
+            inp2=branch,
+            weight=ln2.weight,
+            bias=ln2.bias,
+        )
+
+    def _mlp_forward(self, layer: Layer, micro_step: int | None) -> None:
+        """residual3 = residual2 + MLP branch, and the next layer's ln1 (or lnf) of it."""
+        p, a, branch, norm = layer.params, layer.acts, self.scratch.btc, self._norm_after(layer)
+        linear_gelu_forward(
+            a.fch_gelu, a.fch, layer.ln2.out, p.fcw, p.fcb, precision=self.precision
+        )
+        linear_forward(branch, a.fch_gelu, p.fcprojw, p.fcprojb, precision=self.precision)
+        self._drop(branch, branch, micro_step, site=2 * layer.index + 2)
+        residual_layernorm_forward(
+            residual=a.residual3,
+            out=norm.out,
+            mean=norm.mean,
+            rstd=norm.rstd,
+            inp1=a.residual2,
+            inp2=branch,
+            weight=norm.weight,
+            bias=norm.bias,
+        )
 
     def loss(self, targets: Array) -> None:
         """acts.losses += each token's loss, after forward; targets (B, T) int32, -1 ignored."""
-        self._head(targets, dloss=None)
+        self._lm_head(targets, dloss=None)
+
+    # ---- backward -----------------------------------------------------------------------------
 
     def backward(
         self,
@@ -130,137 +166,170 @@ class GPT:
         dloss: float,
         *,
         micro_step: int | None = None,
-        layer_done: Callable[[int], None] | None = None,
+        layer_done: LayerDone | None = None,
     ) -> None:
         """acts.losses += losses and grads += gradients of dloss * sum(losses), after forward.
 
         `order` is `token_order(tokens)` on the device. `layer_done` is called with each layer, the
-        last first, when its gradients are queued. On a GPU that is not at once, but before attention
-        in the layer below: what starts there has the many short blocks of attention beside it,
-        which make room better than a matrix product does.
+        last first, when its gradients are queued. On a GPU the callback runs late, before the
+        attention backward of the layer below: NCCL's blocks find room among attention's many short
+        blocks, and would not next to a matmul.
         """
         assert self.grads is not None
-        self._head(targets, dloss)
-        # Parts of a batch run at once: no layer is done before all of them are.
-        parts = self._in_parts()
-        during = layer_done if len(parts) == 1 else None
-        run_parts([partial(part._backward, micro_step, during) for _, part in parts])
+        self._lm_head(targets, dloss)
+        slices = self._batch_slices()
+        # Batch slices run in parallel: no layer is done before all of them are.
+        during = layer_done if len(slices) == 1 else None
+        run_slices([partial(model._slice_backward, micro_step, during) for _, model in slices])
         if layer_done is not None and during is None:
-            for l in reversed(range(self.config.L)):  # noqa: E741
-                layer_done(l)
-        dencoded = self._drop(self.scratch.dbtc, self.scratch.dresidual, micro_step, place=0)
-        encoder_backward(
-            self.grads.wte, self.grads.wpe, dencoded, tokens, order, self.scratch.row_sums
-        )
+            for index in reversed(range(self.config.L)):
+                layer_done(index)
+        s = self.scratch
+        dencoded = self._drop(s.dbtc, s.dresidual, micro_step, site=0)
+        encoder_backward(self.grads.wte, self.grads.wpe, dencoded, tokens, order, s.row_sums)
 
-    def _backward(self, micro_step: int | None, layer_done: Callable[[int], None] | None) -> None:
-        """The layers' share of backward, for one part: gradients up to scratch.dresidual."""
-        assert self.grads is not None
-        linear_gradients = partial(linear_backward, precision=self.precision)
-        gelu_linear_gradients = partial(gelu_linear_backward, precision=self.precision)
-        p, g, a, s = self.params, self.grads, self.acts, self.scratch
-        L, NH = self.config.L, self.config.NH
-        dresidual, dbtc, partials = s.dresidual, s.dbtc, s.partials
-        dfch, dqkv, datty = self._shared_gradients()
-        # The biases of attproj and fcproj get the sum of the rows of dresidual, which the LayerNorm
-        # behind has at hand; with dropout in between, each product sums what it reads.
-        in_product = self.dropout is not None and micro_step is not None
-        dresidual.fill(0)
-        layernorm_backward(
-            dresidual, g.lnfw, g.lnfb, dbtc, a.residual3[L - 1], p.lnfw,
-            a.lnf_mean, a.lnf_rstd, partials, None if in_product else g.fcprojb[L - 1],
-        )  # fmt: skip
-        for l in reversed(range(L)):  # noqa: E741
-            residual = a.residual3[l - 1] if l else a.encoded
-            ln1, ln2, fch_gelu = self._recomputed(l, residual)
+    def _slice_backward(self, micro_step: int | None, layer_done: LayerDone | None) -> None:
+        """The layers' share of `backward` for one batch slice: gradients up to dresidual.
 
-            dout = self._drop(dbtc, dresidual, micro_step, place=2 * l + 2)
-            gelu_linear_gradients(
-                dfch, g.fcprojw[l], g.fcprojb[l] if in_product else None, g.fcb[l], dout, a.fch[l],
-                fch_gelu, p.fcprojw[l], partials,
-            )  # fmt: skip
-            linear_gradients(dbtc, g.fcw[l], None, dfch, ln2, p.fcw[l], partials)
-            layernorm_backward(
-                dresidual, g.ln2w[l], g.ln2b[l], dbtc, a.residual2[l], p.ln2w[l],
-                a.ln2_mean[l], a.ln2_rstd[l], partials, None if in_product else g.attprojb[l],
-            )  # fmt: skip
-
-            dout = self._drop(dbtc, dresidual, micro_step, place=2 * l + 1)
-            linear_gradients(
-                datty, g.attprojw[l], g.attprojb[l] if in_product else None, dout, a.atty[l], p.attprojw[l],
-                partials,
-            )  # fmt: skip
-            if layer_done is not None and l + 1 < L:
-                layer_done(l + 1)  # not before: see `backward`
-            attention_backward(
-                dqkv, g.qkvb[l], datty, a.qkv[l], a.atty[l], a.lse[l], NH, s.lse_dot, s.row_sums,
-                precision=self.precision,
-            )  # fmt: skip
-            linear_gradients(dbtc, g.qkvw[l], None, dqkv, ln1, p.qkvw[l], partials)
-            layernorm_backward(
-                dresidual, g.ln1w[l], g.ln1b[l], dbtc, residual, p.ln1w[l],
-                a.ln1_mean[l], a.ln1_rstd[l], partials,
-                None if in_product or l == 0 else g.fcprojb[l - 1],
-            )  # fmt: skip
+        scratch.dresidual holds the gradient of the residual, from the last layer to the first.
+        """
+        dbias = self._bias_of_branch(self._layers[-1], "fcprojb", micro_step)
+        self.scratch.dresidual.fill(0)
+        self._norm_backward(self._lnf, self._layers[-1].acts.residual3, dbias)
+        for layer in reversed(self._layers):
+            ln1, ln2, fch_gelu = self._recomputed(layer)
+            self._mlp_backward(layer, ln2, fch_gelu, micro_step)
+            self._attention_backward(layer, ln1, micro_step, layer_done)
         if layer_done is not None:
             layer_done(0)
 
-    def _head(self, targets: Array, dloss: float | None) -> None:
+    def _mlp_backward(
+        self, layer: Layer, ln2: Array, fch_gelu: Array, micro_step: int | None
+    ) -> None:
+        """Gradients of residual3 = residual2 + MLP(ln2(residual2))."""
+        p, g, s = layer.params, layer.grads, self.scratch
+        assert g is not None
+        dfch, _, _ = self._shared_gradients()
+        dout = self._drop(s.dbtc, s.dresidual, micro_step, site=2 * layer.index + 2)
+        gelu_linear_backward(
+            dhidden=dfch,
+            dweight=g.fcprojw,
+            dbias=g.fcprojb if self._drops(micro_step) else None,
+            dhidden_bias=g.fcb,
+            dout=dout,
+            hidden=layer.acts.fch,
+            inp=fch_gelu,
+            weight=p.fcprojw,
+            partials=s.partials,
+            precision=self.precision,
+        )
+        linear_backward(s.dbtc, g.fcw, None, dfch, ln2, p.fcw, s.partials, precision=self.precision)
+        dbias = self._bias_of_branch(layer, "attprojb", micro_step)
+        self._norm_backward(layer.ln2, layer.acts.residual2, dbias)
+
+    def _attention_backward(
+        self, layer: Layer, ln1: Array, micro_step: int | None, layer_done: LayerDone | None
+    ) -> None:
+        """Gradients of residual2 = residual + attention(ln1(residual))."""
+        p, g, a, s = layer.params, layer.grads, layer.acts, self.scratch
+        assert g is not None
+        _, dqkv, datty = self._shared_gradients()
+        dout = self._drop(s.dbtc, s.dresidual, micro_step, site=2 * layer.index + 1)
+        dbias = g.attprojb if self._drops(micro_step) else None
+        linear_backward(
+            datty, g.attprojw, dbias, dout, a.atty, p.attprojw, s.partials,
+            precision=self.precision,
+        )  # fmt: skip
+        if layer_done is not None and layer.index + 1 < self.config.L:
+            layer_done(layer.index + 1)  # not before: see `backward`
+        attention_backward(
+            dqkv=dqkv,
+            dbias=g.qkvb,
+            dout=datty,
+            qkv=a.qkv,
+            out=a.atty,
+            lse=a.lse,
+            NH=self.config.NH,
+            lse_dot=s.lse_dot,
+            sums=s.row_sums,
+            precision=self.precision,
+        )
+        linear_backward(
+            s.dbtc, g.qkvw, None, dqkv, ln1, p.qkvw, s.partials, precision=self.precision
+        )
+        dbias = None
+        if layer.index:
+            below = self._layers[layer.index - 1]
+            dbias = self._bias_of_branch(below, "fcprojb", micro_step)
+        self._norm_backward(layer.ln1, layer.inp, dbias)
+
+    def _norm_backward(self, norm: Norm, inp: Array, dsum: Array | None) -> None:
+        """dresidual += gradient of the LayerNorm of `inp`, whose output's gradient is in dbtc."""
+        layernorm_backward(
+            dinp=self.scratch.dresidual,
+            dweight=norm.dweight,
+            dbias=norm.dbias,
+            dout=self.scratch.dbtc,
+            inp=inp,
+            weight=norm.weight,
+            mean=norm.mean,
+            rstd=norm.rstd,
+            partials=self.scratch.partials,
+            dsum=dsum,
+        )
+
+    def _bias_of_branch(self, layer: Layer, name: str, micro_step: int | None) -> Array | None:
+        """The gradient of a branch's last bias if the LayerNorm above the branch computes it.
+
+        That gradient is the sum of the rows of dresidual, which the LayerNorm has at hand. With
+        dropout in between, the product sums the rows that it reads: None.
+        """
+        assert layer.grads is not None
+        return None if self._drops(micro_step) else getattr(layer.grads, name)
+
+    # ---- the rest -----------------------------------------------------------------------------
+
+    def _lm_head(self, targets: Array, dloss: float | None) -> None:
         """Losses, and with `dloss` also the gradients of lnf (in scratch.dbtc) and wte."""
-        p, V, C = self.params, self.config.V, self.config.C
+        p, s, C = self.params, self.scratch, self.config.C
         lnf, targets = self.acts.lnf.reshape(-1, C), targets.reshape(-1)
-        losses, logits = self.acts.losses.reshape(-1), self.scratch.logits
-        for start in range(0, len(lnf), len(logits)):
-            rows = slice(start, min(start + len(logits), len(lnf)))
-            chunk = logits[: rows.stop - rows.start]
+        losses = self.acts.losses.reshape(-1)
+        for start in range(0, len(lnf), len(s.logits)):
+            rows = slice(start, min(start + len(s.logits), len(lnf)))
+            chunk = s.logits[: rows.stop - rows.start]
             lm_head(
-                losses[rows], chunk, lnf[rows], p.wte, targets[rows], V, dloss,
-                self.scratch.head_statistics, precision=self.precision,
-            )  # fmt: skip
+                losses=losses[rows],
+                dlogits=chunk,
+                inp=lnf[rows],
+                wte=p.wte,
+                targets=targets[rows],
+                V=self.config.V,
+                dloss=dloss,
+                statistics=s.head_statistics,
+                precision=self.precision,
+            )
             if dloss is not None:
                 assert self.grads is not None
-                dlnf = self.scratch.dbtc.reshape(-1, C)
+                dlnf = s.dbtc.reshape(-1, C)
                 linear_backward(
-                    dlnf[rows], self.grads.wte, None, chunk, lnf[rows], p.wte,
-                    self.scratch.partials, precision=self.precision)  # fmt: skip
+                    dlnf[rows], self.grads.wte, None, chunk, lnf[rows], p.wte, s.partials,
+                    precision=self.precision,
+                )  # fmt: skip
 
-    def _drop(self, out: Array, inp: Array, micro_step: int | None, place: int) -> Array:
-        """inp itself without dropout, else `out` filled with the dropped `inp`."""
+    def _drops(self, micro_step: int | None) -> bool:
+        return self.dropout is not None and micro_step is not None
+
+    def _drop(self, out: Array, inp: Array, micro_step: int | None, site: int) -> Array:
+        """`inp` itself without dropout, else `out` filled with the dropped `inp`."""
         if self.dropout is None or micro_step is None:
             return inp
-        self.dropout.apply(out, inp, micro_step, place)
+        self.dropout.apply(out, inp, micro_step, site)
         return out
 
-    def _in_parts(self) -> "list[tuple[slice, GPT]]":
-        """(batch rows, the model over these rows) for each part that the layers run over."""
-        # Not kept where it is the model itself: one that refers to itself would outlive its last
-        # use, and the memory of its device with it.
-        return self._parts or [(slice(None), self)]
-
-    def _cut_batch(self, count: int) -> "list[tuple[slice, GPT]]":
-        """The same model over views of the batch rows of `count` parts; none for a single part."""
-        if count == 1:
-            return []
-        cuts = [len(self.acts.encoded) * i // count for i in range(count + 1)]
-        return [(slice(i, j), self._part(i, j)) for i, j in pairwise(cuts)]
-
-    def _part(self, start: int, stop: int) -> "GPT":
-        config, training, logits_rows = (
-            self.config,
-            self.grads is not None,
-            len(self.scratch.logits),
-        )
-        _, T, C = self.acts.encoded.shape
-        part, rows = copy(self), slice(start, stop)
-        acts = activation_specs(
-            config, stop - start, T, recompute=self.recompute, training=training
-        )
-        scratch = scratch_specs(config, stop - start, T, training=training, logits_rows=logits_rows)
-        part.acts = cut_batch_rows(self.acts, acts, rows)
-        part.scratch = cut_batch_rows(self.scratch, scratch, rows)
-        if self.dropout is not None:
-            part.dropout = replace(self.dropout, first=self.dropout.first + start * T * C)
-        return part
+    def _norm_after(self, layer: Layer) -> Norm:
+        """The LayerNorm that reads a layer's output: the next layer's ln1, or lnf."""
+        following = layer.index + 1
+        return self._layers[following].ln1 if following < self.config.L else self._lnf
 
     def _shared_gradients(self) -> tuple[Array, Array, Array]:
         """dfch (B, T, 4C), and dqkv (B, T, 3C) and datty (B, T, C) in the same memory."""
@@ -273,20 +342,43 @@ class GPT:
             flat[split:].reshape(B, T, C),
         )
 
-    def _recomputed(self, l: int, residual: Array) -> tuple[Array, Array, Array]:  # noqa: E741
-        """ln1, ln2 and fch_gelu of layer l: as kept, or computed again (see `recompute`)."""
-        p, a = self.params, self.acts
-        ln1, ln2, fch_gelu = _layer(a.ln1, l), _layer(a.ln2, l), _layer(a.fch_gelu, l)
+    def _recomputed(self, layer: Layer) -> tuple[Array, Array, Array]:
+        """ln1, ln2 and fch_gelu of a layer: as kept, or computed again (see `recompute`)."""
+        ln1, ln2, a = layer.ln1, layer.ln2, layer.acts
         if self.recompute >= 1:
-            gelu_forward(fch_gelu, a.fch[l])
+            gelu_forward(a.fch_gelu, a.fch)
         if self.recompute >= 2:
-            layernorm_forward(ln1, a.ln1_mean[l], a.ln1_rstd[l], residual, p.ln1w[l], p.ln1b[l])
-            layernorm_forward(
-                ln2, a.ln2_mean[l], a.ln2_rstd[l], a.residual2[l], p.ln2w[l], p.ln2b[l]
-            )
-        return ln1, ln2, fch_gelu
+            for norm, inp in ((ln1, layer.inp), (ln2, a.residual2)):
+                layernorm_forward(norm.out, norm.mean, norm.rstd, inp, norm.weight, norm.bias)
+        return ln1.out, ln2.out, a.fch_gelu
 
+    # ---- slices of the batch ------------------------------------------------------------------
 
-def _layer(stack: Array, l: int) -> Array:  # noqa: E741
-    """Layer l of a tensor kept for every layer, or the one buffer that all layers share."""
-    return stack[l if l < len(stack) else 0]
+    def _batch_slices(self) -> "list[tuple[slice, GPT]]":
+        """(batch rows, the model over these rows) for each slice that the layers run over."""
+        # A model is not kept in its own list: one that refers to itself would outlive its last
+        # use, and the memory of its device with it.
+        return self._slices or [(slice(None), self)]
+
+    def _cut_batch(self, count: int) -> "list[tuple[slice, GPT]]":
+        """The same model over views of the batch rows of `count` slices; none for one slice."""
+        if count == 1:
+            return []
+        cuts = [len(self.acts.encoded) * i // count for i in range(count + 1)]
+        return [(slice(i, j), self._batch_slice(i, j)) for i, j in pairwise(cuts)]
+
+    def _batch_slice(self, start: int, stop: int) -> "GPT":
+        config, training = self.config, self.grads is not None
+        logits_rows, (_, T, C) = len(self.scratch.logits), self.acts.encoded.shape
+        model, rows = copy(self), slice(start, stop)
+        acts = activation_specs(
+            config, stop - start, T, recompute=self.recompute, training=training
+        )
+        scratch = scratch_specs(config, stop - start, T, training=training, logits_rows=logits_rows)
+        model.acts = cut_batch_rows(self.acts, acts, rows)
+        model.scratch = cut_batch_rows(self.scratch, scratch, rows)
+        model._layers, model._lnf = cut_layers(config, self.params, self.grads, model.acts)
+        if self.dropout is not None:
+            offset = self.dropout.rng_offset + start * T * C
+            model.dropout = replace(self.dropout, rng_offset=offset)
+        return model

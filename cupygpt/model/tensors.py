@@ -26,12 +26,17 @@ GPU_LOGITS_ROWS = 8192
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Name, shape and dtype of one buffer; `floatX` stands for the precision of the run."""
+    """Name, shape and dtype of one buffer; `floatX` stands for the storage of the run's precision.
+
+    `decay`: weight decay applies. `stacked`: the first axis is the layers, or has length 1 where all
+    layers share one buffer.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str = "floatX"
     decay: bool = False
+    stacked: bool = False
 
     @property
     def size(self) -> int:
@@ -42,9 +47,12 @@ class TensorSpec:
 class Tensors:
     """Named views of one arena, reached as attributes: `params.wte`, `acts.qkv[layer]`."""
 
-    def __init__(self, flat: Array, views: dict[str, Array]) -> None:
+    def __init__(
+        self, flat: Array, views: dict[str, Array], specs: Sequence[TensorSpec] = ()
+    ) -> None:
         self.flat = flat
         self._views = views
+        self._stacked = {spec.name for spec in specs if spec.stacked}
 
     def __getattr__(self, name: str) -> Array:
         try:
@@ -56,6 +64,19 @@ class Tensors:
         """(name, view) pairs in table order."""
         return self._views.items()
 
+    def layer(self, index: int) -> "Tensors":
+        """The slices of the stacked tensors for one layer; a buffer that all share is that slice."""
+        slices = {
+            name: view[index if index < len(view) else 0]
+            for name, view in self.items()
+            if name in self._stacked
+        }
+        return Tensors(self.flat, slices)
+
+    def outside_layers(self) -> list[Array]:
+        """The tensors that belong to no layer, in table order."""
+        return [view for name, view in self.items() if name not in self._stacked]
+
 
 def parameter_specs(config: GPTConfig) -> list[TensorSpec]:
     """The 16 parameter tensors in file order; weight decay on the six matrices (llm.c)."""
@@ -63,18 +84,18 @@ def parameter_specs(config: GPTConfig) -> list[TensorSpec]:
     return [
         TensorSpec("wte", (Vp, C), decay=True),
         TensorSpec("wpe", (maxT, C), decay=True),
-        TensorSpec("ln1w", (L, C)),
-        TensorSpec("ln1b", (L, C)),
-        TensorSpec("qkvw", (L, 3 * C, C), decay=True),
-        TensorSpec("qkvb", (L, 3 * C)),
-        TensorSpec("attprojw", (L, C, C), decay=True),
-        TensorSpec("attprojb", (L, C)),
-        TensorSpec("ln2w", (L, C)),
-        TensorSpec("ln2b", (L, C)),
-        TensorSpec("fcw", (L, 4 * C, C), decay=True),
-        TensorSpec("fcb", (L, 4 * C)),
-        TensorSpec("fcprojw", (L, C, 4 * C), decay=True),
-        TensorSpec("fcprojb", (L, C)),
+        TensorSpec("ln1w", (L, C), stacked=True),
+        TensorSpec("ln1b", (L, C), stacked=True),
+        TensorSpec("qkvw", (L, 3 * C, C), decay=True, stacked=True),
+        TensorSpec("qkvb", (L, 3 * C), stacked=True),
+        TensorSpec("attprojw", (L, C, C), decay=True, stacked=True),
+        TensorSpec("attprojb", (L, C), stacked=True),
+        TensorSpec("ln2w", (L, C), stacked=True),
+        TensorSpec("ln2b", (L, C), stacked=True),
+        TensorSpec("fcw", (L, 4 * C, C), decay=True, stacked=True),
+        TensorSpec("fcb", (L, 4 * C), stacked=True),
+        TensorSpec("fcprojw", (L, C, 4 * C), decay=True, stacked=True),
+        TensorSpec("fcprojb", (L, C), stacked=True),
         TensorSpec("lnfw", (C,)),
         TensorSpec("lnfb", (C,)),
     ]
@@ -94,19 +115,19 @@ def activation_specs(
     gelus = saved if recompute < 1 else 1
     return [
         TensorSpec("encoded", (B, T, C)),
-        TensorSpec("ln1", (norms, B, T, C)),
-        TensorSpec("ln1_mean", (saved, B, T), "float32"),
-        TensorSpec("ln1_rstd", (saved, B, T), "float32"),
-        TensorSpec("qkv", (saved, B, T, 3 * C)),
-        TensorSpec("atty", (saved, B, T, C)),
-        TensorSpec("lse", (saved, B, NH, T), "float32"),
-        TensorSpec("residual2", (saved, B, T, C)),
-        TensorSpec("ln2", (norms, B, T, C)),
-        TensorSpec("ln2_mean", (saved, B, T), "float32"),
-        TensorSpec("ln2_rstd", (saved, B, T), "float32"),
-        TensorSpec("fch", (saved, B, T, 4 * C)),
-        TensorSpec("fch_gelu", (gelus, B, T, 4 * C)),
-        TensorSpec("residual3", (saved, B, T, C)),
+        TensorSpec("ln1", (norms, B, T, C), stacked=True),
+        TensorSpec("ln1_mean", (saved, B, T), "float32", stacked=True),
+        TensorSpec("ln1_rstd", (saved, B, T), "float32", stacked=True),
+        TensorSpec("qkv", (saved, B, T, 3 * C), stacked=True),
+        TensorSpec("atty", (saved, B, T, C), stacked=True),
+        TensorSpec("lse", (saved, B, NH, T), "float32", stacked=True),
+        TensorSpec("residual2", (saved, B, T, C), stacked=True),
+        TensorSpec("ln2", (norms, B, T, C), stacked=True),
+        TensorSpec("ln2_mean", (saved, B, T), "float32", stacked=True),
+        TensorSpec("ln2_rstd", (saved, B, T), "float32", stacked=True),
+        TensorSpec("fch", (saved, B, T, 4 * C), stacked=True),
+        TensorSpec("fch_gelu", (gelus, B, T, 4 * C), stacked=True),
+        TensorSpec("residual3", (saved, B, T, C), stacked=True),
         TensorSpec("lnf", (B, T, C)),
         TensorSpec("lnf_mean", (B, T), "float32"),
         TensorSpec("lnf_rstd", (B, T), "float32"),
@@ -170,7 +191,7 @@ def cut_packed(flat: Array, specs: Sequence[TensorSpec]) -> Tensors:
         views[spec.name] = flat[start : start + spec.size].reshape(spec.shape)
         start += spec.size
     assert start == flat.size, (start, flat.size)
-    return Tensors(flat, views)
+    return Tensors(flat, views, specs)
 
 
 def cut_aligned(flat: Array, specs: Sequence[TensorSpec], dtypes: dict[str, Any]) -> Tensors:
@@ -181,7 +202,7 @@ def cut_aligned(flat: Array, specs: Sequence[TensorSpec], dtypes: dict[str, Any]
         stop = start + spec.size * dtype.itemsize
         views[spec.name] = flat[start:stop].view(dtype).reshape(spec.shape)
         start += _aligned(stop - start)
-    return Tensors(flat, views)
+    return Tensors(flat, views, specs)
 
 
 def cut_batch_rows(tensors: Tensors, specs: Sequence[TensorSpec], rows: slice) -> Tensors:
@@ -198,7 +219,7 @@ def cut_batch_rows(tensors: Tensors, specs: Sequence[TensorSpec], rows: slice) -
                 start = rows.start * (size // num_rows)
                 view = view[(slice(None),) * axis + (slice(start, start + size),)]
         views[spec.name] = view
-    return Tensors(tensors.flat, views)
+    return Tensors(tensors.flat, views, specs)
 
 
 def decay_segments(specs: Sequence[TensorSpec]) -> list[tuple[int, int, bool]]:

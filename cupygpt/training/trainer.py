@@ -33,9 +33,6 @@ from cupygpt.ops.loss_mean import loss_mean
 
 NUM_CONTROLS, NUM_RNG_WORDS = 3, 4
 
-UNSTACKED = ("wte", "wpe", "lnfw", "lnfb")
-"""Parameters that belong to no layer; all others hold one slice per layer."""
-
 
 @dataclass(frozen=True)
 class OptimizerSettings:
@@ -223,16 +220,13 @@ class Trainer:
     def _sum_layer(self, layer: int) -> None:
         """Begin to sum a layer's gradients over the ranks, while backward goes on below it."""
         assert self._collectives is not None
-        self._collectives.all_reduce_async(
-            [grad[layer] for name, grad in self.grads.items() if name not in UNSTACKED]
-        )
+        self._collectives.all_reduce_async([grad for _, grad in self.grads.layer(layer).items()])
 
     def _sum_rest(self) -> None:
         """Sum what belongs to no layer, and the loss, over the ranks; wait for all sums."""
         if self._collectives is None:
             return
-        rest = [grad for name, grad in self.grads.items() if name in UNSTACKED]
-        self._collectives.all_reduce_async([*rest, self._results[:1]])
+        self._collectives.all_reduce_async([*self.grads.outside_layers(), self._results[:1]])
         self._collectives.wait()
 
     def _update(self) -> None:

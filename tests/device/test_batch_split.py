@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from cupygpt.device.batch_split import accumulate, num_parts, run_parts
+from cupygpt.device.batch_split import accumulate, num_slices, run_slices
 from cupygpt.device.cpu_threads import for_blocks
 
 
@@ -28,7 +28,7 @@ def test_sums_have_the_same_bits_whatever_part_is_slow(slow: int) -> None:
             time.sleep(0.02)
         accumulate((total, addends[number : number + 1]))
 
-    run_parts([partial(part, number) for number in range(3)])
+    run_slices([partial(part, number) for number in range(3)])
     expected = np.float32(0.25)
     for addend in addends:
         expected += addend
@@ -46,8 +46,8 @@ def test_an_error_in_a_part_ends_all(failing: int) -> None:
         accumulate((total, np.ones(1)))
 
     with pytest.raises(ValueError, match=f"part {failing}"):
-        run_parts([partial(part, number) for number in range(3)])
-    run_parts([partial(accumulate, (total, np.ones(1)))] * 3)
+        run_slices([partial(part, number) for number in range(3)])
+    run_slices([partial(accumulate, (total, np.ones(1)))] * 3)
 
 
 def test_blocks_inside_a_part_stay_on_its_thread() -> None:
@@ -57,13 +57,13 @@ def test_blocks_inside_a_part_stay_on_its_thread() -> None:
         note = threads[number].add
         for_blocks(lambda start, stop: note(threading.current_thread().name), 8, 1)
 
-    run_parts([partial(part, number) for number in range(2)])
+    run_slices([partial(part, number) for number in range(2)])
     assert [len(names) for names in threads] == [1, 1]
     assert threads[0] != threads[1]
 
 
 def test_a_batch_has_no_more_parts_than_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cupygpt.device.batch_split.num_cores", lambda: 4)
-    assert num_parts(np.zeros((8, 2))) == 4
-    assert num_parts(np.zeros((3, 2))) == 3
-    assert num_parts(np.zeros((3, 2)).view(type("Elsewhere", (np.ndarray,), {}))) == 1
+    assert num_slices(np.zeros((8, 2))) == 4
+    assert num_slices(np.zeros((3, 2))) == 3
+    assert num_slices(np.zeros((3, 2)).view(type("Elsewhere", (np.ndarray,), {}))) == 1

@@ -14,7 +14,7 @@ from cupygpt.model import gpt as model
 from cupygpt.model.init_weights import initialize
 from cupygpt.model.memory_plan import RunShape
 from cupygpt.model.tensors import cut_packed, parameter_specs
-from cupygpt.training.trainer import UNSTACKED, OptimizerSettings, Trainer
+from cupygpt.training.trainer import OptimizerSettings, Trainer
 
 CONFIG = GPTConfig(maxT=16, V=65, L=2, NH=2, C=32)
 B, T = 3, 13
@@ -85,25 +85,21 @@ def test_a_layer_is_done_when_nothing_more_is_added_to_it(
     monkeypatch: pytest.MonkeyPatch, cores: int, dropout_p: float
 ) -> None:
     """Ranks sum a layer's gradients from then on."""
-    monkeypatch.setattr(model, "num_parts", lambda array: cores)
+    monkeypatch.setattr(model, "num_slices", lambda array: cores)
     trainer, (x, y) = make_trainer(dropout_p=dropout_p), tokens()
     seen = {}
 
     def keep(layer: int) -> None:
-        seen[layer] = {
-            name: grad[layer].copy()
-            for name, grad in trainer.grads.items()
-            if name not in UNSTACKED
-        }
+        seen[layer] = {name: grad.copy() for name, grad in trainer.grads.layer(layer).items()}
 
     trainer.model.forward(x, micro_step=0)
     trainer.model.backward(x, y, token_order(x), 0.1, micro_step=0, layer_done=keep)
     assert list(seen) == [1, 0]
-    for name, grad in trainer.grads.items():
-        for layer, then in seen.items():
-            if name not in UNSTACKED:
-                assert then[name].any(), name
-                np.testing.assert_array_equal(then[name], grad[layer], name)
+    for layer, then in seen.items():
+        assert len(then) == 12
+        for name, grad in trainer.grads.layer(layer).items():
+            assert then[name].any(), name
+            np.testing.assert_array_equal(then[name], grad, name)
 
 
 def test_every_parameter_has_its_own_derivative() -> None:
@@ -180,7 +176,7 @@ def test_float32_is_close_to_float64() -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_the_buffers_end_with_the_trainer(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     """Without waiting for a garbage collection: a GPU's memory is wanted at once."""
-    monkeypatch.setattr(model, "num_parts", lambda array: count)
+    monkeypatch.setattr(model, "num_slices", lambda array: count)
     trainer = make_trainer()
     trainer.step(pack([tokens()]), 0, 0.0)
     arena = weakref.ref(trainer.model.acts)
