@@ -1,80 +1,69 @@
-"""Checkpoint sets in a run folder: complete or absent, newest first, a few kept.
+"""Checkpoints in a run folder: complete or absent, newest first, a few kept.
 
-A set is model_SSSSSSSS.bin, state_SSSSSSSS_00000.bin (and one more for each rank that keeps a part
-of the state) and, written last, DONE_SSSSSSSS, as in llm.c. Our DONE holds the checksums of the
-others (llm.c's is empty and only looks at the name).
+A checkpoint is a set of files: model_SSSSSSSS.bin, state_SSSSSSSS_00000.bin (with ZeRO-1 one for
+each rank) and, written last, DONE_SSSSSSSS, as in llm.c. Our DONE holds the checksums of the other
+files (llm.c's is empty; only its name counts).
 """
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from cupygpt.atomic_file import PARTIAL_SUFFIX, atomic_write
-from cupygpt.checkpoint.model_file import ModelFile, load_model, save_model
-from cupygpt.checkpoint.state_file import (
-    Progress,
-    StateFile,
-    load_state,
-    read_progress,
-    save_state,
-    state_path,
-)
+from cupygpt.checkpoint.model_file import load_model, save_model
+from cupygpt.checkpoint.state_file import load_state, read_progress, save_state, state_path
+from cupygpt.checkpoint.train_state import TrainState
 from cupygpt.config import GPTConfig
 from cupygpt.distributed.ranks import OneRank, Ranks
-from cupygpt.distributed.zero import Part, part_of
+from cupygpt.distributed.zero import part_of
 from cupygpt.errors import CheckpointError
 from cupygpt.llmc_header import file_checksum
+
+_ONE_RANK = OneRank()
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A loaded checkpoint."""
+    """A loaded checkpoint: the model's shape, the precision of its file, and the training state.
 
-    model: ModelFile
-    state: StateFile
+    `warnings` says what was repaired while loading, one sentence each.
+    """
+
+    config: GPTConfig
+    precision: str
+    state: TrainState
+    warnings: tuple[str, ...]
 
 
 def save_checkpoint(
-    folder: Path,
-    config: GPTConfig,
-    progress: Progress,
-    parameters: np.ndarray | None,
-    m: np.ndarray | None,
-    v: np.ndarray | None,
-    master: np.ndarray | None = None,
-    *,
-    ranks: Ranks | None = None,
-    part: Part | None = None,
+    folder: Path, config: GPTConfig, state: TrainState, *, ranks: Ranks = _ONE_RANK
 ) -> None:
-    """Write the set of `progress.step`; bfloat16 parameters (uint16) make a version 5 model file.
+    """Write the checkpoint of `state.progress.step`.
 
-    All `ranks` call. Rank 0 gives the parameters and, unless each has a `part` of them (ZeRO-1),
-    the moments: the same on all ranks, they are written once. DONE follows when every rank's
-    file is complete. Raises RunError where the disk refuses. Whatever happens on the way, sets
-    written before stay as they are.
+    All `ranks` call; `TrainState` says which rank gives which arrays. bfloat16 parameters (uint16)
+    make a version 5 model file. DONE follows when the files of all ranks are complete. Raises
+    RunError if the disk refuses. Earlier checkpoints stay as they are, whatever happens.
     """
-    ranks = ranks or OneRank()
-    model, _, done = _paths(folder, progress.step)
+    step = state.progress.step
+    model, _, done = _paths(folder, step)
     if ranks.rank == 0:
-        # A set of this step may exist (a resumed run saves its first step again): it ends here, so
-        # that DONE never vouches for a mixture.
+        # A resumed run may save a step again. The old set ends here, so that DONE never vouches for
+        # a mixture of old and new files.
         done.unlink(missing_ok=True)
-        for state in _states(folder, progress.step):
-            state.unlink()
+        for path in _state_files(folder, step):
+            path.unlink()
     ranks.all_gather_object("the old set has ended")
     checksums = {}
-    if parameters is not None:
-        precision = "bf16" if parameters.dtype == np.uint16 else "fp32"
-        checksums[model.name] = save_model(model, config, parameters, precision)
-    if m is not None and v is not None:
-        state = state_path(folder, progress.step, ranks.rank)
-        shards = 1 if part is None else ranks.world
-        checksums[state.name] = save_state(
-            state, progress, m, v, master, rank=ranks.rank, shards=shards, part=part
-        )
+    if state.params is not None:
+        precision = "bf16" if state.params.dtype == np.uint16 else "fp32"
+        checksums[model.name] = save_model(model, config, state.params, precision)
+    if state.m is not None:
+        path = state_path(folder, step, ranks.rank)
+        num_shards = ranks.world if state.zero_shard is not None else 1
+        checksums[path.name] = save_state(path, state, rank=ranks.rank, num_shards=num_shards)
     everyone = ranks.all_gather_object(checksums)
     if ranks.rank == 0:
         written = {name: crc for files in everyone for name, crc in files.items()}
@@ -83,41 +72,42 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, step: int, *, ranks: Ranks | None = None, zero_stage: int = 0
+    folder: Path, step: int, *, ranks: Ranks = _ONE_RANK, zero_stage: int = 0
 ) -> Checkpoint:
-    """Read and verify the set of `step`. Raises CheckpointError that says how to go back.
+    """Read and verify the checkpoint of `step`, whatever number of ranks wrote it.
 
-    With `zero_stage` 1 each of the `ranks` gets its part of the state, else all of it, whichever
-    ranks wrote it.
+    All `ranks` call. With `zero_stage` 1 each rank gets its shard of the optimizer state, else all
+    of it; the parameters come to every rank. Raises CheckpointError that says how to go back.
     """
-    ranks = ranks or OneRank()
-    model, state, done = _paths(folder, step)
+    model, first_state, done = _paths(folder, step)
     try:
         if ranks.rank == 0:
-            _verify(folder, done)  # once for all: that reads every file
+            _verify(folder, done)  # once for all ranks, because it reads every file
         ranks.all_gather_object("verified")
         loaded = load_model(model)
         P = loaded.config.num_parameters
-        part = part_of(P, ranks.world, ranks.rank) if zero_stage else None
-        return Checkpoint(loaded, load_state(state, P, part))
+        shards = zero_stage and ranks.world > 1
+        state = load_state(first_state, P, part_of(P, ranks.world, ranks.rank) if shards else None)
     except CheckpointError as error:
         earlier = [other for other in checkpoint_steps(folder) if other < step]
         advice = (
-            f"Delete {done} to go on from step {earlier[-1]}."
+            f"Delete {done} to continue from step {earlier[-1]}."
             if earlier
             else "There is no earlier checkpoint in this folder."
         )
         raise CheckpointError(f"{error} {advice}") from error
+    state = replace(state, params=loaded.parameters)
+    return Checkpoint(loaded.config, loaded.precision, state, loaded.warnings)
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """Steps that have a DONE file, in order."""
+    """The steps that have a DONE file, in ascending order."""
     matches = (re.fullmatch(r"DONE_(\d{8})", path.name) for path in folder.glob("DONE_*"))
     return sorted(int(match[1]) for match in matches if match)
 
 
 def best_step(folder: Path) -> int:
-    """The step with the lowest validation loss that is still there, else the newest.
+    """The step with the lowest validation loss if its checkpoint is kept, else the newest step.
 
     Raises CheckpointError if the folder holds no complete checkpoint.
     """
@@ -129,12 +119,12 @@ def best_step(folder: Path) -> int:
 
 
 def model_path(folder: Path, step: int) -> Path:
-    """Where the weights of `step` are."""
+    """The model file of `step`."""
     return folder / f"model_{step:08d}.bin"
 
 
 def prune_checkpoints(folder: Path, keep: int, best_step: int | None) -> None:
-    """Delete all but the newest `keep` sets (0 keeps all) and that of `best_step`."""
+    """Delete all checkpoints but the newest `keep` (0 keeps all) and that of `best_step`."""
     if keep == 0:
         return
     for step in checkpoint_steps(folder)[:-keep]:
@@ -142,12 +132,12 @@ def prune_checkpoints(folder: Path, keep: int, best_step: int | None) -> None:
             model, _, done = _paths(folder, step)
             done.unlink(missing_ok=True)  # first: a set without DONE does not count
             model.unlink(missing_ok=True)
-            for state in _states(folder, step):
+            for state in _state_files(folder, step):
                 state.unlink(missing_ok=True)
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed run left half-written."""
+    """Delete the half-written files of a killed run."""
     for partial in folder.glob(f"*{PARTIAL_SUFFIX}"):
         partial.unlink(missing_ok=True)
 
@@ -160,13 +150,13 @@ def _paths(folder: Path, step: int) -> tuple[Path, Path, Path]:
     )
 
 
-def _states(folder: Path, step: int) -> list[Path]:
-    """The state files of all ranks that are there."""
+def _state_files(folder: Path, step: int) -> list[Path]:
+    """The existing state files of all ranks."""
     return sorted(folder.glob(f"state_{step:08d}_?????.bin"))
 
 
 def _verify(folder: Path, done: Path) -> None:
-    """Compare the checksums that DONE holds; an empty DONE (llm.c's) vouches for nothing."""
+    """Compare the files with the checksums in DONE; an empty DONE (llm.c's) has none to compare."""
     try:
         text = done.read_text(encoding="utf-8")
         checksums = json.loads(text)["crc32"] if text else {}

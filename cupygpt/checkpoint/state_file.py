@@ -1,144 +1,139 @@
 """llm.c training states: optimizer moments, and where the run stands.
 
-The layout is llm.c's state_SSSSSSSS_RRRRR.bin with its shuffle section off; our own fields lie in
+The layout is llm.c's state_SSSSSSSS_RRRRR.bin with its shuffle section off. Our own fields are in
 header ints that llm.c leaves zero. Source: llm.c train_gpt2.cu (save_state).
 
-Ranks that share the state (ZeRO-1) write one file each, with a run of the flat vector. llm.c cuts
-each layer of each tensor instead: our parts carry a version of their own, which llm.c refuses
-rather than misreads. Any part can be loaded from any set of files.
+With ZeRO-1 every rank writes one file with its shard of the flat vector. llm.c shards each layer of
+each tensor instead, so our shards have a version number of their own: llm.c refuses them instead of
+misreading them. Any shard can be loaded from any set of files, whatever number of ranks wrote it.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from cupygpt.checkpoint.train_state import Progress, TrainState
+from cupygpt.data.rows import START, Position
 from cupygpt.distributed.zero import Part
 from cupygpt.errors import CheckpointError
 from cupygpt.llmc_header import HEADER_BYTES, HEADER_INTS, check_magic, read_header, write_parts
 
 STATE_MAGIC = 20240527
 STATE_VERSION = 1
-PART_VERSION = 1001
-_STEP, _MASTER, _SHUFFLE = 10, 4, 5
-_OURS = 64  # marker, then pairs of ints: seed, epoch, rows, best step, best loss (float64)
-_PART = _OURS + 12  # two more pairs: start and stop of a part
+SHARD_VERSION = 1001
+
+# Indices of header ints: llm.c's first, then ours, which hold pairs of ints as 64-bit numbers.
+_VERSION, _WORLD, _RANK, _MASTER, _SHUFFLE, _STEP = 1, 2, 3, 4, 5, 10
+_MARKER_AT, _COUNTERS, _BEST_LOSS, _SHARD = 64, 66, 74, 76
 _MARKER = 0x43475054
 _SHUFFLE_RNG_BYTES = 2520
 
 
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands after `step` optimizer steps.
-
-    `epoch` and `rows` are the loader's position, or None for a state written by llm.c, whose data
-    order cannot be continued.
-    """
-
-    step: int
-    seed: int = 0
-    epoch: int | None = 0
-    rows: int | None = 0
-    best_step: int = 0
-    best_loss: float = math.inf
-
-
-@dataclass(frozen=True)
-class StateFile:
-    """A loaded state: moments (n,) float32 and master weights, where there are some.
-
-    n is the number of parameters P, or the size of the part that was asked for.
-    """
-
-    progress: Progress
-    m: np.ndarray
-    v: np.ndarray
-    master: np.ndarray | None
-
-
 def state_path(folder: Path, step: int, rank: int) -> Path:
-    """Where a rank's state of `step` is."""
+    """The state file of a rank at `step`."""
     return folder / f"state_{step:08d}_{rank:05d}.bin"
 
 
-def save_state(
-    path: Path,
-    progress: Progress,
-    m: np.ndarray,
-    v: np.ndarray,
-    master: np.ndarray | None = None,
-    *,
-    rank: int = 0,
-    shards: int = 1,
-    part: Part | None = None,
-) -> int:
-    """Write a state, or the `part` of it that `rank` of `shards` keeps, atomically.
+def save_state(path: Path, state: TrainState, *, rank: int = 0, num_shards: int = 1) -> int:
+    """Write moments, master weights and progress atomically; returns the CRC-32 of the file.
 
-    Returns the CRC-32 of the file.
+    With `num_shards` above 1 the arrays are the `state.zero_shard` of `rank`.
     """
+    assert state.m is not None
+    assert state.v is not None
+    progress, shard = state.progress, state.zero_shard
     header = np.zeros(HEADER_INTS, np.int32)
-    header[:4] = (STATE_MAGIC, STATE_VERSION if shards == 1 else PART_VERSION, shards, rank)
-    if shards > 1:
-        assert part is not None
-        header[_PART : _PART + 4].view(np.uint64)[...] = (part.start, part.stop)
-    header[_MASTER] = master is not None
+    header[0] = STATE_MAGIC
+    header[_VERSION] = STATE_VERSION if num_shards == 1 else SHARD_VERSION
+    header[_WORLD], header[_RANK] = num_shards, rank
+    header[_MASTER] = state.master is not None
     header[_STEP] = progress.step
-    header[_OURS] = _MARKER
-    counters = (progress.seed, progress.epoch or 0, progress.rows or 0, progress.best_step)
-    header[_OURS + 2 : _OURS + 10].view(np.uint64)[...] = counters
-    header[_OURS + 10 : _OURS + 12].view(np.float64)[...] = progress.best_loss
-    return write_parts(path, [header, m, v] + ([] if master is None else [master]))
+    header[_MARKER_AT] = _MARKER
+    position = progress.position or START
+    counters = (progress.seed, position.epoch, position.rows, progress.best_step)
+    header[_COUNTERS : _COUNTERS + 8].view(np.uint64)[...] = counters
+    header[_BEST_LOSS : _BEST_LOSS + 2].view(np.float64)[...] = progress.best_loss
+    if num_shards > 1:
+        assert shard is not None
+        header[_SHARD : _SHARD + 4].view(np.uint64)[...] = (shard.start, shard.stop)
+    master = [] if state.master is None else [state.master]
+    return write_parts(path, [header, state.m, state.v, *master])
 
 
 def read_progress(path: Path) -> Progress:
     """Where the run stood, from the header alone. Raises CheckpointError."""
-    header = read_header(path)
-    check_magic(path, header, STATE_MAGIC)
-    return _progress(header)
+    return _progress(_read_state_header(path))
 
 
-def load_state(path: Path, num_parameters: int, part: Part | None = None) -> StateFile:
-    """Read a state for a model of `num_parameters`, or a `part` of it, ours or llm.c's.
+def load_state(path: Path, num_parameters: int, zero_shard: Part | None = None) -> TrainState:
+    """Read the state of a model of `num_parameters`, or a shard of it, ours or llm.c's.
 
-    `path` is rank 0's file; where ranks shared the state, the others lie beside it, and are read as
-    far as they overlap with the part. Raises CheckpointError on a wrong kind, another model, or a
-    file that is missing, does not belong to the others or is cut short.
+    `path` is rank 0's file. If ranks shared the state, their files are next to it and are read as
+    far as they overlap with the wanted shard. The result has no `params`: they are in the model
+    file. Raises CheckpointError for a wrong kind of file, another model, or a file that is missing,
+    does not belong to the others or is cut short.
     """
-    part = part or Part(0, num_parameters)
-    header = read_header(path)
-    check_magic(path, header, STATE_MAGIC)
-    if header[1] == PART_VERSION:
-        files = _parts_beside(path, header, num_parameters)
+    wanted = zero_shard or Part(0, num_parameters)
+    header = _read_state_header(path)
+    if header[_VERSION] == SHARD_VERSION:
+        files = _shard_files(path, header, num_parameters)
     else:
         _check_whole(path, header, num_parameters)
-        files = [(path, Part(0, num_parameters))]
-    num_arrays = 3 if header[_MASTER] else 2
-    arrays = np.empty((num_arrays, part.size), np.float32)
-    for file, holds in files:
-        start, stop = max(part.start, holds.start), min(part.stop, holds.stop)
-        for i in range(num_arrays if start < stop else 0):
-            arrays[i, start - part.start : stop - part.start] = np.fromfile(
-                file,
+        files = [_ShardFile(path, Part(0, num_parameters))]
+    arrays = np.empty((_num_arrays(header), wanted.size), np.float32)
+    for file in files:
+        file.read_overlap(wanted, arrays)
+    m, v, *master = arrays
+    return TrainState(
+        _progress(header), m=m, v=v, master=master[0] if master else None, zero_shard=zero_shard
+    )
+
+
+@dataclass(frozen=True)
+class _ShardFile:
+    """A state file and the elements of the flat vector that its arrays hold."""
+
+    path: Path
+    shard: Part
+
+    def read_overlap(self, wanted: Part, out: np.ndarray) -> None:
+        """Fill the columns of `out` (arrays, wanted.size) that this file holds."""
+        start, stop = max(wanted.start, self.shard.start), min(wanted.stop, self.shard.stop)
+        if start >= stop:
+            return
+        for i, array in enumerate(out):
+            array[start - wanted.start : stop - wanted.start] = np.fromfile(
+                self.path,
                 np.float32,
                 count=stop - start,
-                offset=HEADER_BYTES + 4 * (i * holds.size + start - holds.start),
+                offset=HEADER_BYTES + 4 * (i * self.shard.size + start - self.shard.start),
             )
-    return StateFile(_progress(header), arrays[0], arrays[1], arrays[2] if num_arrays > 2 else None)
+
+
+def _read_state_header(path: Path) -> np.ndarray:
+    header = read_header(path)
+    check_magic(path, header, STATE_MAGIC)
+    return header
+
+
+def _num_arrays(header: np.ndarray) -> int:
+    """m, v and, in some files, the master weights."""
+    return 3 if header[_MASTER] else 2
 
 
 def _check_whole(path: Path, header: np.ndarray, num_parameters: int) -> None:
     """Raise CheckpointError unless the file holds the state of all parameters."""
-    if header[1] != STATE_VERSION:
-        raise CheckpointError(f"{path}: state version {header[1]}; version 1 is supported.")
-    ranks, rank = int(header[2]), int(header[3])
-    body_bytes = 4 * num_parameters * (3 if header[_MASTER] else 2)
+    if header[_VERSION] != STATE_VERSION:
+        raise CheckpointError(f"{path}: state version {header[_VERSION]}; version 1 is supported.")
+    ranks, rank = int(header[_WORLD]), int(header[_RANK])
+    body_bytes = 4 * num_parameters * _num_arrays(header)
     expected = HEADER_BYTES + body_bytes + _shuffle_bytes(path, header, HEADER_BYTES + body_bytes)
     actual = path.stat().st_size
-    # Ranks of llm.c that share nothing each write the whole state; rank 0's will do.
+    # Without ZeRO-1 every rank of llm.c writes the whole state; rank 0's file is enough.
     if (ranks, rank) != (1, 0) and (actual < expected or rank != 0):
         raise CheckpointError(
-            f"{path}: rank {rank} of {ranks} of an llm.c run with ZeRO-1, whose parts are not read. "
+            f"{path}: rank {rank} of {ranks} of an llm.c run with ZeRO-1, whose shards cannot be read. "
             f"Start from the model file instead: -e {path.name.replace('state', 'model')[:14]}.bin"
         )
     if actual != expected:
@@ -148,33 +143,31 @@ def _check_whole(path: Path, header: np.ndarray, num_parameters: int) -> None:
         )
 
 
-def _parts_beside(
-    first: Path, first_header: np.ndarray, num_parameters: int
-) -> list[tuple[Path, Part]]:
-    """The files of all ranks and what they hold; CheckpointError unless they make a whole."""
-    shards, step = int(first_header[2]), int(first_header[_STEP])
-    num_arrays = 3 if first_header[_MASTER] else 2
-    files = []
+def _shard_files(first: Path, first_header: np.ndarray, num_parameters: int) -> list[_ShardFile]:
+    """The files of all ranks; CheckpointError unless they belong together and are complete."""
+    num_shards, step = int(first_header[_WORLD]), int(first_header[_STEP])
+    files: list[_ShardFile] = []
     reached = 0
-    for rank in range(shards):
+    for rank in range(num_shards):
         path = state_path(first.parent, step, rank)
-        header = read_header(path)
-        check_magic(path, header, STATE_MAGIC)
-        start, stop = (int(x) for x in header[_PART : _PART + 4].view(np.uint64))
-        fields = [1, 2, _STEP, _MASTER]
-        if (header[fields] != first_header[fields]).any() or header[3] != rank or start != reached:
+        header = _read_state_header(path)
+        start, stop = (int(x) for x in header[_SHARD : _SHARD + 4].view(np.uint64))
+        common = [_VERSION, _WORLD, _STEP, _MASTER]
+        is_next = header[_RANK] == rank and start == reached
+        if (header[common] != first_header[common]).any() or not is_next:
             raise CheckpointError(f"{path}: not written together with {first.name}.")
-        expected = HEADER_BYTES + 4 * num_arrays * (stop - start)
-        if path.stat().st_size != expected:
+        expected = HEADER_BYTES + 4 * _num_arrays(header) * (stop - start)
+        actual = path.stat().st_size
+        if actual != expected:
             raise CheckpointError(
-                f"{path}: {path.stat().st_size:,} bytes where {expected:,} are announced. "
+                f"{path}: {actual:,} bytes, but its header announces {expected:,}. "
                 f"The file is cut short."
             )
-        files.append((path, Part(start, stop)))
+        files.append(_ShardFile(path, Part(start, stop)))
         reached = stop
     if reached != num_parameters:
         raise CheckpointError(
-            f"{first}: the files of {shards} ranks hold {reached:,} parameters, the model has "
+            f"{first}: the files of {num_shards} ranks hold {reached:,} parameters, the model has "
             f"{num_parameters:,}. They belong to another model."
         )
     return files
@@ -182,11 +175,12 @@ def _parts_beside(
 
 def _progress(header: np.ndarray) -> Progress:
     step = int(header[_STEP])
-    if header[_OURS] != _MARKER:
-        return Progress(step, epoch=None, rows=None)
-    seed, epoch, rows, best_step = (int(x) for x in header[_OURS + 2 : _OURS + 10].view(np.uint64))
-    best_loss = float(header[_OURS + 10 : _OURS + 12].view(np.float64)[0])
-    return Progress(step, seed, epoch, rows, best_step, best_loss)
+    if header[_MARKER_AT] != _MARKER:
+        return Progress(step, position=None)
+    counters = header[_COUNTERS : _COUNTERS + 8].view(np.uint64)
+    seed, epoch, rows, best_step = (int(x) for x in counters)
+    best_loss = float(header[_BEST_LOSS : _BEST_LOSS + 2].view(np.float64)[0])
+    return Progress(step, seed, Position(epoch, rows), best_step, best_loss)
 
 
 def _shuffle_bytes(path: Path, header: np.ndarray, offset: int) -> int:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from cupygpt.data.prefetch import Prefetcher
 from cupygpt.data.rows import (
+    START,
     Batch,
     Counts,
     Cut,
@@ -26,7 +27,6 @@ from cupygpt.errors import DataError
 
 __all__ = ["Batch", "Position", "Prefetcher", "TrainLoader", "ValidationBatches"]
 
-START = Position(0, 0)
 IGNORED_TARGET = -1
 
 

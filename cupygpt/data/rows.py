@@ -26,6 +26,9 @@ class Position:
     rows: int
 
 
+START = Position(epoch=0, rows=0)
+
+
 @dataclass(frozen=True)
 class Batch:
     """One batch of one rank, and the position after it, which a checkpoint stores."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, prune_checkpoints, save_checkpoint
-from cupygpt.checkpoint.state_file import Progress
+from cupygpt.checkpoint.train_state import Progress, TrainState
 from cupygpt.console import Console, StepLine
 from cupygpt.data.prefetch import Prefetcher
-from cupygpt.data.rows import Position
+from cupygpt.data.rows import START, Position
 from cupygpt.data.step_loader import StepBatch, StepLoader
 from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.ranks import Ranks, rank0_first
@@ -130,9 +130,7 @@ class Run:
         pending = self.trainer.step(self._next_input(), step, rate)
         position = self._batches.position
         self._pending.append(_Queued(step, rate, position, pending))
-        self.progress = replace(
-            self.progress, step=step + 1, epoch=position.epoch, rows=position.rows
-        )
+        self.progress = replace(self.progress, step=step + 1, position=position)
         self._report(MAX_PENDING)
 
     def _next_input(self) -> np.ndarray:
@@ -218,33 +216,34 @@ class Run:
 
     def _save(self) -> None:
         """Write the checkpoint of this step, unless the run was resumed from it."""
-        step, trainer, ranks = self.progress.step, self.trainer, self.ranks
+        step, ranks = self.progress.step, self.ranks
         if step == self._saved_step:
             return
-        download, is_first = self.plan.device.download, ranks.rank == 0
-        in_parts = self.plan.shape.shards > 1
-        has_state = is_first or in_parts
         try:
             self._log.flush()
-            save_checkpoint(
-                self.folder,
-                self.plan.shape.config,
-                self.progress,
-                download(trainer.params.flat) if is_first else None,
-                download(trainer.m) if has_state else None,
-                download(trainer.v) if has_state else None,
-                download(trainer.master) if has_state and trainer.master is not None else None,
-                ranks=ranks,
-                part=trainer.part if in_parts else None,
-            )
+            save_checkpoint(self.folder, self.plan.shape.config, self._state(), ranks=ranks)
         except RunError as error:
             raise RunError(f"{error} {self._last_checkpoint()}") from error
         self._saved_step = step
-        if not is_first:
+        if ranks.rank != 0:
             return
         best = self.progress.best_step if self._validation is not None else None
         prune_checkpoints(self.folder, self.plan.config.keep, best)
         self.console.saved(step, str(self.folder))
+
+    def _state(self) -> TrainState:
+        """What this rank saves of the training state."""
+        download, trainer = self.plan.device.download, self.trainer
+        is_first, sharded = self.ranks.rank == 0, self.plan.shape.shards > 1
+        has_state = is_first or sharded
+        return TrainState(
+            self.progress,
+            params=download(trainer.params.flat) if is_first else None,
+            m=download(trainer.m) if has_state else None,
+            v=download(trainer.v) if has_state else None,
+            master=download(trainer.master) if has_state and trainer.master is not None else None,
+            zero_shard=trainer.part if sharded else None,
+        )
 
     def _farewell(self) -> str:
         """When another rank dies: restore the terminal, and say where the run can continue."""
@@ -277,7 +276,7 @@ def _make_trainer(plan: Plan, ranks: Ranks) -> Trainer:
 
 def _step_batches(plan: Plan, data: Data, progress: Progress, rank: int) -> Prefetcher[StepBatch]:
     """The input of each step, prepared on a thread, from where `progress` stands."""
-    position = Position(progress.epoch or 0, progress.rows or 0)
+    position = progress.position or START
     loader = train_loader(
         plan.config, plan.shape, data, rank=rank, world=plan.world, position=position
     )

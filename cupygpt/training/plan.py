@@ -11,7 +11,7 @@ from cupygpt.checkpoint.model_file import ModelFile, load_model
 from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
 from cupygpt.data.corpora import python_docs_tokens
 from cupygpt.data.loader import TrainLoader, ValidationBatches
-from cupygpt.data.rows import Position
+from cupygpt.data.rows import START, Position
 from cupygpt.data.token_files import TokenShard, check_ids, fingerprint, open_shards, write_shard
 from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
 from cupygpt.device.device import Device
@@ -170,8 +170,7 @@ def make_plan(
 
 
 def _rows_per_epoch(config: TrainConfig, shape: RunShape, data: Data, world: int) -> int:
-    start = Position(0, 0)
-    loader = train_loader(config, shape, data, rank=0, world=world, position=start)
+    loader = train_loader(config, shape, data, rank=0, world=world, position=START)
     return loader.rows_per_epoch(0)
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cupygpt.checkpoint.state_file import Progress
+from cupygpt.checkpoint.train_state import Progress
 from cupygpt.errors import ConfigError
 from cupygpt.training.flags import FIXED, TrainConfig, flags_of
 from cupygpt.training.plan import Plan
@@ -73,7 +73,7 @@ def resume_warnings(record: dict[str, Any], plan: Plan, progress: Progress) -> l
     `record` is that of the run (run.json).
     """
     warnings = []
-    if progress.epoch is None:
+    if progress.position is None:
         warnings.append("this state was written by llm.c: the data order starts again")
     began_with = record.get("tokens_per_step", plan.tokens_per_step)
     if record.get("ranks", 1) != plan.world and began_with != plan.tokens_per_step:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
-from cupygpt.checkpoint.state_file import Progress
+from cupygpt.checkpoint.train_state import Progress
 from cupygpt.console import Console
 from cupygpt.distributed.launcher_env import imitates_terminal
 from cupygpt.distributed.ranks import (
@@ -107,26 +107,24 @@ def resume_run(
     data = open_data(config, folder)
     step = broadcast_object(ranks, checkpoint_steps(folder)[-1])
     checkpoint = load_checkpoint(folder, step, ranks=ranks, zero_stage=config.zero_stage)
-    model, state = checkpoint.model.config, checkpoint.state
+    model, state = checkpoint.config, checkpoint.state
     attach_tokenizer(config, model, data)
     check_same("model", record["model"], asdict(model))
     check_same("data", record["data"], data.record())
     plan = make_plan(config, model, data, ranks, begun_in=record.get("precision"))
     origin = f"checkpoint of step {state.progress.step}"
     console.header(header_rows(plan, data, origin, folder))
-    for warning in resume_warnings(record, plan, state.progress):
+    for warning in (*checkpoint.warnings, *resume_warnings(record, plan, state.progress)):
         console.warn(warning)
     run = Run(plan, data, folder, console, state.progress, ranks)
     trainer = run.trainer
-    weights = checkpoint.model.parameters
+    weights = state.float32_weights()
     _check_equal_files(ranks, data, weights)
-    if state.master is not None and plan.shape.shards == 1:
-        # They are what the others were rounded from.
-        trainer.load_parameters(state.master)
-    else:
-        trainer.load_parameters(weights, state.master)
+    trainer.load_parameters(weights, state.master)
     if state.master is not None and trainer.master is None and plan.shape.shards > 1:
         console.warn("the run goes on from its bf16 weights: their master copy is not used here")
+    assert state.m is not None
+    assert state.v is not None
     plan.device.upload(trainer.m, state.m)
     plan.device.upload(trainer.v, state.v)
     return run

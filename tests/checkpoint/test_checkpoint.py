@@ -16,8 +16,10 @@ from cupygpt.checkpoint.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from cupygpt.checkpoint.state_file import Progress, load_state
+from cupygpt.checkpoint.state_file import load_state
+from cupygpt.checkpoint.train_state import Progress, TrainState
 from cupygpt.config import GPTConfig
+from cupygpt.data.rows import Position
 from cupygpt.errors import CheckpointError, RunError
 from cupygpt.model.init_weights import initial_parameters
 
@@ -27,17 +29,17 @@ P = CONFIG.num_parameters
 
 def save(folder: Path, step: int, *, best: int = 0) -> None:
     m, v = np.full(P, step, np.float32), np.full(P, 0.5, np.float32)
-    progress = Progress(step, seed=7, epoch=2, rows=11, best_step=best, best_loss=1.25)
-    save_checkpoint(folder, CONFIG, progress, initial_parameters(CONFIG, step), m, v)
+    progress = Progress(step, seed=7, position=Position(2, 11), best_step=best, best_loss=1.25)
+    save_checkpoint(folder, CONFIG, TrainState(progress, initial_parameters(CONFIG, step), m, v))
 
 
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     save(tmp_path, 3, best=2)
     loaded = load_checkpoint(tmp_path, 3)
-    assert loaded.state.progress == Progress(3, 7, 2, 11, 2, 1.25)
+    assert loaded.state.progress == Progress(3, 7, Position(2, 11), 2, 1.25)
     assert (loaded.state.m == 3).all()
     assert (loaded.state.v == 0.5).all()
-    np.testing.assert_array_equal(loaded.model.parameters, initial_parameters(CONFIG, 3))
+    np.testing.assert_array_equal(loaded.state.params, initial_parameters(CONFIG, 3))
 
 
 def test_the_file_names_and_sizes_are_llmc(tmp_path: Path) -> None:
@@ -53,15 +55,16 @@ def test_the_file_names_and_sizes_are_llmc(tmp_path: Path) -> None:
 def test_bfloat16_weights_and_their_master_come_back(tmp_path: Path) -> None:
     master = initial_parameters(CONFIG, 3)
     m, v = np.full(P, 2, np.float32), np.full(P, 0.5, np.float32)
-    save_checkpoint(tmp_path, CONFIG, Progress(12), to_bfloat16(master), m, v, master)
+    state = TrainState(Progress(12), to_bfloat16(master), m, v, master)
+    save_checkpoint(tmp_path, CONFIG, state)
     assert (tmp_path / "model_00000012.bin").stat().st_size == 1024 + 2 * P
     assert (tmp_path / "state_00000012_00000.bin").stat().st_size == 1024 + 12 * P
     assert np.fromfile(tmp_path / "model_00000012.bin", "<i4", 2)[1] == 5
     loaded = load_checkpoint(tmp_path, 12)
-    assert loaded.model.precision == "bf16"
+    assert loaded.precision == "bf16"
     assert loaded.state.master is not None
     np.testing.assert_array_equal(loaded.state.master, master)
-    np.testing.assert_array_equal(loaded.model.parameters, from_bfloat16(to_bfloat16(master)))
+    np.testing.assert_array_equal(loaded.state.params, from_bfloat16(to_bfloat16(master)))
     np.testing.assert_array_equal(loaded.state.m, m)
 
 
@@ -110,7 +113,7 @@ def test_every_damaged_byte_is_noticed(
     else:
         # Only DONE may change without harm (white space, or emptied as llm.c writes it).
         assert name == "DONE_00000009"
-        np.testing.assert_array_equal(loaded.model.parameters, initial_parameters(CONFIG, 9))
+        np.testing.assert_array_equal(loaded.state.params, initial_parameters(CONFIG, 9))
 
 
 def test_an_llmc_state_loads_and_says_that_its_order_is_lost(tmp_path: Path) -> None:
@@ -121,7 +124,7 @@ def test_an_llmc_state_loads_and_says_that_its_order_is_lost(tmp_path: Path) -> 
     path = tmp_path / "state_00000077_00000.bin"
     path.write_bytes(header.tobytes() + body.tobytes() + loader)
     state = load_state(path, P)
-    assert state.progress == Progress(77, epoch=None, rows=None)
+    assert state.progress == Progress(77, position=None)
     assert state.master is not None
     assert [state.m[0], state.v[0], state.master[0]] == [0, P, 2 * P]
     path.write_bytes(path.read_bytes()[:-1])

@@ -1,6 +1,7 @@
 """Ranks compute what one process would: the same losses, and the same bits on every rank."""
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from support.rank_threads import run_ranks
 from support.small_runs import write_tokens
 
 from cupygpt.checkpoint.checkpoint import load_checkpoint, save_checkpoint
-from cupygpt.checkpoint.state_file import Progress, load_state, state_path
+from cupygpt.checkpoint.state_file import load_state, state_path
+from cupygpt.checkpoint.train_state import Progress, TrainState
 from cupygpt.config import GPTConfig
 from cupygpt.data.loader import TrainLoader, ValidationBatches
+from cupygpt.data.rows import Position
 from cupygpt.data.step_loader import StepLoader
 from cupygpt.data.token_files import open_shards
 from cupygpt.device.cpu import CPU
@@ -211,22 +214,21 @@ def save(folder: Path, world: int, *, zero: bool, step: int = 7, master: bool = 
         part = part_of(P, world, ranks.rank) if zero and world > 1 else None
         own = slice(part.start, part.stop) if part else slice(None)
         has = ranks.rank == 0 or part is not None
-        save_checkpoint(
-            folder,
-            CONFIG,
-            Progress(step, seed=5, rows=11),
+        state = TrainState(
+            replace(PROGRESS, step=step),
             initial_parameters(CONFIG, 1) if ranks.rank == 0 else None,
             whole["m"][own] if has else None,
             whole["v"][own] if has else None,
             whole["master"][own] if has and master else None,
-            ranks=ranks,
-            part=part,
+            zero_shard=part,
         )
+        save_checkpoint(folder, CONFIG, state, ranks=ranks)
 
     run_ranks(world, rank)
 
 
 OFFSETS = {"m": 0.0, "v": 0.25, "master": 0.5}
+PROGRESS = Progress(7, seed=5, position=Position(0, 11))
 
 
 @pytest.mark.parametrize(
@@ -254,7 +256,7 @@ def test_any_ranks_load_what_any_ranks_saved(
         assert (state.master is not None) == master
         if master:
             np.testing.assert_array_equal(state.master, wanted + np.float32(0.5))
-        assert state.progress == Progress(7, seed=5, rows=11)
+        assert state.progress == PROGRESS
 
 
 def test_one_rank_and_ranks_that_share_nothing_write_the_same_files(tmp_path: Path) -> None:

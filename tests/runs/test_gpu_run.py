@@ -173,9 +173,9 @@ def test_straight_equals_stopped_and_resumed(tmp_path: Path, more: list[str]) ->
     assert main(["--resume", str(resumed), "-n", "45"]) == 0
     assert main_log(resumed) == main_log(straight)
     ends = [load_checkpoint(folder, 45) for folder in (straight, resumed)]
-    np.testing.assert_array_equal(ends[0].model.parameters, ends[1].model.parameters)
+    np.testing.assert_array_equal(ends[0].state.params, ends[1].state.params)
     is_bfloat16 = "--precision" not in more
-    assert ends[0].model.precision == ("bf16" if is_bfloat16 else "fp32")
+    assert ends[0].precision == ("bf16" if is_bfloat16 else "fp32")
     assert (ends[0].state.master is not None) == (is_bfloat16 and "-w" not in more)
 
 

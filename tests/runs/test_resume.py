@@ -39,7 +39,7 @@ def test_straight_equals_stopped_and_resumed(
     if (middle, variant) == ("33", "plain"):
         assert metrics(straight, "train")[-1]["epoch"] > 1.0
     ends = [load_checkpoint(folder, int(end)) for folder in (straight, resumed)]
-    np.testing.assert_array_equal(ends[0].model.parameters, ends[1].model.parameters)
+    np.testing.assert_array_equal(ends[0].state.params, ends[1].state.params)
     np.testing.assert_array_equal(ends[0].state.m, ends[1].state.m)
     assert ends[0].state.progress == ends[1].state.progress
 
@@ -48,10 +48,10 @@ def test_another_batch_size_sees_the_rest_of_the_epoch_once(tmp_path: Path) -> N
     flags = write_files(tmp_path)
     run = tmp_path / "run"
     assert main([*flags, "-n", "10", "-o", str(run)]) == 0
-    assert load_checkpoint(run, 10).state.progress.rows == 40
+    assert load_checkpoint(run, 10).state.progress.position.rows == 40
     assert main(["--resume", str(run), "-n", "20", "-b", "7", "-d", "56"]) == 0
     # That each remaining row comes once is a property test of the loader; here: 10 × 4 + 10 × 7.
-    assert load_checkpoint(run, 20).state.progress.rows == 110
+    assert load_checkpoint(run, 20).state.progress.position.rows == 110
 
 
 @pytest.mark.parametrize(

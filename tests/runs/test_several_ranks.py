@@ -66,8 +66,8 @@ def test_a_run_goes_on_with_other_numbers_of_ranks(tmp_path: Path) -> None:
         [event["loss"] for event in metrics(straight, "train")],
         rtol=1e-5,
     )
-    assert load_checkpoint(changing, 20).state.progress.rows == (
-        load_checkpoint(straight, 20).state.progress.rows
+    assert load_checkpoint(changing, 20).state.progress.position.rows == (
+        load_checkpoint(straight, 20).state.progress.position.rows
     )
 
 
@@ -77,7 +77,7 @@ def test_another_number_of_tokens_per_step_is_pointed_out(tmp_path: Path) -> Non
     out = train("--resume", str(run), "-n", "5", "--gpus", "2")
     assert "a step takes 64 tokens, it took 32 when the run began" in out
     assert "pass -d 32 to keep the old step size" in out
-    assert load_checkpoint(run, 5).state.progress.rows == 3 * 4 + 2 * 8
+    assert load_checkpoint(run, 5).state.progress.position.rows == 3 * 4 + 2 * 8
 
 
 def endless(tmp_path: Path, *more: str) -> list[str]:

@@ -115,4 +115,4 @@ def losses(folder: Path) -> np.ndarray:
 
 def parameters(folder: Path) -> np.ndarray:
     """Of the newest checkpoint, which is verified."""
-    return load_checkpoint(folder, checkpoint_steps(folder)[-1]).model.parameters
+    return load_checkpoint(folder, checkpoint_steps(folder)[-1]).state.params
