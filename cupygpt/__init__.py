@@ -1,8 +1,41 @@
 """Train GPT models from scratch at the kernel level, from Python, without PyTorch.
 
-Names used everywhere, as in the field: B batch rows, T sequence length, C channels, NH heads,
-HS = C / NH head size, L layers, V vocabulary, Vp vocabulary padded to a multiple of 128, maxT the
-longest sequence a model was made for. A leading `d` marks a gradient (`dinp`, `dwte`).
+Where to start reading: train.py is the command, training/start.py what it does, model/gpt.py the
+network, ops/gelu.py with cuda/gelu.cu one operation. README.md has a map of all folders.
+
+Names, as in the field
+    B, T, C         batch rows, sequence length, channels
+    NH, HS          attention heads, head size HS = C / NH
+    L               layers
+    V, Vp           vocabulary, and padded to a multiple of 128
+    maxT            the longest sequence a model was made for
+    wte, qkvw ...   the parameters, by llm.c's names (model/tensors.py)
+    dinp, dwte ...  a leading d marks a gradient
+    bh              index b * NH + h of a head in a batch
+    lr, grad_norm   learning rate, norm of all gradients before clipping
+
+Glossary: each word has one meaning in the whole project
+    arena           one flat allocation; its tensors are named views of it
+    baseline        the loss of an n-gram model, which a run is compared with
+    batch slice     the batch rows that one CPU core computes
+    chunk           consecutive rows handled together: of logits, or of a matrix to be summed
+    column split    the columns of dk and dv that one block of attention's backward computes
+    floatX          the type of weights and activations: float, or bfloat16 (uint16 in Python)
+    head, lm_head   an attention head; the language-model head (logits and loss)
+    lane            a thread of a warp, 0 to 31
+    lse, delta      log-sum-exp of a row of scores; rowsum(dO * O) in attention's backward
+    pack            the elements of one 128-bit access: 4 float32 or 8 bfloat16 (PACK_SIZE)
+    partial         a sum over some of the rows, which a second kernel adds up
+    rank            one of the processes that train together, usually one per GPU
+    row group       the rows whose partial sum one block leaves
+    shard           a token file
+    site            a place in the model where random numbers are drawn (dropout, rounding)
+    stage           one of the shared-memory buffers that take turns in a pipeline
+    step            one update of the parameters, from one or several micro-batches
+    tile            a block of a matrix, in shared memory or in registers
+    vocab split     a block's share of the vocabulary
+    window          32 neighbouring positions of the sorted tokens (encoder_backward)
+    zero shard      a rank's share of the flat vector of parameters (ZeRO-1)
 """
 
 import os
@@ -11,6 +44,7 @@ import sys
 __version__ = "0.1.0"
 
 if "numpy" not in sys.modules:
-    # On the CPU the ops spread their work, products included, over threads of their own. BLAS
-    # threads beside them would spin while they wait, on cores that the ops could use.
+    # On the CPU the ops run products, like everything else, on one thread per core. Threads of
+    # BLAS would spin while they wait, on cores that the ops could use. OpenBLAS reads this when
+    # NumPy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")

@@ -16,7 +16,7 @@ from cupygpt.arrays import Array
 Job = Callable[[], None]
 
 _here = threading.local()
-"""`is_busy` is true on a thread that runs one of several jobs: the other cores have work already."""
+"""`is_busy` is true on a thread that runs one of several jobs: the other cores have work too."""
 
 
 @cache
@@ -28,7 +28,7 @@ def num_cores() -> int:
 
 
 def idle_cores() -> int:
-    """Cores that the caller may spread work over, its own included: one inside a job, else all."""
+    """Cores that the caller may use, its own included: one inside a job, else all."""
     return 1 if getattr(_here, "is_busy", False) else num_cores()
 
 
@@ -69,7 +69,7 @@ def run_together(jobs: Sequence[Job]) -> None:
 
 @cache
 def _inbox(number: int) -> "SimpleQueue[Job]":
-    """Where thread `number` waits for jobs: half the time of a thread pool and its futures."""
+    """The queue of jobs of thread `number`. It takes half the time of a thread pool with futures."""
     inbox: SimpleQueue[Job] = SimpleQueue()
 
     def work() -> None:
@@ -105,5 +105,5 @@ def for_blocks(work: Callable[[int, int], None], total: int, block: int) -> None
 
 
 def share(total: int, least: int) -> int:
-    """Block size that gives every idle core one block, but none smaller than `least`."""
+    """Block size that gives every idle core one block; at least `least`."""
     return max(1, least, -(-total // idle_cores()))

@@ -1,10 +1,10 @@
 """Matrix products on the GPU: cuBLASLt with row-major arrays, descriptors cached by shape.
 
 CuPy's own products refuse to run while a stream is captured; these run eagerly and captured. The
-first call of a kind describes the product and takes the algorithm that was measured to be the
-fastest (matmul_choice.py), or without a measurement the one that cuBLASLt's heuristics put first
-(under 100 μs); later calls look it up. No call outside `measuring` waits for the device, and none
-but the first on a device allocates.
+first call of a kind describes the product (under 100 μs). It takes the algorithm that was measured
+to be the fastest (matmul_choice.py); without a measurement, the first one that cuBLASLt proposes.
+Later calls look the description up. No call outside `measuring` waits for the device, and only the
+first call on a device allocates memory.
 """
 
 import ctypes
@@ -54,8 +54,8 @@ def matmul(
     Written: out (M, N); accumulated with `accumulate`. Read: op(a) (M, K), op(b) (K, N); bias (N,)
     or None. `epilogue` None: f is the identity. "gelu": f is the tanh form of GELU, and its input
     is also written to aux (M, N) unless that is None. "dgelu": out = (op(a) @ op(b)) times the
-    derivative of GELU at aux (M, N), which is read; no bias. On an H200 the GELU epilogues pay in
-    bfloat16 only: in TF32 they cost more than a GELU kernel of its own.
+    derivative of GELU at aux (M, N), which is read; no bias. On an H200 the GELU epilogues save
+    time in bfloat16 only: in TF32 they cost more than a separate GELU kernel.
 
     float32 operands give a float32 result, in true float32 or, with `tf32`, with operands rounded
     to TF32. uint16 operands are bfloat16, summed in float32, for a float32 or bfloat16 result
@@ -66,7 +66,7 @@ def matmul(
     All arrays are CuPy arrays on one device, or of a type that `register_matmul` knows. The work is
     queued on CuPy's current stream. Products of one device share a workspace and cached descriptors: issue them from one thread, on one
     stream at a time. Raises KernelError for shapes, types and layouts that do not fit together or
-    that cuBLASLt does not know, with its status; DeviceError where cuBLASLt is missing.
+    that cuBLASLt does not support, with its status; DeviceError if cuBLASLt is missing.
     """
     if out.size == 0:
         return
@@ -95,7 +95,7 @@ def matmul(
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is passed to cublasLtMatmul for one kind of product, beside the addresses."""
+    """What is passed to cublasLtMatmul for one kind of product, without the addresses."""
 
     problem: Problem
     operation: int

@@ -27,7 +27,7 @@ class Sampling:
 
 
 class Generator:
-    """Decodes with the given parameters; its buffers are small beside the model's.
+    """Decodes with the given parameters; its buffers are small compared with the model's.
 
     `feed` appends tokens; the logits of the last one then give the next token's distribution.
     """
@@ -47,7 +47,7 @@ class Generator:
     ) -> Iterator[int]:
         """Yield `count` tokens that continue `prompt` (at least one id); `seed` repeats them.
 
-        A text longer than the model's context goes on from its last half.
+        A text longer than the model's context continues from its last half.
         """
         draws = np.random.RandomState(list(seed))
         buffers, maxT = self._buffers, self.config.maxT

@@ -44,8 +44,8 @@ def initial_parameters(config: GPTConfig, seed: int) -> np.ndarray:
 def fill_normal(out: np.ndarray, std: float, generator: np.random.RandomState) -> None:
     """Write normal numbers of mean 0 into `out` (at least 16 elements, contiguous).
 
-    Blocks of 16 hold eight Box-Muller pairs; where the size is no multiple of 16, the last 16
-    elements are drawn anew.
+    Blocks of 16 hold eight Box-Muller pairs. If the size is no multiple of 16, the last 16
+    elements are drawn a second time.
     """
     flat = out.reshape(-1)
     assert flat.size >= _MIN_NORMALS, flat.size

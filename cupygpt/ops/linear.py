@@ -11,13 +11,14 @@ from cupygpt.ops.bias import bias_backward
 from cupygpt.ops.gelu import gelu_bias_backward, gelu_forward
 
 TILE_ELEMENTS = 1 << 18
-"""Elements of dweight that are computed beside it before they are added: 1 MB of float32."""
+"""dweight is accumulated in tiles of this many elements (1 MB), so that the temporary stays in
+cache."""
 
 FUSED_GELU_BYTES = 32 << 20
-"""From this size on a tensor leaves the L2 cache of an H200 before its next reader comes."""
+"""Tensors of this size or more do not stay in an H200's L2 cache until they are read again."""
 
 LEAST_SHARE = 1 << 19
-"""Multiplications worth a thread of their own on the CPU: fewer take less time than waking it."""
+"""Multiplications per CPU thread, at least: fewer take less time than waking the thread."""
 
 
 def linear_forward(
@@ -77,8 +78,8 @@ def linear_gelu_forward(
     """hidden = inp @ weight.T + bias, and out = gelu(hidden).
 
     Written: out, hidden (..., OC) floatX. The rest as in linear_forward. On a GPU in bfloat16 the
-    product applies the GELU to its sums, before they are rounded; elsewhere that costs more than a
-    kernel of its own.
+    product applies the GELU to its sums, before they are rounded. In float32 that costs more than a
+    separate kernel.
     """
     if on_host(out) or not precision.rounds_storage:
         linear_forward(hidden, inp, weight, bias, precision=precision)
@@ -112,8 +113,9 @@ def gelu_linear_backward(
     """Gradients of out = inp @ weight.T + bias, where inp = gelu(hidden).
 
     Written: dhidden (..., C) floatX, the gradient of hidden. Accumulated: dhidden_bias (C,)
-    float32, the sum of its rows. The rest as in linear_backward. Large bfloat16 tensors of a GPU
-    get the derivative inside the product, small ones, which stay in the L2 cache, by a kernel.
+    float32, the sum of its rows. The rest as in linear_backward. For large bfloat16 tensors
+    on a GPU the product applies the derivative. Small tensors stay in the L2 cache, and a separate
+    kernel does it.
     """
     OC, C = weight.shape
     is_large = dhidden.nbytes >= FUSED_GELU_BYTES

@@ -332,7 +332,7 @@ class TrainConfig:
 
     @property
     def is_demo(self) -> bool:
-        """Whether the run trains on the demo's text, for want of other data."""
+        """Whether the run trains on the demo's text, because it was given no other."""
         return self.train_data is None
 
 

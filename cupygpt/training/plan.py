@@ -216,7 +216,7 @@ def validation_batches(plan: Plan, data: Data, rank: int) -> ValidationBatches |
 
 def _demo_data(config: TrainConfig, folder: Path) -> Data:
     if config.val_data is not None:
-        raise ConfigError(f"{flags_of('val_data')} needs {flags_of('train_data')} beside it.")
+        raise ConfigError(f"{flags_of('val_data')} needs {flags_of('train_data')}.")
     train_path, val_path = folder / DEMO_TRAIN, folder / DEMO_VAL
     tokenizer = load_tokenizer(config.tokenizer or "bytes")
     if not (train_path.exists() and val_path.exists()):

@@ -15,9 +15,10 @@ BITS_DEPEND_ON = ("cupygpt", "numpy", "processor", "device")
 
 
 def resumed_config(saved: dict[str, Any], given: dict[str, Any], *, world: int = 1) -> TrainConfig:
-    """The run's own settings with the given flags on top; one rank has nobody to share with.
+    """The run's own settings, replaced by the given flags.
 
-    Raises ConfigError with a list of what differs where a flag would change the run.
+    One rank has nobody to share the optimizer's state with: ZeRO is off then. Raises ConfigError,
+    with a list of the differences, if a flag would change the run.
     """
     config = TrainConfig(**saved)
     differences = [
@@ -25,7 +26,7 @@ def resumed_config(saved: dict[str, Any], given: dict[str, Any], *, world: int =
         for name in FIXED
         if name in given and given[name] != getattr(config, name)
     ]
-    # A rate that follows the length of the run would jump; a level one goes on.
+    # A learning rate that depends on the length of the run would jump; a constant one stays.
     if config.schedule != "constant" and config.final_fraction != 1.0:
         differences += [
             f"  {flags_of(name)}: {getattr(config, name)} in the run, {given[name]} asked for "

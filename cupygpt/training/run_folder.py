@@ -39,7 +39,7 @@ def new_run_folder(out: str | None, *, overwrite: bool) -> Path:
             if not overwrite:
                 raise ConfigError(
                     f"-o {folder} already holds a run. Continue it with --resume {folder}, "
-                    f"choose another folder, or start anew with --overwrite."
+                    f"choose another folder, or start again in this one with --overwrite."
                 )
             _clear(folder)
         probe = folder / ".writable"
@@ -134,7 +134,7 @@ def processor_name() -> str:
 
 
 def environment(device: str) -> dict[str, str]:
-    """What the numbers of a run depend on besides its settings."""
+    """What the numbers of a run depend on, in addition to its settings."""
     return {
         "cupygpt": cupygpt.__version__,
         "python": platform.python_version(),

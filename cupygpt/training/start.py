@@ -117,16 +117,10 @@ def resume_run(
     for warning in (*checkpoint.warnings, *resume_warnings(record, plan, state.progress)):
         console.warn(warning)
     run = Run(plan, data, folder, console, state.progress, ranks)
-    trainer = run.trainer
-    weights = state.float32_weights()
-    _check_equal_files(ranks, data, weights)
-    trainer.load_parameters(weights, state.master)
-    if state.master is not None and trainer.master is None and plan.shape.shards > 1:
-        console.warn("the run goes on from its bf16 weights: their master copy is not used here")
-    assert state.m is not None
-    assert state.v is not None
-    plan.device.upload(trainer.m, state.m)
-    plan.device.upload(trainer.v, state.v)
+    _check_equal_files(ranks, data, state.float32_weights())
+    if state.zero_shard is not None and state.master is not None and run.trainer.master is None:
+        console.warn("the run continues from its bf16 weights; their master copy is not used here")
+    run.trainer.load(state)
     return run
 
 

@@ -76,11 +76,11 @@ class Trainer:
     captured and replayed from then on; the first runs op by op, because it loads kernels and
     chooses algorithms on its way.
 
-    With `collectives` the ranks sum their gradients and losses, a layer at a time beside the
-    backward pass of the next. With `shape.shards` each then updates only its `part` of the
-    parameters (ZeRO-1), of which alone it has m, v and master, and they exchange the parts. All
-    ranks still sum all gradients: a reduce-scatter would move a third less, but its pieces are runs
-    of the flat vector, which are complete only when the whole backward pass is.
+    `collectives` sum the gradients and losses of all ranks, one layer at a time, in parallel with
+    the backward pass of the layers below. With `shape.shards` (ZeRO-1) a rank then updates only its
+    `part` of the parameters, the only part of which it has m, v and master, and the ranks gather
+    the parts. All ranks still reduce all gradients: a reduce-scatter would move a third less, but a
+    rank's part spans many layers, so it could start only after backward.
     """
 
     def __init__(
@@ -218,7 +218,7 @@ class Trainer:
             self._update()
 
     def _sum_layer(self, layer: int) -> None:
-        """Begin to sum a layer's gradients over the ranks, while backward goes on below it."""
+        """Begin to sum a layer's gradients over the ranks, while backward continues below it."""
         assert self._collectives is not None
         self._collectives.all_reduce_async([grad for _, grad in self.grads.layer(layer).items()])
 
