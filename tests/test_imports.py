@@ -24,7 +24,7 @@ PACKAGE = ROOT / "cupygpt"
 MAY_IMPORT = {
     "training": {"model", "checkpoint", "ops", "data", "distributed", "kernels", "device"},
     "model": {"ops", "distributed", "kernels", "device"},
-    "checkpoint": {"distributed"},
+    "checkpoint": {"data", "distributed"},
     "ops": {"kernels", "device"},
     "data": set(),
     "distributed": {"device"},

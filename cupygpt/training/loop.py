@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, prune_checkpoints, save_checkpoint
-from cupygpt.checkpoint.train_state import Progress, TrainState
+from cupygpt.checkpoint.train_state import Progress
 from cupygpt.console import Console, StepLine
 from cupygpt.data.prefetch import Prefetcher
 from cupygpt.data.rows import START, Position
@@ -221,7 +221,8 @@ class Run:
             return
         try:
             self._log.flush()
-            save_checkpoint(self.folder, self.plan.shape.config, self._state(), ranks=ranks)
+            state = self.trainer.state(self.progress)
+            save_checkpoint(self.folder, self.plan.shape.config, state, ranks=ranks)
         except RunError as error:
             raise RunError(f"{error} {self._last_checkpoint()}") from error
         self._saved_step = step
@@ -230,20 +231,6 @@ class Run:
         best = self.progress.best_step if self._validation is not None else None
         prune_checkpoints(self.folder, self.plan.config.keep, best)
         self.console.saved(step, str(self.folder))
-
-    def _state(self) -> TrainState:
-        """What this rank saves of the training state."""
-        download, trainer = self.plan.device.download, self.trainer
-        is_first, sharded = self.ranks.rank == 0, self.plan.shape.shards > 1
-        has_state = is_first or sharded
-        return TrainState(
-            self.progress,
-            params=download(trainer.params.flat) if is_first else None,
-            m=download(trainer.m) if has_state else None,
-            v=download(trainer.v) if has_state else None,
-            master=download(trainer.master) if has_state and trainer.master is not None else None,
-            zero_shard=trainer.part if sharded else None,
-        )
 
     def _farewell(self) -> str:
         """When another rank dies: restore the terminal, and say where the run can continue."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cupygpt.checkpoint.train_state import Progress, TrainState
 from cupygpt.device.device import Device, PendingRead, Replay
 from cupygpt.distributed.collectives import Collectives
 from cupygpt.distributed.zero import cut_segments, part_of, part_size
@@ -142,6 +143,28 @@ class Trainer:
             cast(self.params.flat, self.master)
         else:
             self.device.upload(self.params.flat, self.shape.precision.encode(weights))
+
+    def state(self, progress: Progress) -> TrainState:
+        """What this rank saves in a checkpoint, on the host; `progress` says where the run stands."""
+        download, sharded = self.device.download, self.shape.shards > 1
+        has_state = self.rank == 0 or sharded
+        has_master = has_state and self.master is not None
+        return TrainState(
+            progress,
+            params=download(self.params.flat) if self.rank == 0 else None,
+            m=download(self.m) if has_state else None,
+            v=download(self.v) if has_state else None,
+            master=download(self.master) if has_master else None,
+            zero_shard=self.part if sharded else None,
+        )
+
+    def load(self, state: TrainState) -> None:
+        """Continue from a loaded checkpoint."""
+        assert state.m is not None
+        assert state.v is not None
+        self.load_parameters(state.float32_weights(), state.master)
+        self.device.upload(self.m, state.m)
+        self.device.upload(self.v, state.v)
 
     def step(self, packed: np.ndarray, step: int, rate: float) -> PendingStep:
         """Queue optimizer step `step` (0-based) at learning rate `rate`.
