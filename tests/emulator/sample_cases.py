@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from emulator.cases import case
 from emulator.emulate import EmulatedArray, EmulatedKernel, emulated, emulated_empty, load
+from support.tolerance import assert_close, limit
 
 SAMPLES = Path(__file__).parent / "samples"
 CUDA_DIR = Path(__file__).parents[2] / "cuda"
@@ -46,9 +47,8 @@ def bf16_values(bits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 def check(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any], terms: int = 1) -> None:
     """Assert that got is want to within the float32 rounding of a sum of `terms`."""
-    limit = (2 + np.sqrt(terms)) * np.finfo(np.float32).eps * max(np.abs(want).max(), 1e-30)
-    error = np.abs(np.asarray(got).astype(np.float64) - want).max()
-    assert error <= limit, f"off by {error:.2e}, allowed {limit:.2e}"  # False for NaN too
+    allowed = limit("float32", terms, np.abs(want).max())
+    assert_close("result", np.asarray(got), np.asarray(want), allowed)
 
 
 @case("matmul.cu")

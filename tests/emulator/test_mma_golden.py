@@ -11,6 +11,7 @@ import pytest
 from emulator.emulate import EmulatedModule, emulated, emulated_empty
 from emulator.make_mma_golden import CUDA_DIR, GOLDEN, GPU, SOURCE, make_inputs, run_kernels
 from emulator.report import INCLUDE_DIR
+from support.tolerance import assert_close, limit
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 
@@ -30,11 +31,8 @@ def assert_agree(got: Arrays, want: Arrays, inputs: Arrays) -> None:
             np.testing.assert_array_equal(got[name], values, err_msg=name)
             continue
         kernel = name.partition(".")[0]
-        # Tensor cores align the products of a sum before adding, keeping at least 24 bits.
-        terms = inputs[f"{kernel}.a"].shape[1] + 1
-        limit = 4 * terms * np.finfo(np.float32).eps * max(1.0, float(np.abs(values).max()))
-        error = float(np.abs(np.asarray(got[name], np.float64) - values).max())
-        assert error <= limit, f"{name}: off by {error:.2e}, allowed {limit:.2e}"
+        terms = 4 * (inputs[f"{kernel}.a"].shape[1] + 1)  # tensor cores cut sums off
+        assert_close(name, got[name], values, limit("float32", terms, np.abs(values).max()))
 
 
 @pytest.mark.golden

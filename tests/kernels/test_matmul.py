@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import tolerance
 from support.gpu import require_gpu
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
@@ -61,14 +62,16 @@ class Case:
     ) -> np.ndarray:
         """Error that rounding explains; `magnitude` is the sum of the products' absolute values.
 
-        A product in TF32 has a relative error of at most 2**-9, one of float32 none worth
-        mentioning. Sums in float32 err by about sqrt(K) units of their terms, in any order. A
-        bfloat16 result may be rounded (by 2**-8 at most) before `addend` is added, and after.
+        Tensor cores cut sums off: four times the terms. A bfloat16 result may be rounded before
+        `addend` is added, and again after.
         """
-        operand = 2.0**-9 if self.tf32 else 0.0
-        store = 2.0**-8 if self.kind == "bf16" else 2.0**-23
-        sums = (operand + (4 + math.sqrt(K)) * 2.0**-23) * magnitude
-        return sums + store * (2 * np.abs(product) + np.abs(addend))
+        return tolerance.limit(
+            "bfloat16" if self.kind == "bf16" else "float32",
+            4 * K,
+            np.abs(product) + np.abs(addend),
+            summed=magnitude,
+            relative=tolerance.TF32_PRODUCT if self.tf32 else 0.0,
+        )
 
 
 @pytest.mark.gpu

@@ -4,7 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 from support import oracle
-from support.devices import EPSILON, Device, round_to, twice
+from support.devices import Device, round_to, twice
+from support.tolerance import EPSILON
 
 from cupygpt.config import GPTConfig
 from cupygpt.errors import KernelError

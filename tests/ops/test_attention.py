@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ import numpy as np
 import pytest
 from numpy.random import Generator
 from support import oracle
-from support.devices import DEVICES, EPSILON, STARTED_AT, Device, round_to
+from support.devices import DEVICES, STARTED_AT, Device, round_to
 from support.gpu import require_gpu
+from support.tolerance import EPSILON
 
 from cupygpt.device.precision import BF16, FP32, TF32
 from cupygpt.ops import attention
@@ -135,14 +135,11 @@ def check(dev: Device, result: Result, qkv: Any, dout: Any, NH: int, *, allow_tf
     # exp turns the absolute rounding of a score, which grows with the score, into a relative one.
     largest_score = np.abs(want_lse).max()
     exp_noise = EPSILON["float32"] * largest_score
-    compare(dev, "out", dev.values(result.out), want_out, plain_out, terms)
-    compare(dev, "lse", dev.values(result.lse), want_lse, plain_lse, terms, "float32")
+    dev.agree("out", result.out, want_out, plain_out, terms)
+    dev.agree("lse", result.lse, want_lse, plain_lse, terms, "float32")
     parts = (np.split(x, 3, axis=-1) for x in (dev.values(result.dqkv), want_dqkv, plain_dqkv))
     for name, found, want, plain in zip(("dq", "dk", "dv"), *parts, strict=True):
-        compare(
-            dev, name, found, want, plain, terms,
-            largest=np.abs(want_dqkv).max(), exp_noise=exp_noise,
-        )  # fmt: skip
+        dev.agree(name, found, want, plain, terms, size=np.abs(want_dqkv).max(), relative=exp_noise)
     check_bias(dev, result, want_dqkv, plain_dqkv, terms, exp_noise)
 
 
@@ -157,30 +154,10 @@ def check_bias(
     """dbias is the sum of the rows, as near as the roundings of single rows explain."""
     want, plain = (x.sum(axis=(0, 1), dtype=np.float64) for x in (want_dqkv, plain_dqkv))
     num_rows = want_dqkv.shape[0] * want_dqkv.shape[1]
-    compare(
-        dev, "dbias", dev.values(result.dbias) - STARTED_AT, want, plain, terms, "float32",
-        largest=num_rows * np.abs(want_dqkv).max() + STARTED_AT, exp_noise=exp_noise,
+    dev.agree(
+        "dbias", dev.values(result.dbias) - STARTED_AT, want, plain, terms, "float32",
+        size=num_rows * np.abs(want_dqkv).max() + STARTED_AT, relative=exp_noise,
     )  # fmt: skip
-
-
-def compare(
-    dev: Device,
-    name: str,
-    found: np.ndarray,
-    want: np.ndarray,
-    plain: np.ndarray,
-    terms: int,
-    dtype: str = "",
-    largest: float | None = None,
-    exp_noise: float = 0.0,
-) -> None:
-    dtype = dtype or dev.floatX
-    largest = np.abs(want).max() if largest is None else largest
-    base = np.abs(round_to(plain, dtype) - want).max()
-    noise = EPSILON[dtype] + math.sqrt(terms) * EPSILON["float32"] + exp_noise
-    limit = 2 * base + noise * largest
-    error = np.abs(found - want).max()
-    assert error <= limit, f"{name} on {dev.name} {dtype}: {error:.2e} over {limit:.2e}"
 
 
 @pytest.mark.parametrize(("B", "T", "NH", "HS"), SHAPES)
@@ -355,7 +332,7 @@ def test_decoding_in_pieces_equals_attention(dev: Device, rng: Generator, NH: in
 
     want, _ = oracle.attention_forward(values, NH)
     plain, _ = oracle.attention_forward(values.astype(np.float32), NH)
-    compare(dev, "out", np.concatenate(found), want[0], plain[0], T + HS)
+    dev.agree("out", np.concatenate(found), want[0], plain[0], T + HS)
     _, keys, new_values = oracle.split_heads(values, NH)
     kept = dev.values(cache)
     np.testing.assert_array_equal(kept[0, :, :T], keys[0])

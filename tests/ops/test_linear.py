@@ -1,19 +1,15 @@
 """linear: the product with bias and its gradients against float64, on every kind of array."""
 
-from collections.abc import Callable
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 import pytest
-from emulator import product
 from support import oracle
-from support.devices import EPSILON, STARTED_AT, Device, twice
+from support.devices import STARTED_AT, Device, make_device, twice
 from support.gpu import require_gpu
+from support.tolerance import EPSILON
 
-from cupygpt.arrays import from_bfloat16, to_bfloat16
-from cupygpt.device.precision import BF16, FP32, TF32
-from cupygpt.kernels.matmul import register_matmul
+from cupygpt.device.precision import FP32, TF32
 from cupygpt.ops import linear
 from cupygpt.ops.linear import (
     gelu_linear_backward,
@@ -22,126 +18,70 @@ from cupygpt.ops.linear import (
     linear_gelu_forward,
 )
 
-Put = Callable[[np.ndarray], Any]
-
 # Leading axes, C, OC: one row, sizes that do not divide by tiles, and a row length of the head.
 SHAPES = [((1,), 8, 8), ((2, 3), 40, 24), ((3, 37), 64, 192), ((2, 128), 32, 16640)]
 
 
-class Emulated(np.ndarray):
-    """Stands for the emulated device: an ndarray type of its own."""
-
-
-register_matmul(Emulated, product.matmul)
-
-
-def on_cpu(values: np.ndarray) -> Any:
-    return values.astype(np.float32)
-
-
-def on_emulator(values: np.ndarray) -> Any:
-    return values.astype(np.float32).view(Emulated)
-
-
-def on_gpu(values: np.ndarray) -> Any:
-    import cupy
-
-    require_gpu()
-    return cupy.asarray(values, np.float32)
-
-
-def host(array: Any) -> np.ndarray:
-    plain = np.asarray(array.get() if hasattr(array, "get") else array)
-    return (from_bfloat16(plain) if plain.dtype == np.uint16 else plain).astype(np.float64)
-
-
-DEVICES = [
-    pytest.param(on_cpu, id="cpu"),
-    pytest.param(on_emulator, id="emulated"),
-    pytest.param(on_gpu, id="gpu", marks=pytest.mark.gpu),
-]
-
-
-def limit(terms: int, magnitude: np.ndarray) -> np.ndarray:
-    """Rounding of a float32 sum of `terms` terms, in any order."""
-    return (4 + np.sqrt(terms)) * 2.0**-23 * magnitude
-
-
-@pytest.mark.parametrize("put", DEVICES)
 @pytest.mark.parametrize(("lead", "C", "OC"), SHAPES)
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_forward(put: Put, lead: tuple[int, ...], C: int, OC: int, with_bias: bool) -> None:
-    rng = np.random.default_rng(1)
-    inp, weight, bias = (put(rng.standard_normal(s)) for s in ((*lead, C), (OC, C), (OC,)))
-    out = put(np.full((*lead, OC), np.nan))
-    linear_forward(out, inp, weight, bias if with_bias else None, precision=FP32)
-    want, magnitude = host(inp) @ host(weight).T, np.abs(host(inp)) @ np.abs(host(weight)).T
-    if with_bias:
-        want, magnitude = want + host(bias), magnitude + np.abs(host(bias))
-    assert (np.abs(host(out) - want) <= limit(C, magnitude)).all()
+def test_forward(
+    dev: Device, rng: np.random.Generator, lead: tuple[int, ...], C: int, OC: int, with_bias: bool
+) -> None:
+    inp, weight, bias = (dev.input(rng.standard_normal(s)) for s in ((*lead, C), (OC, C), (OC,)))
+    out = dev.output((*lead, OC))
+    linear_forward(out, inp, weight, bias if with_bias else None, precision=dev.precision)
+    arrays = [dev.values(x) for x in (inp, weight, bias)]
+    want, plain = twice(lambda x, w, b: x @ w.T + with_bias * b, *arrays)
+    dev.agree("out", out, want, plain, C)
 
 
-@pytest.mark.parametrize("put", DEVICES)
 @pytest.mark.parametrize(("lead", "C", "OC"), SHAPES)
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_backward(put: Put, lead: tuple[int, ...], C: int, OC: int, with_bias: bool) -> None:
-    if with_bias and put is on_emulator:
-        pytest.skip("bias_backward is a kernel, tested with the kernels")
-    rng = np.random.default_rng(2)
-    shapes = ((*lead, OC), (*lead, C), (OC, C))
-    dout, inp, weight = (put(rng.standard_normal(s)) for s in shapes)
-    dinp, partials = put(np.full((*lead, C), np.nan)), put(np.full(256 * OC, np.nan))
-    dweight, dbias = put(np.full((OC, C), 3.0)), put(np.full(OC, 3.0))
-    linear_backward(
-        dinp, dweight, dbias if with_bias else None, dout, inp, weight, partials, precision=FP32
+def test_backward(
+    dev: Device, rng: np.random.Generator, lead: tuple[int, ...], C: int, OC: int, with_bias: bool
+) -> None:
+    dout, inp, weight = (
+        dev.input(rng.standard_normal(s)) for s in ((*lead, OC), (*lead, C), (OC, C))
     )
-    rows, columns, matrix = host(dout).reshape(-1, OC), host(inp).reshape(-1, C), host(weight)
-    N = len(rows)
-    for got, want, terms, magnitude in (
-        (dinp, rows @ matrix, OC, np.abs(rows) @ np.abs(matrix)),
-        (dweight, 3 + rows.T @ columns, N, 3 + np.abs(rows.T) @ np.abs(columns)),
-        (dbias, 3 + with_bias * rows.sum(0), N, 3 + np.abs(rows).sum(0)),
-    ):
-        error = np.abs(host(got).reshape(want.shape) - want)
-        assert (error <= limit(terms, magnitude)).all(), error.max()
+    dinp, partials = dev.output((*lead, C)), dev.output(256 * OC, "float32")
+    dweight, dbias = dev.accumulated((OC, C), "float32"), dev.accumulated(OC, "float32")
+    with dev.unchecked():
+        linear_backward(
+            dinp, dweight, dbias if with_bias else None, dout, inp, weight, partials,
+            precision=dev.precision,
+        )  # fmt: skip
+    arrays = [dev.values(x) for x in (dout, inp, weight)]
+    want, plain = twice(linear_gradients, *arrays)
+    N = inp.size // C
+    dev.agree("dinp", dinp, want[0], plain[0], OC)
+    dev.agree("dweight", dweight, want[1], plain[1], N, "float32")
+    if with_bias:
+        dev.agree("dbias", dbias, want[2], plain[2], N, "float32")
+    else:
+        np.testing.assert_array_equal(dev.values(dbias), STARTED_AT)
 
 
-def test_bfloat16_bits_on_the_emulated_device_are_numbers() -> None:
-    rng = np.random.default_rng(3)
-
-    def put(values: np.ndarray) -> Any:
-        return to_bfloat16(values).view(Emulated)
-
-    inp, weight, dout = (put(rng.standard_normal(s)) for s in ((6, 8), (16, 8), (6, 16)))
-    out, dinp = put(np.zeros((6, 16))), put(np.zeros((6, 8)))
-    dweight = on_emulator(np.full((16, 8), 3.0))
-    linear_forward(out, inp, weight, None, precision=BF16)
-    linear_backward(dinp, dweight, None, dout, inp, weight, put(np.zeros(0)), precision=BF16)
-    for got, want in (
-        (out, host(inp) @ host(weight).T),
-        (dinp, host(dout) @ host(weight)),
-        (dweight, 3 + host(dout).T @ host(inp)),
-    ):
-        assert type(got) is Emulated
-        assert np.abs(host(got) - want).max() <= 2.0**-8 * np.abs(want).max()
+def linear_gradients(
+    dout: np.ndarray, inp: np.ndarray, weight: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """dinp, and dweight and dbias on top of STARTED_AT."""
+    rows, columns = dout.reshape(-1, len(weight)), inp.reshape(-1, weight.shape[1])
+    return dout @ weight, STARTED_AT + rows.T @ columns, STARTED_AT + rows.sum(0)
 
 
 @pytest.mark.gpu
 def test_tf32_reaches_every_product_of_a_gpu() -> None:
     if require_gpu().compute_capability < (8, 0):
         pytest.skip("TF32 needs compute capability 8.0")
-    rng = np.random.default_rng(4)
-    inp, weight, dout = (on_gpu(rng.standard_normal(s)) for s in ((256, 256),) * 3)
-    want = [
-        host(inp) @ host(weight).T,
-        host(dout) @ host(weight),
-        host(dout).T @ host(inp),
-    ]
+    dev, rng = make_device("cuda", "float32"), np.random.default_rng(4)
+    inp, weight, dout = (dev.input(rng.standard_normal((256, 256))) for _ in range(3))
+    x, w, dy = (dev.values(array) for array in (inp, weight, dout))
     for precision in (FP32, TF32):
-        got = [on_gpu(np.zeros((256, 256))) for _ in want]
-        linear_forward(got[0], inp, weight, None, precision=precision)
-        linear_backward(got[1], got[2], None, dout, inp, weight, None, precision=precision)
-        errors = [np.abs(host(g) - w).max() for g, w in zip(got, want, strict=True)]
+        out, dinp, dweight = (dev.array(np.zeros((256, 256))) for _ in range(3))
+        linear_forward(out, inp, weight, None, precision=precision)
+        linear_backward(dinp, dweight, None, dout, inp, weight, None, precision=precision)
+        pairs = ((out, x @ w.T), (dinp, dy @ w), (dweight, dy.T @ x))
+        errors = [np.abs(dev.values(got) - want).max() for got, want in pairs]
         assert all((error > 1e-3) == (precision is TF32) for error in errors), errors
 
 
@@ -160,10 +100,10 @@ def test_product_and_gelu(
     arrays = [dev.values(x) for x in (inp, weight, bias)]
     want, plain = twice(lambda x, w, b: x @ w.T + b, *arrays)
     dev.agree("hidden", hidden, want, plain, C)
-    # The GELU may be taken of the sums before or after they are rounded to bfloat16.
-    noise = 2 * EPSILON[dev.floatX] + np.sqrt(C) * EPSILON["float32"]
-    error = np.abs(dev.values(out) - oracle.gelu_forward(want)).max()
-    assert error <= noise * np.abs(want).max()
+    # GELU may take the sums before or after they are rounded to floatX.
+    want_out, plain_out = oracle.gelu_forward(want), oracle.gelu_forward(plain)
+    size, rounding = np.abs(want).max(), EPSILON[dev.floatX]
+    dev.agree("out", out, want_out, plain_out, C, size=size, relative=rounding)
 
 
 @pytest.mark.parametrize(("lead", "C", "OC"), GELU_SHAPES)
@@ -183,18 +123,19 @@ def test_gradients_through_product_and_gelu(
             dhidden, dweight, dbias, sums, dout, hidden, inp, weight, partials,
             precision=dev.precision,
         )  # fmt: skip
-    rows, columns = dev.values(dout).reshape(-1, OC), dev.values(inp).reshape(-1, C)
-    dinp = (rows @ dev.values(weight)).reshape(*lead, C)
-    want = oracle.gelu_backward(dinp, dev.values(hidden))
-    noise = 3 * EPSILON[dev.floatX] + np.sqrt(OC) * EPSILON["float32"]
-    assert np.abs(dev.values(dhidden) - want).max() <= noise * np.abs(dinp).max()
-    start = np.float32(STARTED_AT)
-    for name, got, exact in (
-        ("dweight", dweight, rows.T @ columns),
-        ("dbias", dbias, rows.sum(0)),
-        ("sums", sums, dev.values(dhidden).reshape(-1, C).sum(0)),
-    ):
-        noise = 4 * np.sqrt(len(rows)) * EPSILON["float32"] * np.abs(exact).max()
-        if name == "sums":  # of the rows before or after they are rounded
-            noise += EPSILON[dev.floatX] * np.abs(dev.values(dhidden)).reshape(-1, C).sum(0).max()
-        assert np.abs(dev.values(got) - start - exact).max() <= noise + 1e-6, name
+    arrays = [dev.values(x) for x in (dout, inp, weight)]
+    want, plain = twice(linear_gradients, *arrays)
+    dinp, before = want[0], dev.values(hidden)
+    want_dhidden = oracle.gelu_backward(dinp, before)
+    plain_dhidden = oracle.gelu_backward(plain[0], before.astype(np.float32))
+    N, rounding = inp.size // C, EPSILON[dev.floatX]
+    dev.agree(
+        "dhidden", dhidden, want_dhidden, plain_dhidden, OC,
+        size=np.abs(dinp).max(), relative=rounding,
+    )  # fmt: skip
+    dev.agree("dweight", dweight, want[1], plain[1], N, "float32")
+    dev.agree("dbias", dbias, want[2], plain[2], N, "float32")
+    # The rows are summed before or after they are rounded to floatX.
+    rows = dev.values(dhidden).reshape(-1, C)
+    want_sums, size = STARTED_AT + rows.sum(0), STARTED_AT + np.abs(rows).sum(0).max()
+    dev.agree("sums", sums, want_sums, want_sums, N, "float32", size=size, relative=rounding)

@@ -20,8 +20,8 @@ from cupygpt.kernels.kernel import forget_compiled
 from cupygpt.kernels.load import register_loader
 from cupygpt.kernels.matmul import register_matmul
 from support.gpu import require_gpu
+from support.tolerance import assert_close, limit
 
-EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-7}
 STARTED_AT = 3.0
 """What accumulated outputs hold before."""
 
@@ -78,22 +78,34 @@ class Device:
         yield
 
     def agree(
-        self, name: str, got: Any, want: np.ndarray, plain: np.ndarray, n: int, dtype: str = ""
+        self,
+        name: str,
+        got: Any,
+        want: np.ndarray,
+        plain: np.ndarray,
+        n: int,
+        dtype: str = "",
+        *,
+        size: float | None = None,
+        relative: float = 0.0,
     ) -> None:
         """Assert that `got` is as near to `want` as storage and sums of n terms explain.
 
         `want` is the oracle in float64, `plain` the oracle in float32, both from the inputs as
-        stored. Twice the error of `plain` is allowed, and the rounding of any order of the sum.
+        stored. `size` is the largest absolute value of the terms, by default that of `want`;
+        `relative` is a further relative error of theirs. tolerance.py has the rule.
         """
         dtype = dtype or self.floatX
-        found = self.values(got)
         stored = round_to(plain, dtype)
-        assert found.shape == want.shape == stored.shape, (found.shape, want.shape, stored.shape)
-        largest = np.abs(want).max()
-        noise = (EPSILON[dtype] + math.sqrt(n) * EPSILON["float32"]) * largest
-        limit = 2.0 * np.abs(stored - want).max() + noise
-        error = np.abs(found - want).max()
-        assert error <= limit, f"{name} on {self.name} {dtype}: {error:.2e} over {limit:.2e}"
+        assert want.shape == stored.shape, (want.shape, stored.shape)
+        allowed = limit(
+            dtype,
+            n,
+            np.abs(want).max() if size is None else size,
+            plain_error=np.abs(stored - want).max(),
+            relative=relative,
+        )
+        assert_close(f"{name} on {self.name} {dtype}", self.values(got), want, allowed)
 
 
 class EmulatedDevice(Device):
