@@ -9,8 +9,8 @@ from cupygpt.kernels.kernel import Kernel
 from cupygpt.kernels.launch import (
     PACK_BYTES,
     WARP,
-    Defines,
     Launch,
+    Multiprocessors,
     ceil_div,
     multiprocessors,
     pack_size,
@@ -18,39 +18,45 @@ from cupygpt.kernels.launch import (
 from cupygpt.ops.bias import bias_backward, column_sums_launch
 
 EPSILON = 1e-5
-MAX_PARTS = 341
-"""Blocks whose three sums fit the scratch of 1024 C elements."""
-BLOCK_ELEMENTS = 1 << 16
-"""Elements of one block on the CPU: a few temporaries of this size stay in the second-level cache."""
+"""Added to the variance of a row, as in GPT-2."""
 
-BLOCK_WARPS = 2
-"""Where each has a row of its own: small blocks make room for the next as soon as they are done."""
+BLOCK_ELEMENTS = 1 << 16
+"""Elements that a CPU thread handles at once. Larger blocks mean fewer calls of NumPy; with this size
+a few float32 temporaries (256 KB each) still stay in the second-level cache."""
+
 SINGLE_WARP_PACKS = 8
-"""Up to here one warp keeps a row, so many packs of it in each thread."""
-TEAM_WARP_PACKS = 4
-"""Packs per thread where a row takes more than one warp."""
-MAX_TEAM_WARPS = 32
+"""Forward: up to this many packs per thread, one warp has a row alone."""
+LONG_ROW_PACKS = 4
+"""Forward: packs per thread of rows that need more than one warp."""
+MAX_WARPS_PER_ROW = 32
+BLOCK_WARPS = 2
+"""Forward: warps of a block if each has its own row. Small blocks make room for the next ones as soon
+as they are done."""
 
 BACKWARD_THREADS = 768
-"""Threads of backward on a multiprocessor, mostly in one block: they leave each other 80 registers."""
-MOST_BACKWARD_THREADS = 896
-"""What a block may take where its teams would leave many of these idle: 72 registers each."""
-BACKWARD_TEAM = 384
-"""Most threads of a row there."""
+"""Backward: threads on a multiprocessor, mostly of one block. 768 threads allow 80 registers each."""
+MAX_BACKWARD_THREADS = 896
+"""Backward: up to this many threads (72 registers each) where 768 is no multiple of the threads per
+row."""
+BACKWARD_THREADS_PER_ROW = 384
+"""Backward: at most this many threads share a row."""
 MAX_STAGES = 2
 RESERVED_BYTES = 1 << 10
-"""Shared memory for sums over a row."""
+"""Shared memory of a block that the sums over rows need, next to the stages."""
+MAX_ROW_GROUPS = 341
+"""A row group, the rows of one block, leaves three sums of C floats: the scratch has 1024 C."""
 
 _forward = Kernel(
     "layernorm.cu",
     "layernorm_forward",
-    "out:floatX* mean:f32* rstd:f32* inp:floatX* weight:floatX* bias:floatX* N:i32 C:i32",
+    "out:floatX* mean:f32* rstd:f32* inp:floatX* weight:floatX* bias:floatX* N:i32 C:i32 "
+    "epsilon:f32",
 )
 _residual_forward = Kernel(
     "layernorm.cu",
     "residual_layernorm_forward",
     "residual:floatX* out:floatX* mean:f32* rstd:f32* inp1:floatX* inp2:floatX* weight:floatX* "
-    "bias:floatX* N:i32 C:i32",
+    "bias:floatX* N:i32 C:i32 epsilon:f32",
 )
 _backward = Kernel(
     "layernorm_backward.cu",
@@ -61,7 +67,7 @@ _backward = Kernel(
 _backward_finish = Kernel(
     "layernorm_backward.cu",
     "layernorm_backward_finish",
-    "dweight:f32* dbias:f32* dsum:f32*? partials:f32* num_parts:i32 C:i32",
+    "dweight:f32* dbias:f32* dsum:f32*? partials:f32* num_row_groups:i32 C:i32",
 )
 
 
@@ -79,17 +85,8 @@ def layernorm_forward(
         _numpy_forward(out, mean.reshape(-1), rstd.reshape(-1), inp, weight, bias)
         return
     N = int(mean.size)
-    _forward(
-        out,
-        mean,
-        rstd,
-        inp,
-        weight,
-        bias,
-        N,
-        C,
-        launch=_forward_launch(N, row_defines(C, pack_size(out))),
-    )
+    launch = forward_launch(N, C, pack_size(out))
+    _forward(out, mean, rstd, inp, weight, bias, N, C, EPSILON, launch=launch)
 
 
 def residual_layernorm_forward(
@@ -127,7 +124,8 @@ def residual_layernorm_forward(
         bias,
         N,
         C,
-        launch=_forward_launch(N, row_defines(C, pack_size(out))),
+        EPSILON,
+        launch=forward_launch(N, C, pack_size(out)),
     )
 
 
@@ -157,83 +155,79 @@ def layernorm_backward(
             bias_backward(dsum, dinp, partials)
         return
     N, C = int(mean.size), int(inp.shape[-1])
-    processors = multiprocessors(dinp)
-    defines = backward_defines(C, pack_size(dinp), processors.shared_bytes_of_block)
-    team, teams = defines["TEAM"], defines["TEAMS"]
-    stage_bytes = 3 * PACK_BYTES * defines["PACKS"] * team * teams
-    sum_bytes = 12 * C * teams if teams > 1 else 0
-    resident = processors.count * max(1, BACKWARD_THREADS // (team * teams))
-    blocks = min(MAX_PARTS, resident, ceil_div(N, teams))
-    _backward(
-        dinp,
-        partials,
-        dout,
-        inp,
-        weight,
-        mean,
-        rstd,
-        N,
-        C,
-        launch=Launch(
-            blocks,
-            team * teams,
-            shared_bytes=max(defines["STAGES"] * stage_bytes, sum_bytes),
-            defines=defines,
-        ),
-    )
+    launch = backward_launch(N, C, pack_size(dinp), multiprocessors(dinp))
+    num_row_groups = launch.grid  # a block's rows are one group
+    _backward(dinp, partials, dout, inp, weight, mean, rstd, N, C, launch=launch)
     _backward_finish(
         dweight,
         dbias,
         dsum,
         partials,
-        blocks,
+        num_row_groups,
         C,
-        launch=column_sums_launch(C, 2 if dsum is None else 3, defines=defines),
+        launch=column_sums_launch(C, 2 if dsum is None else 3, defines=launch.defines),
         like=dinp,
     )
 
 
-def row_defines(C: int, lanes: int) -> Defines:
-    """How a row of C channels is spread over threads: warps per row, packs of `lanes` per thread."""
-    packs = ceil_div(C, WARP * lanes)
-    warps = 1 if packs <= SINGLE_WARP_PACKS else ceil_div(packs, TEAM_WARP_PACKS)
-    warps = min(warps, MAX_TEAM_WARPS)
-    return {"ROW_WARPS": warps, "ROW_PACKS": ceil_div(packs, warps)}
+def forward_launch(N: int, C: int, per_pack: int) -> Launch:
+    """How forward spreads N rows of C channels: see the picture in cuda/layernorm.cu.
 
-
-def backward_defines(C: int, lanes: int, shared_bytes: int) -> Defines:
-    """How backward spreads a row of C channels: threads per row, rows per block, rows ahead.
-
-    `shared_bytes` is what a block can have.
+    `per_pack` is the number of elements of a pack.
     """
-    packs = ceil_div(C, lanes)
-    packs_per_thread = ceil_div(packs, BACKWARD_TEAM)
+    packs = ceil_div(C, WARP * per_pack)
+    warps_per_row = 1 if packs <= SINGLE_WARP_PACKS else ceil_div(packs, LONG_ROW_PACKS)
+    warps_per_row = min(warps_per_row, MAX_WARPS_PER_ROW)
+    rows_per_block = BLOCK_WARPS if warps_per_row == 1 else 1
+    return Launch(
+        ceil_div(N, rows_per_block),
+        rows_per_block * warps_per_row * WARP,
+        defines={
+            "WARPS_PER_ROW": warps_per_row,
+            "PACKS_PER_THREAD": ceil_div(packs, warps_per_row),
+        },
+    )
+
+
+def backward_launch(N: int, C: int, per_pack: int, processors: Multiprocessors) -> Launch:
+    """How backward spreads N rows of C channels: see the picture in cuda/layernorm_backward.cu."""
+    packs = ceil_div(C, per_pack)
+    packs_per_thread = ceil_div(packs, BACKWARD_THREADS_PER_ROW)
     if packs <= WARP // 2:
-        team = 1 << (packs - 1).bit_length()
+        threads_per_row = 1 << (packs - 1).bit_length()
     else:
-        team = ceil_div(packs, packs_per_thread * WARP) * WARP
-    # Short rows: the many teams of a large block would take long to add up. Many packs per thread:
-    # fewer threads have room for their sums.
-    if team <= WARP or packs_per_thread * lanes > 8:
-        threads = BACKWARD_THREADS // 2
-    else:
-        threads = BACKWARD_THREADS if packs_per_thread == 1 else 512
-    if packs_per_thread == 1 and threads == BACKWARD_THREADS:
-        threads = min(threads + team * 3 // 5, MOST_BACKWARD_THREADS)
-    teams = max(1, threads // team)
-    stages = (shared_bytes - RESERVED_BYTES) // (3 * PACK_BYTES * packs_per_thread * team * teams)
-    return {
-        "TEAM": team,
-        "TEAMS": teams,
-        "PACKS": packs_per_thread,
-        "STAGES": min(MAX_STAGES, stages),
-    }
+        threads_per_row = ceil_div(packs, packs_per_thread * WARP) * WARP
+    most = _most_backward_threads(threads_per_row, packs_per_thread, per_pack)
+    rows_per_pass = max(1, most // threads_per_row)
+    threads = threads_per_row * rows_per_pass
+    # A stage holds the packs of dout, inp and dinp.
+    stage_bytes = 3 * PACK_BYTES * packs_per_thread * threads
+    stages = min(MAX_STAGES, (processors.shared_bytes_of_block - RESERVED_BYTES) // stage_bytes)
+    # After the last row: three float sums of each column, for each row of a pass.
+    sum_bytes = 3 * 4 * C * rows_per_pass if rows_per_pass > 1 else 0
+    resident = processors.count * max(1, BACKWARD_THREADS // threads)
+    return Launch(
+        min(MAX_ROW_GROUPS, resident, ceil_div(N, rows_per_pass)),
+        threads,
+        shared_bytes=max(stages * stage_bytes, sum_bytes),
+        defines={
+            "THREADS_PER_ROW": threads_per_row,
+            "ROWS_PER_PASS": rows_per_pass,
+            "PACKS_PER_THREAD": packs_per_thread,
+            "STAGES": stages,
+        },
+    )
 
 
-def _forward_launch(N: int, defines: Defines) -> Launch:
-    warps = defines["ROW_WARPS"]
-    teams = BLOCK_WARPS if warps == 1 else 1
-    return Launch(ceil_div(N, teams), teams * warps * WARP, defines=defines)
+def _most_backward_threads(threads_per_row: int, packs_per_thread: int, per_pack: int) -> int:
+    """The limit of a block's threads in backward."""
+    if threads_per_row <= WARP:  # many rows per pass: adding up their sums would take long
+        return BACKWARD_THREADS // 2
+    if packs_per_thread * per_pack > 8:  # their sums need more registers
+        return BACKWARD_THREADS // 2
+    if packs_per_thread > 1:
+        return 512
+    return min(BACKWARD_THREADS + threads_per_row * 3 // 5, MAX_BACKWARD_THREADS)
 
 
 def _numpy_forward(
@@ -248,7 +242,7 @@ def _numpy_forward(
 ) -> None:
     """out = LayerNorm(inp), or with `total` and `addend`: of total = inp + addend."""
     C = inp.shape[-1]
-    averaging = np.full(C, 1.0 / C, inp.dtype)  # a product with it is the fastest sum over rows
+    averaging = np.full(C, 1.0 / C, inp.dtype)  # a product with it is the fastest mean of a row
 
     def rows(start: int, stop: int) -> None:
         block = slice(start, stop)
@@ -281,19 +275,20 @@ def _numpy_backward(
     dinp, dout, inp = dinp.reshape(-1, C), dout.reshape(-1, C), inp.reshape(-1, C)
     mean, rstd = mean.reshape(-1), rstd.reshape(-1)
     block_rows = max(1, BLOCK_ELEMENTS // C)
-    # One partial sum per block, added up in block order: the same bits whatever thread was first.
-    block_rows = max(block_rows, -(-len(inp) // MAX_PARTS))
+    # Each block leaves one partial sum. They are added in block order, so the bits do not depend on
+    # which thread finishes first.
+    block_rows = max(block_rows, -(-len(inp) // MAX_ROW_GROUPS))
     num_blocks = -(-len(inp) // block_rows)
     averaging = weight / C
-    dweight_parts, dbias_parts = np.empty((2, num_blocks, C), dinp.dtype)
+    dweights, dbiases = np.empty((2, num_blocks, C), dinp.dtype)
 
     def rows(start: int, stop: int) -> None:
         block = slice(start, stop)
         normed = inp[block] - mean[block, None]
         normed *= rstd[block, None]
-        part = start // block_rows
-        np.einsum("nc,nc->c", dout[block], normed, out=dweight_parts[part])
-        np.sum(dout[block], axis=0, out=dbias_parts[part])
+        index = start // block_rows
+        np.einsum("nc,nc->c", dout[block], normed, out=dweights[index])
+        np.sum(dout[block], axis=0, out=dbiases[index])
         dnormed = dout[block] * weight
         normed *= np.einsum("nc,nc->n", dnormed, normed)[:, None] / C
         normed += (dout[block] @ averaging)[:, None]
@@ -302,4 +297,4 @@ def _numpy_backward(
         dinp[block] += dnormed
 
     for_blocks(rows, len(inp), block_rows)
-    accumulate((dweight, dweight_parts.sum(axis=0)), (dbias, dbias_parts.sum(axis=0)))
+    accumulate((dweight, dweights.sum(axis=0)), (dbias, dbiases.sum(axis=0)))

@@ -3,16 +3,17 @@ import pytest
 from support import oracle
 from support.devices import STARTED_AT, Device, twice
 
+from cupygpt.kernels.launch import Multiprocessors
 from cupygpt.ops.layernorm import (
-    backward_defines,
+    backward_launch,
+    forward_launch,
     layernorm_backward,
     layernorm_forward,
     residual_layernorm_forward,
-    row_defines,
 )
 
-# (B, T, C): one row; fewer channels than lanes; many parts; GPT-2's width; several warps per row,
-# the last one partly idle (2056 in forward's bfloat16); the rows of a team and of a block left over.
+# (B, T, C): one row; fewer packs than a warp has lanes; many row groups; GPT-2's width; several warps
+# per row, the last one partly idle (2056 in forward's bfloat16); a last pass that is not full.
 SHAPES = [
     (1, 1, 8),
     (2, 3, 24),
@@ -22,7 +23,7 @@ SHAPES = [
     (1, 33, 776),
     (1, 3, 2056),
 ]
-# And rows that backward keeps in 2 packs per thread, then rows beyond its shared memory.
+# Then rows with several packs per thread in backward, and rows too long for its shared memory.
 BACKWARD_SHAPES = [*SHAPES, (1, 3, 4816), (1, 2, 16384)]
 
 
@@ -116,28 +117,31 @@ def test_backward_repeats_bit_for_bit(dev: Device, rng: np.random.Generator) -> 
     assert results[0] == results[1]
 
 
-@pytest.mark.parametrize("lanes", [4, 8])
+@pytest.mark.parametrize("per_pack", [4, 8])
 @pytest.mark.parametrize("C", [8, 128, 768, 776, 1600, 12288, 40000])
-def test_row_defines_cover_the_row(C: int, lanes: int) -> None:
-    defines = row_defines(C, lanes)
-    threads = 32 * defines["ROW_WARPS"]
+def test_forward_threads_cover_the_row(C: int, per_pack: int) -> None:
+    launch = forward_launch(3, C, per_pack)
+    threads = 32 * launch.defines["WARPS_PER_ROW"]
+    packs = launch.defines["PACKS_PER_THREAD"]
     assert threads <= 1024
-    assert (
-        (defines["ROW_PACKS"] - 1) * threads * lanes < C <= defines["ROW_PACKS"] * threads * lanes
-    )
+    assert (packs - 1) * threads * per_pack < C <= packs * threads * per_pack
+    assert launch.grid * launch.block >= 3 * threads
 
 
 @pytest.mark.parametrize("shared_kb", [64, 99, 227])
-@pytest.mark.parametrize("lanes", [4, 8])
+@pytest.mark.parametrize("per_pack", [4, 8])
 @pytest.mark.parametrize("C", [8, 24, 128, 768, 776, 1600, 12288, 40000])
-def test_backward_defines_cover_the_row(C: int, lanes: int, shared_kb: int) -> None:
-    defines = backward_defines(C, lanes, shared_kb << 10)
-    team, teams, packs = defines["TEAM"], defines["TEAMS"], defines["PACKS"]
-    assert teams >= 1
-    assert team * teams % 32 == 0
-    assert team * teams <= 896
-    assert team % 32 == 0 or 32 % team == 0
-    assert (packs - 1) * team * lanes < C <= packs * team * lanes
-    assert 48 * packs * team * teams * defines["STAGES"] < shared_kb << 10
-    if lanes == 4 or shared_kb > 64:  # bfloat16 needs an Ampere GPU: those have 99 KB
-        assert teams == 1 or 12 * C * teams < shared_kb << 10
+def test_backward_threads_cover_the_row(C: int, per_pack: int, shared_kb: int) -> None:
+    launch = backward_launch(1000, C, per_pack, Multiprocessors(4, 228 << 10, shared_kb << 10))
+    per_row, rows = launch.defines["THREADS_PER_ROW"], launch.defines["ROWS_PER_PASS"]
+    packs = launch.defines["PACKS_PER_THREAD"]
+    assert rows >= 1
+    assert launch.block == per_row * rows
+    assert launch.block % 32 == 0
+    assert launch.block <= 896
+    assert per_row % 32 == 0 or 32 % per_row == 0
+    assert (packs - 1) * per_row * per_pack < C <= packs * per_row * per_pack
+    assert 48 * packs * launch.block * launch.defines["STAGES"] <= launch.shared_bytes
+    if per_pack == 4 or shared_kb > 64:  # bfloat16 needs an Ampere GPU: those have 99 KB
+        assert launch.shared_bytes < shared_kb << 10
+        assert rows == 1 or 12 * C * rows <= launch.shared_bytes

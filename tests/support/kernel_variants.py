@@ -36,14 +36,14 @@ DEFINES: dict[str, list[tuple[str, ...]]] = {
         ("-DHS=128", "-DGROUPS=4", "-DSTAGES=3"),
     ],
     "layernorm.cu": [
-        ("-DROW_WARPS=1", "-DROW_PACKS=3"),
-        ("-DROW_WARPS=1", "-DROW_PACKS=8"),
-        ("-DROW_WARPS=4", "-DROW_PACKS=4"),
+        ("-DWARPS_PER_ROW=1", "-DPACKS_PER_THREAD=3"),
+        ("-DWARPS_PER_ROW=1", "-DPACKS_PER_THREAD=8"),
+        ("-DWARPS_PER_ROW=4", "-DPACKS_PER_THREAD=4"),
     ],
     "layernorm_backward.cu": [
-        ("-DTEAM=96", "-DTEAMS=8", "-DPACKS=1", "-DSTAGES=2"),
-        ("-DTEAM=224", "-DTEAMS=4", "-DPACKS=1", "-DSTAGES=2"),
-        ("-DTEAM=256", "-DTEAMS=1", "-DPACKS=2", "-DSTAGES=0"),
+        ("-DTHREADS_PER_ROW=96", "-DROWS_PER_PASS=8", "-DPACKS_PER_THREAD=1", "-DSTAGES=2"),
+        ("-DTHREADS_PER_ROW=224", "-DROWS_PER_PASS=4", "-DPACKS_PER_THREAD=1", "-DSTAGES=2"),
+        ("-DTHREADS_PER_ROW=256", "-DROWS_PER_PASS=1", "-DPACKS_PER_THREAD=2", "-DSTAGES=0"),
     ],
 }
 
