@@ -1,8 +1,9 @@
-// LayerNorm (Ba et al. 2016, arXiv:1607.06450) over rows of C channels; contract in ops/layernorm.py.
+// LayerNorm (Ba et al. 2016, arXiv:1607.06450) over rows of C channels; contract in
+// ops/layernorm.py.
 //
-// Each row gets mean 0 and variance 1, then channel c is scaled by weight[c] and shifted by bias[c].
-// The threads of a row read it once and keep it in registers. So the variance is summed from the
-// exact mean, and memory is read once, not three times.
+// Each row gets mean 0 and variance 1, then channel c is scaled by weight[c] and shifted by
+// bias[c]. The threads of a row read it once and keep it in registers. So the variance is summed
+// from the exact mean, and memory is read once, not three times.
 //
 // A row of C channels is C / PACK_SIZE packs. Neighbouring threads take neighbouring packs, in
 // rounds: here 3 rounds of 32 threads, so each thread holds 3 packs.

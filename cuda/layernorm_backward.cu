@@ -24,9 +24,9 @@
 //
 // A thread copies exactly what it reads itself, so the copies need no barrier.
 //
-// Registers of a thread: the weights of its columns, and three sums for each column.
-// Shared memory: STAGES x (dout, inp, dinp) x PACKS_PER_THREAD packs for each thread. After the last
-// row it is used again, to add up the sums of the threads that have the same columns.
+// Registers of a thread: the weights of its columns, and three sums for each column. Shared
+// memory: STAGES x (dout, inp, dinp) x PACKS_PER_THREAD packs for each thread. After the last row
+// it is used again, to add up the sums of the threads that have the same columns.
 //
 // -D constants, from backward_launch in ops/layernorm.py:
 //   THREADS_PER_ROW   threads that share a row: a part of a warp, or whole warps
@@ -133,8 +133,8 @@ __device__ __forceinline__ void add_to_sums(Columns& columns, float& sum, float&
     }
 }
 
-// Step 2: dinp += (dnormed - mean(dnormed) - normed * mean(dnormed * normed)) * rstd for a pack of the
-// row, and dsum += the new dinp.
+// Step 2: dinp += (dnormed - mean(dnormed) - normed * mean(dnormed * normed)) * rstd for a pack
+// of the row, and dsum += the new dinp.
 __device__ __forceinline__ void update_dinp(floatX* dinp, Columns& columns, const Row& row,
                                             const Normalization& norm, float mean_dnormed,
                                             float mean_projection, int p) {
@@ -178,13 +178,13 @@ __device__ __forceinline__ void write_partials(float* partials, const Columns& c
 
 // ---- the kernels --------------------------------------------------------------------------------
 
-// dinp += the gradient of LayerNorm's input, and the sums of each row group, the rows of one block.
-// Accumulated: dinp (N, C). Written: partials (3, number of blocks, C) for the gradient of weight, that
-// of bias, and the sum of the rows of the new dinp before it is rounded. Read: dout, inp (N, C),
-// weight (C), mean, rstd (N). The launch fixes which rows a block has, and so the order of all sums.
-// Grid: any number of blocks that `partials` has room for. Block: BLOCK_THREADS.
-// Dynamic shared memory: 3 * STAGES * PACKS_PER_THREAD * BLOCK_THREADS packs, and no less than
-// 3 * ROWS_PER_PASS * C floats if ROWS_PER_PASS > 1.
+// dinp += the gradient of LayerNorm's input, and the sums of each row group, the rows of one
+// block. Accumulated: dinp (N, C). Written: partials (3, number of blocks, C) for the gradient of
+// weight, that of bias, and the sum of the rows of the new dinp before it is rounded. Read: dout,
+// inp (N, C), weight (C), mean, rstd (N). The launch fixes which rows a block has, and so the
+// order of all sums. Grid: any number of blocks that `partials` has room for. Block:
+// BLOCK_THREADS. Dynamic shared memory: 3 * STAGES * PACKS_PER_THREAD * BLOCK_THREADS packs, and
+// no less than 3 * ROWS_PER_PASS * C floats if ROWS_PER_PASS > 1.
 extern "C" __global__ void __launch_bounds__(BLOCK_THREADS)
     layernorm_backward(floatX* dinp, float* partials, const floatX* dout, const floatX* inp,
                        const floatX* weight, const float* mean, const float* rstd, int N, int C) {
@@ -241,9 +241,9 @@ extern "C" __global__ void __launch_bounds__(BLOCK_THREADS)
     write_partials(partials, columns, smem, row_of_pass, C);
 }
 
-// dweight, dbias and dsum += the sums of all row groups. Accumulated: dweight, dbias, dsum (C); dsum
-// may be null. Read: partials (3, num_row_groups, C).
-// Grid: (ceil(C / WARP), 2, or 3 with dsum); block SQUARE_THREADS: see add_column_sums.
+// dweight, dbias and dsum += the sums of all row groups. Accumulated: dweight, dbias, dsum (C);
+// dsum may be null. Read: partials (3, num_row_groups, C). Grid: (ceil(C / WARP), 2, or 3 with
+// dsum); block SQUARE_THREADS: see add_column_sums.
 extern "C" __global__ void __launch_bounds__(SQUARE_THREADS)
     layernorm_backward_finish(float* dweight, float* dbias, float* dsum, const float* partials,
                               int num_row_groups, int C) {

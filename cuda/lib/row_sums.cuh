@@ -1,5 +1,5 @@
-// Sums over the rows of a matrix, in two steps. Many blocks share the rows, and yet each sum is added
-// in a fixed order, without atomics: a run repeats bit for bit.
+// Sums over the rows of a matrix, in two steps. Many blocks share the rows, and yet each sum is
+// added in a fixed order, without atomics: a run repeats bit for bit.
 //
 //                  matrix (N, C)
 //                  columns
@@ -12,8 +12,8 @@
 //             +----------+----------+---                                   |
 //      ...    |          |          |     ------->          ...          --'
 //
-// A chunk is chunk_rows consecutive rows. In sum_chunk, thread (x, y) of a block adds up one pack of
-// columns over the rows y, y + blockDim.y, y + 2 blockDim.y, ... of the chunk.
+// A chunk is chunk_rows consecutive rows. In sum_chunk, thread (x, y) of a block adds up one pack
+// of columns over the rows y, y + blockDim.y, y + 2 blockDim.y, ... of the chunk.
 #pragma once
 #include "lib/packs.cuh"
 #include "lib/reduce.cuh"
@@ -41,8 +41,8 @@ __device__ __forceinline__ void add_group(Pack& sum, const Source& source, long 
     }
 }
 
-// sum += the sums that threads (x, 1), (x, 2), ... have left in shared memory behind `own`, the place
-// of thread (x, 0).
+// sum += the sums that threads (x, 1), (x, 2), ... have left in shared memory behind `own`, the
+// place of thread (x, 0).
 __device__ __forceinline__ void add_other_threads(Pack& sum, const float* own) {
     for (int y = 1; y < blockDim.y; y++) {
         Pack other = load<PACK_SIZE>(own + y * blockDim.x * PACK_SIZE);
@@ -51,11 +51,12 @@ __device__ __forceinline__ void add_other_threads(Pack& sum, const float* own) {
     }
 }
 
-// partials[chunk, :] = the sum over the chunk's rows of what `source` yields; partials (chunks, C).
-// The source defines the matrix: load(offset) starts to read the pack at an offset of the matrix and
-// returns what waits in registers, a Source::Raw; finish(raw, offset) turns that into floats.
-// Grid (packs of columns / blockDim.x, chunks); block (x, y) of at most SUM_THREADS threads; dynamic
-// shared memory, if there are several y, a pack of floats for each thread.
+// partials[chunk, :] = the sum over the chunk's rows of what `source` yields; partials (chunks,
+// C). The source defines the matrix: load(offset) starts to read the pack at an offset of the
+// matrix and returns what waits in registers, a Source::Raw; finish(raw, offset) turns that into
+// floats. Grid (packs of columns / blockDim.x, chunks); dynamic shared memory, if blockDim.y > 1: a
+// pack of floats for each thread. SumLaunch in ops/bias.py computes the launch; SUM_DEFINES there
+// are the constants for it: -DSUM_THREADS, the most threads of a block, and -DROWS_IN_FLIGHT.
 template <int IN_FLIGHT, class Source>
 __device__ __forceinline__ void sum_chunk(float* partials, const Source& source, int N, int C,
                                           int chunk_rows) {
@@ -81,10 +82,11 @@ __device__ __forceinline__ void sum_chunk(float* partials, const Source& source,
 
 constexpr int SQUARE_THREADS = WARP * WARP;  // of a block of add_column_sums
 
-// out[column] += the sum over all rows of partials[row, column], for the WARP columns of this block;
-// partials (num_rows, C). Block: SQUARE_THREADS threads. Each warp reads the block's columns of rows
-// warp, warp + WARP, ... So a lane has a share of the sum of one column. A transposition through
-// shared memory brings the WARP shares of a column to the lanes of one warp, which adds them.
+// out[column] += the sum over all rows of partials[row, column], for the WARP columns of this
+// block; partials (num_rows, C). Block: SQUARE_THREADS threads. Each warp reads the block's
+// columns of rows warp, warp + WARP, ... So a lane has a share of the sum of one column. A
+// transposition through shared memory brings the WARP shares of a column to the lanes of one
+// warp, which adds them.
 __device__ __forceinline__ void add_column_sums(float* out, const float* partials, int num_rows,
                                                 int C) {
     __shared__ float shares[WARP][WARP + 1];  // an odd pitch: a column lies in different banks

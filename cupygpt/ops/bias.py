@@ -68,7 +68,7 @@ def bias_backward(dbias: Array, dout: Array, partials: Array) -> None:
 class SumLaunch:
     """How the sums over the rows of a matrix of OC columns are spread over blocks.
 
-    A kernel built on sum_chunk in lib/row_sums.cuh runs with `partials` as its launch; then `finish`
+    A kernel built on sum_chunk (lib/row_sums.cuh) runs with `partials` as its launch; then `finish`
     adds what it left in the scratch of 256 OC elements to the result.
     """
 
@@ -92,9 +92,9 @@ class SumLaunch:
 
 
 def add_column_sums(total: Array, sums: Array, num_rows: int, *, like: Array) -> None:
-    """total += the sum of the rows of `sums` (num_rows, OC) float32, in a fixed order; not on the CPU.
+    """total += the sum of the rows of `sums` (num_rows, OC) float32, in a fixed order.
 
-    Accumulated: total (OC,) float32. `like` is any floatX array of the run.
+    Not for the CPU. Accumulated: total (OC,) float32. `like` is any floatX array of the run.
     """
     OC = int(total.size)
     launch = column_sums_launch(OC, defines=SUM_DEFINES)

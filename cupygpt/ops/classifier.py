@@ -5,16 +5,29 @@ import numpy as np
 from cupygpt.arrays import Array
 from cupygpt.device.cpu_threads import for_blocks, on_host
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import PACK_BYTES, Launch, ceil_div, multiprocessors, pack_size
+from cupygpt.kernels.launch import (
+    PACK_BYTES,
+    WARP,
+    Launch,
+    Multiprocessors,
+    ceil_div,
+    multiprocessors,
+    pack_size,
+)
 
 BLOCK_ELEMENTS = 1 << 17
+"""Logits that a CPU thread handles at once. Larger blocks mean fewer calls of NumPy; one of this
+size (512 KB) still stays in the second-level cache from the first pass over it to the last."""
+
 MAX_THREADS = {4: 1024, 8: 768}
-"""Of a block, by the elements of a pack; as in classifier.cu."""
-WARP = 32
-THREADS, MAX_BLOCKS = 2048, 16
-"""Threads and blocks that a multiprocessor of every GPU but a few can hold at once."""
-BLOCK_RESERVED_BYTES = 2 << 10
-"""Shared memory of a block beside its row: the system's, and for reductions."""
+"""Most threads of a block, by the elements of a pack: two such blocks on a multiprocessor leave each
+thread the registers that it needs."""
+RESIDENT_THREADS, RESIDENT_BLOCKS = 2048, 16
+"""Threads and blocks that a multiprocessor is taken to hold at once. It holds 2048 threads on A100,
+H100 and B200, 1536 on RTX 30, 40 and 50, 1024 on Turing: there the grid is larger than what is
+resident."""
+RESERVED_BYTES = 2 << 10
+"""Shared memory of a block that is not for its row: the system's, and that of the reductions."""
 
 _classifier = Kernel(
     "classifier.cu",
@@ -38,30 +51,38 @@ def classifier(losses: Array, logits: Array, targets: Array, V: int, dloss: floa
         _numpy_classifier(losses, logits, targets, V, dloss)
         return
     N, Vp = logits.shape
-    lanes = pack_size(logits)
-    block = min(MAX_THREADS[lanes], ceil_div(Vp, lanes * WARP) * WARP)
     if dloss is None:
-        _classifier_loss(losses, logits, targets, V, Vp, launch=Launch(N, block))
+        launch = loss_launch(N, Vp, pack_size(logits))
+        _classifier_loss(losses, logits, targets, V, Vp, launch=launch)
         return
-    processors, packs = multiprocessors(logits), ceil_div(Vp, lanes)
-    # As many rows at once as there is room for, two at most where a row takes many threads.
-    share = processors.shared_bytes // 2 - BLOCK_RESERVED_BYTES
-    if packs * PACK_BYTES > share:
-        share = processors.shared_bytes_of_block - BLOCK_RESERVED_BYTES
-    kept = min(packs, share // PACK_BYTES)
-    block_bytes = kept * PACK_BYTES + BLOCK_RESERVED_BYTES
-    resident = min(THREADS // block, MAX_BLOCKS, processors.shared_bytes // block_bytes)
-    _classifier(
-        losses,
-        logits,
-        targets,
-        N,
-        V,
-        Vp,
-        kept,
-        dloss,
-        launch=Launch(min(N, processors.count * resident), block, shared_bytes=kept * PACK_BYTES),
-    )
+    launch = gradient_launch(N, Vp, pack_size(logits), multiprocessors(logits))
+    num_kept = launch.shared_bytes // PACK_BYTES
+    _classifier(losses, logits, targets, N, V, Vp, num_kept, dloss, launch=launch)
+
+
+def loss_launch(N: int, Vp: int, per_pack: int) -> Launch:
+    """The launch of classifier_loss: a block for each row. `per_pack` elements make a pack."""
+    most = MAX_THREADS[per_pack]
+    threads = min(most, ceil_div(Vp, per_pack * WARP) * WARP)
+    return Launch(N, threads, defines={"MAX_THREADS": most})
+
+
+def gradient_launch(N: int, Vp: int, per_pack: int, processors: Multiprocessors) -> Launch:
+    """The launch of classifier: as many blocks as are resident, each with a row in shared memory.
+
+    A block takes half the shared memory of a multiprocessor or less; if a row needs more than
+    that, the block takes all that it can get. `per_pack` elements make a pack.
+    """
+    most = MAX_THREADS[per_pack]
+    packs = ceil_div(Vp, per_pack)
+    threads = min(most, ceil_div(packs, WARP) * WARP)
+    row_bytes = processors.shared_bytes // 2 - RESERVED_BYTES
+    if packs * PACK_BYTES > row_bytes:
+        row_bytes = processors.shared_bytes_of_block - RESERVED_BYTES
+    kept_bytes = min(packs, row_bytes // PACK_BYTES) * PACK_BYTES
+    by_memory = processors.shared_bytes // (kept_bytes + RESERVED_BYTES)
+    resident = processors.count * min(RESIDENT_THREADS // threads, RESIDENT_BLOCKS, by_memory)
+    return Launch(min(N, resident), threads, shared_bytes=kept_bytes, defines={"MAX_THREADS": most})
 
 
 def _numpy_classifier(

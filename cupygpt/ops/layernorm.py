@@ -21,8 +21,8 @@ EPSILON = 1e-5
 """Added to the variance of a row, as in GPT-2."""
 
 BLOCK_ELEMENTS = 1 << 16
-"""Elements that a CPU thread handles at once. Larger blocks mean fewer calls of NumPy; with this size
-a few float32 temporaries (256 KB each) still stay in the second-level cache."""
+"""Elements that a CPU thread handles at once. Larger blocks mean fewer calls of NumPy; with this
+size a few float32 temporaries (256 KB each) still stay in the second-level cache."""
 
 SINGLE_WARP_PACKS = 8
 """Forward: up to this many packs per thread, one warp has a row alone."""
@@ -30,11 +30,11 @@ LONG_ROW_PACKS = 4
 """Forward: packs per thread of rows that need more than one warp."""
 MAX_WARPS_PER_ROW = 32
 BLOCK_WARPS = 2
-"""Forward: warps of a block if each has its own row. Small blocks make room for the next ones as soon
-as they are done."""
+"""Forward: warps of a block if each has its own row. Small blocks make room for the next ones as
+soon as they are done."""
 
 BACKWARD_THREADS = 768
-"""Backward: threads on a multiprocessor, mostly of one block. 768 threads allow 80 registers each."""
+"""Backward: threads on a multiprocessor, mostly of one block. 768 allow 80 registers each."""
 MAX_BACKWARD_THREADS = 896
 """Backward: up to this many threads (72 registers each) where 768 is no multiple of the threads per
 row."""

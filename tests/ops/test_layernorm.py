@@ -12,8 +12,8 @@ from cupygpt.ops.layernorm import (
     residual_layernorm_forward,
 )
 
-# (B, T, C): one row; fewer packs than a warp has lanes; many row groups; GPT-2's width; several warps
-# per row, the last one partly idle (2056 in forward's bfloat16); a last pass that is not full.
+# (B, T, C): one row; fewer packs than a warp has lanes; many row groups; GPT-2's width; several
+# warps per row, the last one partly idle (2056 in forward's bfloat16); a last pass not full.
 SHAPES = [
     (1, 1, 8),
     (2, 3, 24),

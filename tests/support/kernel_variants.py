@@ -6,6 +6,7 @@ extreme choice are listed.
 
 DEFINES: dict[str, list[tuple[str, ...]]] = {
     "bias.cu": [("-DSUM_THREADS=256", "-DROWS_IN_FLIGHT=4")],
+    "classifier.cu": [("-DMAX_THREADS=768",), ("-DMAX_THREADS=1024",)],
     "gelu.cu": [("-DSUM_THREADS=256", "-DROWS_IN_FLIGHT=4")],
     "attention/cuda_cores.cu": [
         ("-DHS=64", "-DROWS=4", "-DSTREAM=32"),
