@@ -24,7 +24,7 @@ from cupygpt.data.step_loader import pack
 from cupygpt.device.choose import choose_device
 from cupygpt.device.device import Device
 from cupygpt.device.precision import Precision, chosen_precision
-from cupygpt.distributed.collectives import Collectives
+from cupygpt.distributed.collectives import ONE_RANK_COLLECTIVES, Collectives
 from cupygpt.errors import ConfigError
 from cupygpt.kernels.load import record_kernels
 from cupygpt.kernels.matmul_choice import measuring
@@ -143,7 +143,7 @@ class Ours:
         shape: RunShape,
         *,
         graph: bool,
-        collectives: Collectives | None = None,
+        collectives: Collectives = ONE_RANK_COLLECTIVES,
     ) -> None:
         self.device, self.shape = device, shape
         self._used_before = device.used_bytes() or 0

@@ -1,12 +1,13 @@
-"""Time training steps on 1, 2, ... GPUs of this machine, beside PyTorch's DistributedDataParallel.
+"""Time training steps on 1, 2, ... GPUs of this machine, next to PyTorch's DistributedDataParallel.
 
 python tools/bench_scaling.py --gpus 1 2 4                          # GPT-2 124M, B 32 on each
 python tools/bench_scaling.py --gpus 1 2 --zero --peer torch-compile
 
-The batch per GPU stays the same, so perfect scaling is the same time per step; the share of it is
-the last column. Rows run one after the other, each in processes of its own. A window must last
-some seconds: a GPU that comes from a pause runs above the clock that its power limit lets it keep,
-and that would flatter whichever row has the cooler GPU.
+The batch per GPU stays the same, so with perfect scaling a step takes the same time on any number
+of GPUs. The last column shows how much of that is reached. The rows are measured one after the
+other, each in its own processes. A window must last some seconds: after a pause, a GPU runs for a
+short time above the clock that its power limit allows, so a short window would favor the row whose
+GPU is cooler.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from cupygpt.errors import ConfigError, RunError
 from cupygpt.model.memory_plan import shape_of_run
 
 JOIN_S = 120.0
+"""How long the ranks of a row wait for each other at startup."""
 
 
 @dataclass(frozen=True)
@@ -42,15 +44,16 @@ class Row:
     B: int
     T: int
     windows_ms: list[float]
+    """Milliseconds per step in each window, of the slowest rank."""
 
     @property
     def ms(self) -> float:
-        """Median time of a step."""
+        """Milliseconds per step in the median window."""
         return statistics.median(self.windows_ms)
 
     @property
     def tokens_per_s(self) -> float:
-        """Of all GPUs together."""
+        """Tokens per second of all GPUs together."""
         return 1e3 * self.B * self.T * self.gpus / self.ms
 
 
@@ -59,15 +62,23 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--config", choices=sorted(CASES), default="124M")
+    parser.add_argument("--gpus", type=int, nargs="+", default=[1, 2], help="numbers of GPUs")
+    parser.add_argument("--config", choices=sorted(CASES), default="124M", help="the model")
     parser.add_argument("-b", "--batch-size", type=int, help="instead of the configuration's B")
     parser.add_argument("-t", "--seq-len", type=int, help="instead of the configuration's T")
     parser.add_argument("--precision", choices=["auto", "fp32", "tf32", "bf16"], default="auto")
-    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda", help="cpu to try it")
-    parser.add_argument("--no-graph", action="store_true", help="launch each kernel by itself")
-    parser.add_argument("--zero", action="store_true", help="also with ZeRO-1")
-    parser.add_argument("--peer", choices=list(PEERS), action="append", default=[])
+    parser.add_argument(
+        "--device", choices=["cuda", "cpu"], default="cuda", help="cpu: to try the tool"
+    )
+    parser.add_argument("--no-graph", action="store_true", help="launch each kernel separately")
+    parser.add_argument("--zero", action="store_true", help="also measure with ZeRO-1")
+    parser.add_argument(
+        "--peer",
+        choices=list(PEERS),
+        action="append",
+        default=[],
+        help="also measure PyTorch; may be repeated",
+    )
     parser.add_argument("--steps", type=int, default=50, help="timed steps in each window")
     parser.add_argument("--windows", type=int, default=3, help="the median window is reported")
     parser.add_argument("--json", action="store_true", help="print one JSON object per row")
@@ -80,7 +91,7 @@ def main() -> int:
 
 
 def compare(args: argparse.Namespace) -> None:
-    """Start the ranks of each row, and print the table as it grows."""
+    """Start the ranks of each row, and print each row when it is measured."""
     single: dict[str, Row] = {}
     contestants = ["cupygpt", *(["cupygpt-zero1"] if args.zero else []), *args.peer]
     if not args.json:
@@ -104,7 +115,7 @@ def compare(args: argparse.Namespace) -> None:
 
 
 def run_row(contestant: str, gpus: int) -> Row:
-    """One measurement, in `gpus` processes."""
+    """One row: a contestant on `gpus` GPUs, in as many processes."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "row.json"
         more = ["--contestant", contestant, "--report", str(report)]
@@ -114,7 +125,7 @@ def run_row(contestant: str, gpus: int) -> Row:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Be one rank: time the windows together with the others; rank 0 writes the row."""
+    """The work of one rank: time the windows with the other ranks; rank 0 writes the row."""
     case = CASES[args.config]
     with join_ranks(JOIN_S, debug=args.debug) as ranks:
         on_gpu = args.device == "cuda"
@@ -133,7 +144,7 @@ def measure(args: argparse.Namespace) -> None:
 
 
 def make_contestant(args: argparse.Namespace, ranks: Any, B: int, T: int) -> Contestant:
-    """What is timed, on the device of this rank."""
+    """What this rank times, on its device."""
     config = CASES[args.config].config
     device = choose_rank_device(args.device, ranks).device
     precision = chosen_precision(args.precision, device)
@@ -143,7 +154,7 @@ def make_contestant(args: argparse.Namespace, ranks: Any, B: int, T: int) -> Con
     shards = ranks.world if args.contestant == "cupygpt-zero1" else 1
     shape = shape_of_run(config, B, T, precision, on_gpu=on_gpu, shards=shards)
     collectives = make_collectives(device, ranks)
-    # Rank 0 chooses the algorithms of products, the others find its choices in the cache.
+    # Rank 0 chooses the algorithms of the matmuls; the others find its choices in the cache.
     return rank0_first(
         ranks,
         lambda: Ours(
@@ -152,12 +163,11 @@ def make_contestant(args: argparse.Namespace, ranks: Any, B: int, T: int) -> Con
             graph=on_gpu and not args.no_graph,
             collectives=collectives,
         ),
-        is_first=ranks.rank == 0,
     )
 
 
 def make_peer(args: argparse.Namespace, ranks: Any, B: int, T: int, precision: str) -> Contestant:
-    """PyTorch on the same ranks; it meets by itself, on the next port."""
+    """PyTorch on the same ranks; PyTorch connects them itself, on the next port."""
     try:
         import torch
         from peer_torch import Peer

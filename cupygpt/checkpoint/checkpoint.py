@@ -17,12 +17,10 @@ from cupygpt.checkpoint.model_file import load_model, save_model
 from cupygpt.checkpoint.state_file import load_state, read_progress, save_state, state_path
 from cupygpt.checkpoint.train_state import TrainState
 from cupygpt.config import GPTConfig
-from cupygpt.distributed.ranks import OneRank, Ranks
-from cupygpt.distributed.zero import part_of
+from cupygpt.distributed.ranks import ONE_RANK, Ranks
+from cupygpt.distributed.zero import shard_of
 from cupygpt.errors import CheckpointError
 from cupygpt.llmc_header import file_checksum
-
-_ONE_RANK = OneRank()
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class Checkpoint:
 
 
 def save_checkpoint(
-    folder: Path, config: GPTConfig, state: TrainState, *, ranks: Ranks = _ONE_RANK
+    folder: Path, config: GPTConfig, state: TrainState, *, ranks: Ranks = ONE_RANK
 ) -> None:
     """Write the checkpoint of `state.progress.step`.
 
@@ -72,7 +70,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    folder: Path, step: int, *, ranks: Ranks = _ONE_RANK, zero_stage: int = 0
+    folder: Path, step: int, *, ranks: Ranks = ONE_RANK, zero_stage: int = 0
 ) -> Checkpoint:
     """Read and verify the checkpoint of `step`, whatever number of ranks wrote it.
 
@@ -87,7 +85,7 @@ def load_checkpoint(
         loaded = load_model(model)
         P = loaded.config.num_parameters
         shards = zero_stage and ranks.world > 1
-        state = load_state(first_state, P, part_of(P, ranks.world, ranks.rank) if shards else None)
+        state = load_state(first_state, P, shard_of(P, ranks.world, ranks.rank) if shards else None)
     except CheckpointError as error:
         earlier = [other for other in checkpoint_steps(folder) if other < step]
         advice = (

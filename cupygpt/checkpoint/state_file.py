@@ -15,7 +15,7 @@ import numpy as np
 
 from cupygpt.checkpoint.train_state import Progress, TrainState
 from cupygpt.data.rows import START, Position
-from cupygpt.distributed.zero import Part
+from cupygpt.distributed.zero import ZeroShard
 from cupygpt.errors import CheckpointError
 from cupygpt.llmc_header import HEADER_BYTES, HEADER_INTS, check_magic, read_header, write_parts
 
@@ -66,7 +66,7 @@ def read_progress(path: Path) -> Progress:
     return _progress(_read_state_header(path))
 
 
-def load_state(path: Path, num_parameters: int, zero_shard: Part | None = None) -> TrainState:
+def load_state(path: Path, num_parameters: int, zero_shard: ZeroShard | None = None) -> TrainState:
     """Read the state of a model of `num_parameters`, or a shard of it, ours or llm.c's.
 
     `path` is rank 0's file. If ranks shared the state, their files are next to it and are read as
@@ -74,13 +74,13 @@ def load_state(path: Path, num_parameters: int, zero_shard: Part | None = None) 
     file. Raises CheckpointError for a wrong kind of file, another model, or a file that is missing,
     does not belong to the others or is cut short.
     """
-    wanted = zero_shard or Part(0, num_parameters)
+    wanted = zero_shard or ZeroShard(0, num_parameters)
     header = _read_state_header(path)
     if header[_VERSION] == SHARD_VERSION:
         files = _shard_files(path, header, num_parameters)
     else:
         _check_whole(path, header, num_parameters)
-        files = [_ShardFile(path, Part(0, num_parameters))]
+        files = [_ShardFile(path, ZeroShard(0, num_parameters))]
     arrays = np.empty((_num_arrays(header), wanted.size), np.float32)
     for file in files:
         file.read_overlap(wanted, arrays)
@@ -95,9 +95,9 @@ class _ShardFile:
     """A state file and the elements of the flat vector that its arrays hold."""
 
     path: Path
-    shard: Part
+    shard: ZeroShard
 
-    def read_overlap(self, wanted: Part, out: np.ndarray) -> None:
+    def read_overlap(self, wanted: ZeroShard, out: np.ndarray) -> None:
         """Fill the columns of `out` (arrays, wanted.size) that this file holds."""
         start, stop = max(wanted.start, self.shard.start), min(wanted.stop, self.shard.stop)
         if start >= stop:
@@ -163,7 +163,7 @@ def _shard_files(first: Path, first_header: np.ndarray, num_parameters: int) -> 
                 f"{path}: {actual:,} bytes, but its header announces {expected:,}. "
                 f"The file is cut short."
             )
-        files.append(_ShardFile(path, Part(start, stop)))
+        files.append(_ShardFile(path, ZeroShard(start, stop)))
         reached = stop
     if reached != num_parameters:
         raise CheckpointError(

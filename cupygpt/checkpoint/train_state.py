@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cupygpt.data.rows import START, Position
-from cupygpt.distributed.zero import Part
+from cupygpt.distributed.zero import ZeroShard
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TrainState:
     m: np.ndarray | None = None
     v: np.ndarray | None = None
     master: np.ndarray | None = None
-    zero_shard: Part | None = None
+    zero_shard: ZeroShard | None = None
 
     def float32_weights(self) -> np.ndarray:
         """The float32 weights (P,) that a run continues from.

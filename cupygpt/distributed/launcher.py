@@ -1,6 +1,7 @@
-"""--gpus N: this process starts N ranks of the same command here, and looks after them."""
+"""--gpus N: this process starts N ranks of the same command on this machine, and waits for them."""
 
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -10,27 +11,34 @@ from types import FrameType
 from typing import Any
 
 from cupygpt.cli import INTERRUPTED
-from cupygpt.distributed.launcher_env import LOOPBACK, PORT, free_port
+from cupygpt.distributed.launcher_env import KEY, LOOPBACK, PORT, free_port
 from cupygpt.distributed.watchdog import FAILED, LAUNCHER_PID
 
 POLL_S = 0.05
 GRACE_S = 8.0
-"""After a rank has failed, the others end by themselves within this, or are killed."""
+"""After a rank has failed, the others have this time to end by themselves; then they are killed."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STOPPED = (INTERRUPTED, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
-"""After a checkpoint, or before the rank could catch the signal."""
+"""Exit codes of a rank that a signal stopped: after a checkpoint, or before it could catch it."""
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
-    """Run `count` ranks of `python arguments` and wait for all; returns the exit code.
+    """Run `count` ranks of `python arguments` and wait for all of them; returns the exit code.
 
-    That is the code of the rank that failed first, else that of rank 0. SIGINT and SIGTERM go on
-    to every rank, once each time. A rank that a signal killed is named on stderr; one that failed
-    by itself has said why.
+    The exit code is that of the rank that failed first, or that of rank 0. Each SIGINT and SIGTERM
+    is passed on once to every rank. If a signal killed a rank, stderr names it; a rank that failed
+    by itself has reported the reason.
     """
-    port = free_port(LOOPBACK)
-    environ = {name: value for name, value in os.environ.items() if name != PORT}
+    environ = {
+        **{name: value for name, value in os.environ.items() if name != PORT},
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": LOOPBACK,
+        "MASTER_PORT": str(free_port(LOOPBACK)),
+        KEY: secrets.token_hex(),
+        LAUNCHER_PID: str(os.getpid()),
+    }
     ranks: list[subprocess.Popen[bytes]] = []
 
     def forward(number: int, _frame: FrameType | None) -> None:
@@ -43,19 +51,12 @@ def launch(arguments: Sequence[str], count: int) -> int:
     previous: dict[int, Any] = {number: signal.signal(number, forward) for number in _SIGNALS}
     try:
         for rank in range(count):
-            own = {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(count),
-                "LOCAL_WORLD_SIZE": str(count),
-                "MASTER_ADDR": LOOPBACK,
-                "MASTER_PORT": str(port),
-                LAUNCHER_PID: str(os.getpid()),
-            }
-            # In a session of their own: a terminal's Ctrl-C would reach the ranks twice otherwise,
-            # and the second one means to end without saving.
+            # Each rank has its own session. Otherwise a terminal's Ctrl-C would reach it twice, and
+            # the second one means: end without saving.
             process = subprocess.Popen(
-                [sys.executable, *arguments], env={**environ, **own}, start_new_session=True
+                [sys.executable, *arguments],
+                env={**environ, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                start_new_session=True,
             )
             ranks.append(process)
             for number in forwarded:
@@ -71,41 +72,46 @@ def launch(arguments: Sequence[str], count: int) -> int:
 
 
 def _wait(ranks: Sequence["subprocess.Popen[bytes]"], forwarded: Sequence[int]) -> int:
+    """Wait for all ranks, or until one has failed and the others have ended; the exit code."""
     while True:
         codes = [rank.poll() for rank in ranks]
-        failed = [r for r, code in enumerate(codes) if code and not _meant(code, forwarded)]
+        failed = [r for r, code in enumerate(codes) if code and not _was_asked_to(code, forwarded)]
         if failed:
-            # Where several ended at once, the one that a signal killed took the others with it.
+            # If several ended together, a rank that was killed by a signal is the cause.
             first = next((r for r in failed if (codes[r] or 0) < 0), failed[0])
-            return _end_the_others(ranks, first)
+            return _end_others(ranks, first)
         if all(code is not None for code in codes):
-            return _as_shells_do(codes[0] or 0)
+            return _exit_code(codes[0] or 0)
         time.sleep(POLL_S)
 
 
-def _meant(code: int, forwarded: Sequence[int]) -> bool:
-    """Whether a rank ended like this because it was asked to."""
+def _was_asked_to(code: int, forwarded: Sequence[int]) -> bool:
+    """Whether a rank ended with this code because of a signal that was passed on to it."""
     return bool(forwarded) and code in _STOPPED
 
 
-def _end_the_others(ranks: Sequence["subprocess.Popen[bytes]"], first: int) -> int:
+def _end_others(ranks: Sequence["subprocess.Popen[bytes]"], first: int) -> int:
+    """Wait until the other ranks have ended after the `first` failed; the exit code of all."""
     code = ranks[first].returncode
     if code < 0:
         name = signal.Signals(-code).name
         sys.stderr.write(
             f"error: rank {first} (process {ranks[first].pid}) was killed by {name}; "
-            f"the other ranks end.\n"
+            f"the other ranks end too.\n"
         )
         if -code == signal.SIGKILL:
-            sys.stderr.write("The system does that when main memory runs out: see dmesg.\n")
+            sys.stderr.write("Linux does that when main memory runs out: see dmesg.\n")
     deadline = time.monotonic() + GRACE_S
     while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
         time.sleep(POLL_S)
     stuck = [str(number) for number, rank in enumerate(ranks) if rank.poll() is None]
     if stuck:
-        sys.stderr.write(f"error: killed after {GRACE_S:g} s of waiting: rank {', '.join(stuck)}\n")
-    return _as_shells_do(code or FAILED)
+        sys.stderr.write(
+            f"error: killed because still running after {GRACE_S:g} s: rank {', '.join(stuck)}\n"
+        )
+    return _exit_code(code or FAILED)
 
 
-def _as_shells_do(code: int) -> int:
+def _exit_code(code: int) -> int:
+    """The exit code that shells report: 128 + the signal's number for a killed process."""
     return 128 - code if code < 0 else code

@@ -1,31 +1,41 @@
-"""Who this process is among the ranks of a run, as told by whatever launched it.
+"""Who this process is among the ranks of a run, from the environment that its launcher has set.
 
 torchrun and --gpus set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; Open MPI sets
-OMPI_COMM_WORLD_*; MPICH and Intel MPI PMI_*; srun SLURM_*. The last three leave open where the
-ranks meet, so that has to be found.
+OMPI_COMM_WORLD_*; MPICH and Intel MPI set PMI_*; srun sets SLURM_*. The last three do not say where
+rank 0 listens, so the ranks have to find an address and a port that all of them agree on.
 """
 
+import random
 import re
+import socket
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from cupygpt.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
 TORCHRUN_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 PORT = "CUPYGPT_PORT"
-"""Names the port whatever the launcher says."""
+"""Sets the port of rank 0, whatever the launcher says."""
+KEY = "CUPYGPT_KEY"
+"""Sets the run's key, whatever the launcher says."""
 
 FIRST_PORT, NUM_PORTS = 20000, 10000
-"""Ports below those that systems hand out for outgoing connections (from 32768 on Linux)."""
+"""Below the ports that systems use for outgoing connections (from 32768 on Linux)."""
 
 
 @dataclass(frozen=True)
 class RankInfo:
-    """One process among all: its rank, how many there are, its number on this host.
+    """One process among all: its rank, the number of ranks, its number on this host.
 
     Rank 0 listens at `address` and `port`; `launcher` is for messages.
+
+    `key` is what a process must know to connect as a rank (see handshake.py). --gpus chooses it at
+    random and CUPYGPT_KEY sets it by hand; both keep out everyone who cannot read the environment
+    of the ranks. Without these it is derived from the id that the launcher gives to its job, and
+    from the port. Such a key keeps out other runs and programs that connect by mistake. It does
+    not keep out a person who means harm and knows the id: Slurm shows its ids to all users.
     """
 
     rank: int
@@ -34,36 +44,35 @@ class RankInfo:
     address: str
     port: int
     launcher: str
+    key: str = field(repr=False)
 
 
-MpiMeeting = Callable[[], tuple[str, int]]
-"""Collective over all MPI processes: the address and port that rank 0 chose."""
+AskMpi = Callable[[], tuple[str, int]]
+"""Called by all MPI processes: returns the address and port that rank 0 chose."""
 
 
-def find_rank_info(
-    environ: Mapping[str, str], mpi_meeting: MpiMeeting | None = None
-) -> RankInfo | None:
-    """The place that the environment gives this process; None where it runs alone.
+def find_rank_info(environ: Mapping[str, str], ask_mpi: AskMpi | None = None) -> RankInfo | None:
+    """This process as its environment describes it; None if it is the only one.
 
-    `mpi_meeting` stands in for mpi4py's (see `_ask_mpi`). Raises ConfigError for variables that
-    are incomplete or contradict each other, with their names.
+    `ask_mpi` replaces the call of mpi4py in tests. Raises ConfigError if variables are missing or
+    contradict each other, and names them.
     """
     for read in (_from_torchrun, _from_open_mpi, _from_mpich, _from_slurm):
-        place = read(environ, mpi_meeting)
-        if place is not None:
-            return place if place.world > 1 else None
+        info = read(environ, ask_mpi or _ask_mpi4py)
+        if info is not None:
+            return info if info.world > 1 else None
     return None
 
 
 def imitates_terminal(environ: Mapping[str, str]) -> bool:
-    """Whether the launcher gives its ranks a terminal whatever its own output goes to: Open MPI."""
+    """Whether the launcher gives every rank a terminal, wherever its own output goes: Open MPI."""
     return "OMPI_COMM_WORLD_RANK" in environ
 
 
-def _from_torchrun(environ: Mapping[str, str], _: MpiMeeting | None) -> RankInfo | None:
+def _from_torchrun(environ: Mapping[str, str], _: AskMpi) -> RankInfo | None:
     if "WORLD_SIZE" not in environ and "RANK" not in environ:
         return None
-    rank, world = _rank_of_world(environ, "RANK", "WORLD_SIZE")
+    rank, world = _rank_and_world(environ, "RANK", "WORLD_SIZE")
     local_rank = _number(environ, "LOCAL_RANK", default=0 if world == 1 else None)
     address = environ.get("MASTER_ADDR") or LOOPBACK
     if "MASTER_ADDR" not in environ and world > 1:
@@ -73,44 +82,45 @@ def _from_torchrun(environ: Mapping[str, str], _: MpiMeeting | None) -> RankInfo
     port = _port(environ, "RANK and WORLD_SIZE")
     if environ.get(TORCHRUN_STORE) == "True" and PORT not in environ:
         port += 1  # torchrun itself listens on MASTER_PORT
-    return RankInfo(rank, world, local_rank, address, port, "RANK and WORLD_SIZE")
+    key = _key(environ, environ.get("TORCHELASTIC_RUN_ID", ""), port)
+    return RankInfo(rank, world, local_rank, address, port, "RANK and WORLD_SIZE", key)
 
 
-def _from_open_mpi(environ: Mapping[str, str], meeting: MpiMeeting | None) -> RankInfo | None:
+def _from_open_mpi(environ: Mapping[str, str], ask_mpi: AskMpi) -> RankInfo | None:
     if "OMPI_COMM_WORLD_SIZE" not in environ:
         return None
-    rank, world = _rank_of_world(environ, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
+    rank, world = _rank_and_world(environ, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
     local_rank = _number(environ, "OMPI_COMM_WORLD_LOCAL_RANK")
-    here = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", default=0)
+    ranks_here = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", default=0)
     job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid") or ""
-    address, port = _mpi_address(environ, all_here=here == world, job=job, meeting=meeting)
-    return RankInfo(rank, world, local_rank, address, port, "mpirun")
+    address, port = _mpi_address(environ, job, ask_mpi, one_host=ranks_here == world)
+    return RankInfo(rank, world, local_rank, address, port, "mpirun", _key(environ, job, port))
 
 
-def _from_mpich(environ: Mapping[str, str], meeting: MpiMeeting | None) -> RankInfo | None:
-    # srun with PMI sets PMI_RANK too, but not hydra's local id: that case is Slurm's.
+def _from_mpich(environ: Mapping[str, str], ask_mpi: AskMpi) -> RankInfo | None:
+    # srun with PMI sets PMI_RANK too, but not MPI_LOCALRANKID: _from_slurm reads that case.
     if "PMI_SIZE" not in environ or "MPI_LOCALRANKID" not in environ:
         return None
-    rank, world = _rank_of_world(environ, "PMI_RANK", "PMI_SIZE")
+    rank, world = _rank_and_world(environ, "PMI_RANK", "PMI_SIZE")
     local_rank = _number(environ, "MPI_LOCALRANKID")
-    here = _number(environ, "MPI_LOCALNRANKS", default=0)
-    address, port = _mpi_address(
-        environ, all_here=here == world, job=environ.get("PMI_ID", ""), meeting=meeting
-    )
-    return RankInfo(rank, world, local_rank, address, port, "mpirun")
+    ranks_here = _number(environ, "MPI_LOCALNRANKS", default=0)
+    job = ""  # no variable names the job: PMI_ID, where it is set, is another number of the rank
+    address, port = _mpi_address(environ, job, ask_mpi, one_host=ranks_here == world)
+    return RankInfo(rank, world, local_rank, address, port, "mpirun", _key(environ, job, port))
 
 
-def _from_slurm(environ: Mapping[str, str], _: MpiMeeting | None) -> RankInfo | None:
-    # Only srun sets the step's number of tasks. SLURM_NTASKS is also there inside a batch script
-    # and an interactive shell, where a single process is meant.
+def _from_slurm(environ: Mapping[str, str], _: AskMpi) -> RankInfo | None:
+    # Only srun sets the number of tasks of a step. SLURM_NTASKS is also set in a batch script and
+    # in an interactive shell, which are single processes.
     if "SLURM_STEP_NUM_TASKS" not in environ:
         return None
-    rank, world = _rank_of_world(environ, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
+    rank, world = _rank_and_world(environ, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
     local_rank = _number(environ, "SLURM_LOCALID")
     nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
     address = environ.get("MASTER_ADDR") or first_host(nodes)
     job = f"{environ.get('SLURM_JOB_ID')}.{environ.get('SLURM_STEP_ID')}"
-    return RankInfo(rank, world, local_rank, address, _port(environ, job=job), "srun")
+    port = _port(environ, job=job)
+    return RankInfo(rank, world, local_rank, address, port, "srun", _key(environ, job, port))
 
 
 def first_host(nodes: str) -> str:
@@ -125,25 +135,24 @@ def first_host(nodes: str) -> str:
 
 
 def _mpi_address(
-    environ: Mapping[str, str], *, all_here: bool, job: str, meeting: MpiMeeting | None
+    environ: Mapping[str, str], job: str, ask_mpi: AskMpi, *, one_host: bool
 ) -> tuple[str, int]:
+    """Where rank 0 of an MPI job listens."""
     if "MASTER_ADDR" in environ:
         return environ["MASTER_ADDR"], _port(environ, job=job)
-    if all_here:
+    if one_host:
         return LOOPBACK, _port(environ, job=job)
     try:
-        return (meeting or _ask_mpi)()
+        return ask_mpi()
     except ImportError as error:
         raise ConfigError(
-            "mpirun started ranks on several hosts, and nothing says where they meet: name the "
-            "host of rank 0 (mpirun -x MASTER_ADDR=<host> ...), or install mpi4py."
+            "mpirun started ranks on several hosts, but the host of rank 0 is not known. Name it "
+            "(mpirun -x MASTER_ADDR=<host> ...), or install mpi4py."
         ) from error
 
 
-def _ask_mpi() -> tuple[str, int]:
-    """Rank 0's host name and a port of its choice, passed on by mpi4py."""
-    import socket
-
+def _ask_mpi4py() -> tuple[str, int]:
+    """Rank 0's host name and a free port there, sent to all ranks by mpi4py."""
     from mpi4py import MPI
 
     port = free_port("")
@@ -152,14 +161,11 @@ def _ask_mpi() -> tuple[str, int]:
 
 
 def free_port(host: str) -> int:
-    """A port on which nothing listens at the moment.
+    """A port of `host` on which nothing listens at the moment.
 
-    Not one from the system's range for outgoing connections: a rank that connects too early could
-    be given that very port and talk to itself.
+    It is outside the system's range for outgoing connections: otherwise a rank that connects
+    before rank 0 listens could be given that same port, and would be connected with itself.
     """
-    import random
-    import socket
-
     for port in random.sample(range(FIRST_PORT, FIRST_PORT + NUM_PORTS), 100):
         with socket.socket() as probe:
             try:
@@ -168,12 +174,12 @@ def free_port(host: str) -> int:
                 continue
             return port
     raise ConfigError(
-        f"no free port found between {FIRST_PORT} and {FIRST_PORT + NUM_PORTS}: name one in {PORT}."
+        f"no free port found between {FIRST_PORT} and {FIRST_PORT + NUM_PORTS}: set one in {PORT}."
     )
 
 
 def _port(environ: Mapping[str, str], what: str = "", *, job: str | None = None) -> int:
-    """CUPYGPT_PORT, else MASTER_PORT, else a number that all ranks of `job` work out alike."""
+    """CUPYGPT_PORT, else MASTER_PORT, else a port that follows from the id of the `job`."""
     for name in (PORT, "MASTER_PORT"):
         if name in environ:
             port = _number(environ, name)
@@ -185,7 +191,17 @@ def _port(environ: Mapping[str, str], what: str = "", *, job: str | None = None)
     return FIRST_PORT + zlib.crc32(job.encode()) % NUM_PORTS
 
 
-def _rank_of_world(environ: Mapping[str, str], rank_name: str, world_name: str) -> tuple[int, int]:
+def _key(environ: Mapping[str, str], job: str, port: int) -> str:
+    """CUPYGPT_KEY, else what the ranks of a job have in common; see `RankInfo`."""
+    key = environ.get(KEY, f"job {job}, port {port}")
+    if not key:
+        raise ConfigError(
+            f"{KEY} is empty: set it to the same secret text on all ranks, or unset it."
+        )
+    return key
+
+
+def _rank_and_world(environ: Mapping[str, str], rank_name: str, world_name: str) -> tuple[int, int]:
     rank, world = _number(environ, rank_name), _number(environ, world_name)
     if not 0 <= rank < world:
         raise ConfigError(

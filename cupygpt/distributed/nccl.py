@@ -1,6 +1,6 @@
-"""Sums over GPUs by NCCL, on a stream of their own beside the one that computes.
+"""Sums over GPUs by NCCL, on a second stream in parallel with the one that computes.
 
-Imported only when several GPUs are used, because CuPy need not be installed.
+Imported only when several GPUs are used, because CuPy may not be installed.
 """
 
 import base64
@@ -20,24 +20,25 @@ from cupygpt.errors import DeviceError
 class NcclCollectives:
     """NCCL between the GPUs of all ranks.
 
-    All calls go to one side stream, between an event of the main stream that it waits for and one
-    that the main stream waits for in `wait`. Under capture these become branches of the graph, so
-    a captured step overlaps as an eager one does.
+    All calls go to one side stream. Before its work, the side stream waits for an event of the main
+    stream; in `wait`, the main stream waits for an event of the side stream. In a captured graph
+    these events become branches, so a captured step overlaps as an eager step does.
 
-    The communicator is never destroyed, it goes with the process: NCCL's destructor waits for
-    every graph that uses it, and for the other ranks, which may be dead.
+    The communicator lives as long as the process and is never destroyed: NCCL's destructor waits
+    for every graph that uses it, and for the other ranks, which may be dead.
     """
 
     def __init__(self, device: CUDA, ranks: Ranks) -> None:
         self.rank, self.world = ranks.rank, ranks.world
         self._main = device.stream
         self._side = cupy.cuda.Stream(non_blocking=True)
-        mine = base64.b64encode(nccl.get_unique_id()).decode() if self.rank == 0 else None
-        unique_id = base64.b64decode(broadcast_object(ranks, mine))
+        own_id = base64.b64encode(nccl.get_unique_id()).decode() if self.rank == 0 else None
+        unique_id = base64.b64decode(broadcast_object(ranks, own_id))
         self._communicator = self._try(
             lambda: nccl.NcclCommunicator(self.world, unique_id, self.rank)
         )
-        # One reference more than there is, so that the interpreter does not destroy it at exit.
+        # Leak one reference so that Python never destroys the communicator: its destructor blocks
+        # on dead ranks.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._communicator))
 
     def all_reduce_async(self, arrays: Sequence[Array]) -> None:
@@ -55,14 +56,14 @@ class NcclCollectives:
         self._main.wait_event(done)
 
     def all_gather(self, whole: Array, start: int, stop: int) -> None:
-        """Queue an all-gather in place. Bytes are moved, so any dtype will do."""
-        mine = whole[start:stop]
-        assert mine.size * self.world == whole.size, (mine.size, self.world, whole.size)
-        assert start == self.rank * mine.size, (start, self.rank)
+        """Queue an all-gather in place. It moves bytes, so the dtype may be any."""
+        own = whole[start:stop]
+        assert own.size * self.world == whole.size, (own.size, self.world, whole.size)
+        assert start == self.rank * own.size, (start, self.rank)
         self._fork()
         self._try(
             lambda: self._communicator.allGather(
-                mine.data.ptr, whole.data.ptr, mine.nbytes, nccl.NCCL_UINT8, self._side.ptr
+                own.data.ptr, whole.data.ptr, own.nbytes, nccl.NCCL_UINT8, self._side.ptr
             )
         )
         self.wait()
@@ -77,7 +78,7 @@ class NcclCollectives:
         nccl.groupEnd()
 
     def _fork(self) -> None:
-        """The side stream waits for what the main stream has queued so far."""
+        """The side stream waits for all that is queued on the main stream so far."""
         reached = cupy.cuda.Event(disable_timing=True)
         reached.record(self._main)
         self._side.wait_event(reached)
@@ -93,11 +94,11 @@ class NcclCollectives:
 
 
 def versions() -> dict[str, str]:
-    """Of the libraries that must be the same on all ranks. Raises DeviceError without NCCL."""
+    """Library versions that must be equal on all ranks. Raises DeviceError if there is no NCCL."""
     if not nccl.available:
         major = cupy.cuda.runtime.runtimeGetVersion() // 1000
         raise DeviceError(
-            f"several GPUs need NCCL, which CuPy does not find: pip install nvidia-nccl-cu{major}."
+            f"several GPUs need NCCL, but CuPy does not find it: pip install nvidia-nccl-cu{major}."
         )
     number = nccl.get_version()
     return {
@@ -107,6 +108,6 @@ def versions() -> dict[str, str]:
     }
 
 
-def identity(index: int) -> str:
-    """The PCI address of a GPU: no two ranks of a host may have the same."""
+def pci_address(index: int) -> str:
+    """The PCI address of a GPU, which differs between the GPUs of a host."""
     return str(cupy.cuda.runtime.deviceGetPCIBusId(index))

@@ -10,13 +10,13 @@ from typing import Any, Protocol, TypeVar
 
 from cupygpt.cli import INTERRUPTED
 from cupygpt.distributed.launcher_env import RankInfo, find_rank_info
-from cupygpt.distributed.messages import Closed, Wire
-from cupygpt.distributed.rendezvous import Meeting, meet
-from cupygpt.distributed.watchdog import FAILED, Watchdog, die
+from cupygpt.distributed.messages import Closed, MessageSocket
+from cupygpt.distributed.rendezvous import Connections, connect_ranks
+from cupygpt.distributed.watchdog import FAILED, Watchdog, exit_now
 from cupygpt.errors import ConfigError, CupyGPTError, RunError
 
-HEAD_START_S = 2.0
-"""Where a connection breaks, the watchdog knows why: it gets so long to end the process."""
+WATCHDOG_HEAD_START_S = 2.0
+"""When a connection breaks, wait this long: the watchdog usually knows why, and exits first."""
 
 Result = TypeVar("Result")
 
@@ -29,10 +29,10 @@ class Ranks(Protocol):
     local_rank: int
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order; every rank must call. JSON types only."""
+        """The values of all ranks, in rank order. Every rank must call; JSON types only."""
 
     def on_abort(self, advice: Callable[[], str]) -> None:
-        """What to say at the end if another rank dies: a function that returns a sentence."""
+        """Set a function that is called if another rank dies; its sentence ends the message."""
 
 
 class OneRank:
@@ -45,7 +45,7 @@ class OneRank:
         return [value]
 
     def on_abort(self, advice: Callable[[], str]) -> None:
-        """Nothing: no other rank can die."""
+        """No other rank can die: `advice` is never called."""
 
     def __enter__(self) -> "OneRank":
         return self
@@ -54,61 +54,64 @@ class OneRank:
         return None
 
 
-class ManyRanks:
-    """One of several processes that have met. As a context manager it ends all together.
+ONE_RANK = OneRank()
 
-    An exception that leaves the block ends the other ranks too, with its message, which rank 0
-    prints. Without one, leaving waits for the others. `end` is what the watchdog calls with an exit
-    code where another rank has died.
+
+class ManyRanks:
+    """One of several connected processes. Used as a context manager, it ends all of them together.
+
+    An exception that leaves the block ends the other ranks too, and rank 0 prints its message.
+    Without an exception, leaving the block waits for the others. If another rank dies, the watchdog
+    calls `end` with an exit code.
     """
 
     def __init__(
         self,
-        place: RankInfo,
-        meeting: Meeting,
+        info: RankInfo,
+        connections: Connections,
         *,
         debug: bool = False,
-        end: Callable[[int], None] = die,
+        end: Callable[[int], None] = exit_now,
     ) -> None:
         self._debug = debug
-        self.rank, self.world, self.local_rank = place.rank, place.world, place.local_rank
-        self._control = meeting.control
-        self._watchdog = Watchdog(place.rank, meeting.watch, end=end)
+        self.rank, self.world, self.local_rank = info.rank, info.world, info.local_rank
+        self._control = connections.control
+        self._watchdog = Watchdog(info.rank, connections.watch, end=end)
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """The values of all ranks, in their order; through rank 0."""
+        """The values of all ranks, in rank order; rank 0 collects them and sends them to all."""
         with self.connection_errors():
             if self.rank:
-                self.first.send(value)
-                values: list[Any] = self.first.receive()
+                self.rank0.send(value)
+                values: list[Any] = self.rank0.receive()
             else:
                 values = [value] + [self.others[rank].receive() for rank in range(1, self.world)]
-                for wire in self.others.values():
-                    wire.send(values)
+                for connection in self.others.values():
+                    connection.send(values)
         return values
 
     @property
-    def first(self) -> Wire:
-        """The connection to rank 0, for the others."""
+    def rank0(self) -> MessageSocket:
+        """The connection to rank 0; only the other ranks have it."""
         return self._control[0]
 
     @property
-    def others(self) -> dict[int, Wire]:
-        """Rank 0's connections to the others."""
+    def others(self) -> dict[int, MessageSocket]:
+        """The connections to the other ranks; only rank 0 has them."""
         return self._control
 
     @contextlib.contextmanager
     def connection_errors(self) -> Iterator[None]:
-        """A connection that breaks inside the block ends the process, or raises RunError."""
+        """If a connection breaks inside the block, the process ends or RunError is raised."""
         try:
             yield
         except Closed as error:
-            time.sleep(HEAD_START_S)
+            time.sleep(WATCHDOG_HEAD_START_S)
             raise RunError(f"the connection to another rank broke ({error}).") from error
 
     def on_abort(self, advice: Callable[[], str]) -> None:
-        """What the watchdog adds when it reports an end."""
-        self._watchdog.advice = advice
+        """Set what the watchdog calls, and adds to its message, if another rank dies."""
+        self._watchdog.on_abort = advice
 
     def __enter__(self) -> "ManyRanks":
         return self
@@ -122,8 +125,8 @@ class ManyRanks:
         if error is None:
             self.all_gather_object("done")
             self._watchdog.close()
-            for wire in self._control.values():
-                wire.close()
+            for connection in self._control.values():
+                connection.close()
             return
         reason, code = _reason(error)
         is_reported = self._watchdog.fail(reason, code)
@@ -135,13 +138,13 @@ class ManyRanks:
 def join_ranks(timeout_s: float, *, debug: bool = False) -> OneRank | ManyRanks:
     """This process among the ranks that its launcher started; waits for the others.
 
-    Raises ConfigError or RunError where they do not come together (see `meet`). With `debug` each
-    rank shows its own errors, besides rank 0.
+    Raises ConfigError or RunError if they do not connect (see `connect_ranks`). With `debug` each
+    rank also shows its own errors.
     """
-    place = find_rank_info(os.environ)
-    if place is None:
-        return OneRank()
-    return ManyRanks(place, meet(place, timeout_s), debug=debug)
+    info = find_rank_info(os.environ)
+    if info is None:
+        return ONE_RANK
+    return ManyRanks(info, connect_ranks(info, timeout_s), debug=debug)
 
 
 def broadcast_object(ranks: Ranks, value: Any) -> Any:
@@ -149,9 +152,9 @@ def broadcast_object(ranks: Ranks, value: Any) -> Any:
     return ranks.all_gather_object(value)[0]
 
 
-def rank0_first(ranks: Ranks, function: Callable[[], Result], *, is_first: bool) -> Result:
-    """What `function` returns; where `is_first` it is called before the others call it."""
-    if not is_first:
+def rank0_first(ranks: Ranks, function: Callable[[], Result]) -> Result:
+    """Call `function` on rank 0, then on all other ranks; returns this rank's result."""
+    if ranks.rank != 0:
         ranks.all_gather_object(None)
         return function()
     result = function()
@@ -160,14 +163,14 @@ def rank0_first(ranks: Ranks, function: Callable[[], Result], *, is_first: bool)
 
 
 def check_equal_on_ranks(ranks: Ranks, what: str, facts: dict[str, Any]) -> None:
-    """Raise ConfigError, on all ranks alike, with a list of what differs between them."""
+    """Raise ConfigError, on all ranks, with a list of the facts that differ between the ranks."""
     everyone = ranks.all_gather_object(facts)
     lines = []
     for name in facts:
         values = [known.get(name) for known in everyone]
         if any(value != values[0] for value in values):
-            first = next(rank for rank, value in enumerate(values) if value != values[0])
-            lines.append(f"  {name}: {values[0]} on rank 0, {values[first]} on rank {first}")
+            other = next(rank for rank, value in enumerate(values) if value != values[0])
+            lines.append(f"  {name}: {values[0]} on rank 0, {values[other]} on rank {other}")
     if lines:
         raise ConfigError(
             f"the ranks differ in their {what}:\n"
@@ -177,6 +180,7 @@ def check_equal_on_ranks(ranks: Ranks, what: str, facts: dict[str, Any]) -> None
 
 
 def _reason(error: BaseException) -> tuple[str, int]:
+    """What to tell the other ranks about an exception, and the exit code."""
     if isinstance(error, CupyGPTError):
         return str(error), error.exit_code
     if isinstance(error, KeyboardInterrupt):

@@ -1,207 +1,209 @@
 """All ranks of a run find each other: rank 0 listens, the others connect and say who they are.
 
-Every other rank keeps two connections to rank 0: `control` for messages in the order of the
-program, and `watch`, on which the watchdogs listen all the time.
+Every other rank keeps two connections to rank 0: `control` carries messages in the order of the
+program, and on `watch` the watchdogs listen all the time.
 """
 
 import contextlib
 import errno
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import cupygpt
+from cupygpt.distributed.handshake import identify, introduce
 from cupygpt.distributed.launcher_env import LOOPBACK, PORT, RankInfo
-from cupygpt.distributed.messages import Closed, Wire
+from cupygpt.distributed.messages import Closed, MessageSocket
 from cupygpt.errors import ConfigError, CupyGPTError, RunError
 
-GREETING = "cupygpt ranks, protocol 1"
 KINDS = ("control", "watch")
-HELLO_S = 5.0
-"""Whoever connects and does not say hello within this is no rank of ours."""
+HANDSHAKE_S = 5.0
+"""A connection that has not identified itself within this time is closed."""
 RETRY_S = 0.05
+
+Joined = dict[tuple[int, str], MessageSocket]
+"""The connections that belong to this run so far, by rank and kind."""
 
 
 @dataclass(frozen=True)
-class Meeting:
-    """The connections of one rank, by the rank at their other end.
+class Connections:
+    """The connections of one rank, by the rank at the other end.
 
-    Rank 0 has one of each kind to every other rank, the others have theirs to rank 0.
+    Rank 0 has one of each kind to every other rank; every other rank has one of each to rank 0.
     """
 
-    control: dict[int, Wire]
-    watch: dict[int, Wire]
+    control: dict[int, MessageSocket]
+    watch: dict[int, MessageSocket]
 
 
-def meet(place: RankInfo, timeout_s: float) -> Meeting:
+def connect_ranks(info: RankInfo, timeout_s: float) -> Connections:
     """Connect this process with the other ranks.
 
-    Raises ConfigError where ranks do not fit together or the port is taken, and RunError if one
-    has not come after `timeout_s`. A rank that rank 0 turned away ends by SystemExit, because rank
-    0 reports the reason.
+    Raises ConfigError if the ranks do not fit together or the port is in use, and RunError if a
+    rank has not connected after `timeout_s`. A rank that rank 0 refuses ends by SystemExit, because
+    rank 0 reports the reason.
     """
-    if place.rank == 0:
-        return _receive_all(place, timeout_s)
-    return _join_first(place, timeout_s)
+    if info.rank == 0:
+        return _accept_ranks(info, timeout_s)
+    return _connect_to_rank0(info, timeout_s)
 
 
-def _receive_all(place: RankInfo, timeout_s: float) -> Meeting:
-    guests: dict[tuple[int, str], Wire] = {}
-    strangers: list[Wire] = []
+def _accept_ranks(info: RankInfo, timeout_s: float) -> Connections:
+    joined: Joined = {}
     try:
-        with _listen(place) as server:
+        with _listen(info) as server:
             deadline = time.monotonic() + timeout_s
-            while len(guests) < (place.world - 1) * len(KINDS):
-                wire = _accept(server, deadline, place, guests, timeout_s)
-                strangers.append(wire)
-                hello = _hello_of(wire)
-                if hello is not None:
-                    key = _checked(hello, place, guests)
-                    guests[key] = strangers.pop()
+            while len(joined) < (info.world - 1) * len(KINDS):
+                connection = _accept(server, deadline, info, joined, timeout_s)
+                _admit(connection, info, joined)
     except CupyGPTError as error:
-        for wire in [*guests.values(), *strangers]:
-            with contextlib.suppress(Closed):
-                wire.send({"refused": str(error), "code": error.exit_code})
-            wire.close()
+        _refuse(joined.values(), error)
         raise
-    _close(strangers)
-    meeting = Meeting(
-        *({rank: guests[rank, kind] for rank in range(1, place.world)} for kind in KINDS)
+    connections = Connections(
+        *({rank: joined[rank, kind] for rank in range(1, info.world)} for kind in KINDS)
     )
-    for wire in meeting.control.values():
-        wire.send({"welcome": True})
-    return meeting
+    for connection in connections.control.values():
+        connection.send({"welcome": True})
+    return connections
 
 
-def _listen(place: RankInfo) -> socket.socket:
-    host = LOOPBACK if place.address in (LOOPBACK, "localhost") else ""
+def _listen(info: RankInfo) -> socket.socket:
+    host = LOOPBACK if info.address in (LOOPBACK, "localhost") else ""
     try:
-        return socket.create_server((host, place.port), backlog=2 * place.world)
+        return socket.create_server((host, info.port), backlog=2 * info.world)
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
             raise ConfigError(
-                f"port {place.port} of this host, where rank 0 waits for the other "
-                f"{place.world - 1}, is in use: another run is starting here, or a rank of one "
-                f"that ended badly is still there. Choose another port with MASTER_PORT or {PORT}."
+                f"port {info.port} of this host, where rank 0 waits for the other "
+                f"{info.world - 1}, is in use: another run is starting here, or a rank of a run "
+                f"that failed is still there. Choose another port with MASTER_PORT or {PORT}."
             ) from error
         raise ConfigError(
-            f"rank 0 cannot listen on port {place.port} ({error.strerror or error}). Choose "
+            f"rank 0 cannot listen on port {info.port} ({error.strerror or error}). Choose "
             f"another one with MASTER_PORT or {PORT}."
         ) from error
 
 
 def _accept(
-    server: socket.socket,
-    deadline: float,
-    place: RankInfo,
-    guests: dict[tuple[int, str], Wire],
-    timeout_s: float,
-) -> Wire:
+    server: socket.socket, deadline: float, info: RankInfo, joined: Joined, timeout_s: float
+) -> MessageSocket:
+    """The next connection, whoever made it. Raises RunError after the deadline."""
     server.settimeout(max(0.0, deadline - time.monotonic()) or 1e-3)
     try:
         connection, _ = server.accept()
     except TimeoutError:
-        missing = [r for r in range(1, place.world) if (r, KINDS[-1]) not in guests]
+        missing = [rank for rank in range(1, info.world) if (rank, KINDS[-1]) not in joined]
         raise RunError(
-            f"{_ranks(missing)} of {place.world} did not come to port {place.port} of "
+            f"{_ranks(missing)} of {info.world} did not connect to port {info.port} of "
             f"{socket.gethostname()} within {timeout_s:g} s. See whether they were started and "
             f"what they print; --rank-timeout sets how long to wait."
         ) from None
-    return Wire(connection)
+    return MessageSocket(connection)
 
 
-def _hello_of(wire: Wire) -> dict[str, Any] | None:
-    """What the newcomer says of itself; None if it is not one of ours."""
+def _admit(connection: MessageSocket, info: RankInfo, joined: Joined) -> None:
+    """Add a connection to those that `joined`; close it if it does not belong to this run."""
+    identity = identify(connection, info.key, HANDSHAKE_S)
+    if identity is None:
+        connection.close()
+        return
     try:
-        hello = wire.receive(HELLO_S)
-    except (Closed, TimeoutError, ValueError):
-        return None
-    return hello if isinstance(hello, dict) and hello.get("greeting") == GREETING else None
+        joined[_checked(identity, info, joined)] = connection
+    except ConfigError as error:
+        _refuse([connection], error)
+        raise
 
 
-def _checked(
-    hello: dict[str, Any], place: RankInfo, guests: dict[tuple[int, str], Wire]
-) -> tuple[int, str]:
-    rank, kind = hello["rank"], hello["kind"]
-    if hello["version"] != cupygpt.__version__:
+def _checked(identity: dict[str, Any], info: RankInfo, joined: Joined) -> tuple[int, str]:
+    """The rank and kind of a connection. Raises ConfigError if it does not fit the others."""
+    rank, kind = identity["rank"], identity["kind"]
+    if identity["version"] != cupygpt.__version__:
         raise ConfigError(
-            f"rank {rank} (on {hello['host']}) runs cupygpt {hello['version']}, rank 0 "
-            f"{cupygpt.__version__}: install the same version everywhere."
+            f"rank {rank} (on {identity['host']}) runs cupygpt {identity['version']}, rank 0 "
+            f"runs {cupygpt.__version__}: install the same version everywhere."
         )
-    if hello["world"] != place.world:
+    if identity["world"] != info.world:
         raise ConfigError(
-            f"rank {rank} (on {hello['host']}) was started as one of {hello['world']} ranks, rank "
-            f"0 as one of {place.world}. Start all with the same launcher, or give runs on the "
-            f"same host ports of their own (MASTER_PORT)."
+            f"rank {rank} (on {identity['host']}) was started as one of {identity['world']} ranks, "
+            f"rank 0 as one of {info.world}. Start all ranks with the same launcher, and give each "
+            f"run on this host its own port (MASTER_PORT)."
         )
-    if not 0 < rank < place.world or (rank, kind) in guests:
+    if not 0 < rank < info.world or (rank, kind) in joined:
         raise ConfigError(
-            f"two processes say they are rank {rank} (one on {hello['host']}): each needs a RANK "
-            f"of its own, and each run a MASTER_PORT of its own."
+            f"two processes say that they are rank {rank} (one on {identity['host']}): each needs "
+            f"its own RANK, and each run its own MASTER_PORT."
         )
     return rank, kind
 
 
-def _join_first(place: RankInfo, timeout_s: float) -> Meeting:
+def _refuse(connections: Iterable[MessageSocket], error: CupyGPTError) -> None:
+    """Tell the ranks that rank 0 ends with this error."""
+    for connection in connections:
+        with contextlib.suppress(Closed):
+            connection.send({"refused": str(error), "code": error.exit_code})
+        connection.close()
+
+
+def _connect_to_rank0(info: RankInfo, timeout_s: float) -> Connections:
     deadline = time.monotonic() + timeout_s
     reason: Exception | str = "no answer"
     while (left := deadline - time.monotonic()) > 0:
-        wires: list[Wire] = []
+        connected: list[MessageSocket] = []
         try:
-            control = _greet(place, "control", left)
-            wires.append(control)
-            # Rank 0 may turn this one away before the second connection: then it says so on the
-            # first, and nobody listens any more.
+            control = _connect(info, "control", left)
+            connected.append(control)
+            # Rank 0 may refuse this rank before the second connection is made. It then says so on
+            # the first one, and listens no longer.
             with contextlib.suppress(OSError):
-                wires.append(_greet(place, "watch", left))
-            # Rank 0 may have come last, and waits as long for the others.
-            answer = control.receive(2 * timeout_s if len(wires) == len(KINDS) else HELLO_S)
+                connected.append(_connect(info, "watch", left))
+            # Rank 0 may have started to wait only now, and waits equally long for the others.
+            complete = len(connected) == len(KINDS)
+            answer = control.receive(2 * timeout_s if complete else HANDSHAKE_S)
             if "refused" in answer:
                 raise SystemExit(int(answer["code"]))
-            return Meeting({0: control}, {0: wires[1]})
+            return Connections({0: control}, {0: connected[1]})
         except SystemExit:
-            _close(wires)
+            _close(connected)
             raise
         except OSError as error:
-            # Not there yet, or the end of an earlier run that went away without a word.
+            # Rank 0 does not listen yet, or an earlier run that used this port is just ending.
             reason = error
-            _close(wires)
+            _close(connected)
             time.sleep(RETRY_S)
     raise RunError(
-        f"rank {place.rank} could not reach rank 0 at {place.address}:{place.port} within "
+        f"rank {info.rank} could not reach rank 0 at {info.address}:{info.port} within "
         f"{timeout_s:g} s ({reason}). See whether rank 0 runs there, whether MASTER_ADDR names its "
         f"host, and whether a firewall closes the port; --rank-timeout sets how long to wait."
     )
 
 
-def _greet(place: RankInfo, kind: str, timeout_s: float) -> Wire:
-    """Connect to rank 0 and say who this is. OSError where nobody is there to hear it."""
-    connection = socket.create_connection((place.address, place.port), timeout=timeout_s)
-    wire = Wire(connection)
-    hello = {
-        "greeting": GREETING,
+def _connect(info: RankInfo, kind: str, timeout_s: float) -> MessageSocket:
+    """Connect to rank 0 and say who this is. Raises OSError if rank 0 is not there."""
+    connection = socket.create_connection((info.address, info.port), timeout=timeout_s)
+    messages = MessageSocket(connection)
+    identity = {
         "kind": kind,
-        "rank": place.rank,
-        "world": place.world,
+        "rank": info.rank,
+        "world": info.world,
         "host": socket.gethostname(),
         "version": cupygpt.__version__,
     }
     try:
         # Before rank 0 listens, the system may connect a port with itself.
         if connection.getsockname() == connection.getpeername():
-            raise ConnectionError("nobody listens yet")
-        wire.send(hello)
+            raise ConnectionError("rank 0 does not listen yet")
+        introduce(messages, info.key, identity, max(timeout_s, HANDSHAKE_S))
     except OSError:
-        wire.close()
+        messages.close()
         raise
-    return wire
+    return messages
 
 
-def _close(wires: Sequence[Wire]) -> None:
-    for wire in wires:
-        wire.close()
+def _close(connections: Sequence[MessageSocket]) -> None:
+    for connection in connections:
+        connection.close()
 
 
 def _ranks(numbers: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""Sums over sockets, for tests of the rank logic where there is no GPU. Slow on purpose: simple."""
+"""Sums over sockets, to test several ranks without a GPU: simple, and therefore slow."""
 
 from collections.abc import Sequence
 
@@ -9,9 +9,9 @@ from cupygpt.distributed.ranks import ManyRanks
 
 
 class SocketCollectivesForTests:
-    """Every array goes to rank 0, which adds in the order of the ranks, and back.
+    """Every rank sends its arrays to rank 0, which adds them in rank order and sends back the sums.
 
-    For tests only: the time grows with the number of ranks, and nothing runs beside anything.
+    For tests only: the time grows with the number of ranks, and no sum overlaps with other work.
     """
 
     def __init__(self, ranks: ManyRanks) -> None:
@@ -19,46 +19,47 @@ class SocketCollectivesForTests:
         self._ranks = ranks
 
     def all_reduce_async(self, arrays: Sequence[Array]) -> None:
-        """Sums in place, done when the call returns."""
+        """Sum in place; the sums are complete when the call returns."""
         assert all(array.flags.c_contiguous for array in arrays)
-        together = np.concatenate([array.reshape(-1) for array in arrays])
+        total = np.concatenate([array.reshape(-1) for array in arrays])
         if self.rank:
-            together = self._ask_first(together, together)
+            total = self._ask_rank0(total, total)
         else:
-            for part in self._receive_all(together):
-                together += part
-            self._send_all(together)
+            for values in self._receive_from_others(total):
+                total += values
+            self._send_to_others(total)
         start = 0
         for array in arrays:
-            array.reshape(-1)[...] = together[start : start + array.size]
+            array.reshape(-1)[...] = total[start : start + array.size]
             start += array.size
 
     def wait(self) -> None:
-        """Nothing is under way."""
+        """Nothing is pending."""
 
     def all_gather(self, whole: Array, start: int, stop: int) -> None:
-        """Fill `whole` with the parts of all ranks."""
-        mine = whole[start:stop]
-        assert mine.size * self.world == whole.size, (mine.size, self.world, whole.size)
+        """Fill `whole` with the elements of all ranks; see Collectives."""
+        own = whole[start:stop]
+        assert own.size * self.world == whole.size, (own.size, self.world, whole.size)
         if self.rank:
-            whole[...] = self._ask_first(mine, whole)
+            whole[...] = self._ask_rank0(own, whole)
             return
-        for rank, part in enumerate(self._receive_all(mine), start=1):
-            whole[rank * mine.size : (rank + 1) * mine.size] = part
-        self._send_all(whole)
+        for rank, values in enumerate(self._receive_from_others(own), start=1):
+            whole[rank * own.size : (rank + 1) * own.size] = values
+        self._send_to_others(whole)
 
-    def _ask_first(self, mine: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    def _ask_rank0(self, own: np.ndarray, like: np.ndarray) -> np.ndarray:
+        """Send `own` to rank 0; its answer has the shape and dtype of `like`."""
         with self._ranks.connection_errors():
-            self._ranks.first.send_bytes(mine.tobytes())
-            answer = self._ranks.first.receive_bytes()
-        return np.frombuffer(answer, wanted.dtype).reshape(wanted.shape)
+            self._ranks.rank0.send_bytes(own.tobytes())
+            answer = self._ranks.rank0.receive_bytes()
+        return np.frombuffer(answer, like.dtype).reshape(like.shape)
 
-    def _receive_all(self, like: np.ndarray) -> list[np.ndarray]:
+    def _receive_from_others(self, like: np.ndarray) -> list[np.ndarray]:
         with self._ranks.connection_errors():
-            received = [wire.receive_bytes() for wire in self._ranks.others.values()]
-        return [np.frombuffer(part, like.dtype).reshape(like.shape) for part in received]
+            received = [other.receive_bytes() for other in self._ranks.others.values()]
+        return [np.frombuffer(values, like.dtype).reshape(like.shape) for values in received]
 
-    def _send_all(self, array: np.ndarray) -> None:
+    def _send_to_others(self, array: np.ndarray) -> None:
         with self._ranks.connection_errors():
-            for wire in self._ranks.others.values():
-                wire.send_bytes(array.tobytes())
+            for other in self._ranks.others.values():
+                other.send_bytes(array.tobytes())

@@ -1,8 +1,9 @@
-"""When one rank dies, all end, within seconds and with the reason.
+"""If one rank dies, all ranks end, within seconds and with the reason.
 
-NCCL itself would wait forever for a dead rank, in C code that no exception reaches. So each rank
-watches a connection to rank 0 (and rank 0 one to each) on a thread of its own: a process that dies
-closes its connection, one that fails says why first, and a host that vanishes stops beating.
+NCCL itself waits forever for a dead rank, in C code that no exception reaches. So each rank watches
+its connection to rank 0 on a thread, and rank 0 watches one connection to each rank. A process that
+dies closes its connection, a process that fails first says why, and a host that vanishes sends no
+more heartbeats.
 """
 
 import contextlib
@@ -13,57 +14,59 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from cupygpt.distributed.messages import Closed, Wire
+from cupygpt.distributed.messages import Closed, MessageSocket
 
-BEAT_S = 1.0
-MISSED_BEATS = 30
-"""Silence that means death where the connection stays open: counted, not clocked, so that a run
-that was suspended as a whole (Ctrl-Z, a sleeping laptop) goes on."""
+HEARTBEAT_S = 1.0
+MAX_MISSED_HEARTBEATS = 30
+"""A rank that misses so many heartbeats is dead, even if its connection stays open. Time is no
+measure: the clock also runs while a whole run is suspended (Ctrl-Z, a sleeping laptop), and such a
+run must be able to continue."""
 DELIVERY_S = 3.0
-"""How long a rank that ends waits for the others to take note."""
+"""How long a rank that ends waits until the others have received its message."""
 LAUNCHER_PID = "CUPYGPT_LAUNCHER_PID"
-"""Set by our own launcher: its ranks end with it."""
+"""Set by --gpus: a rank ends when this process, its launcher, has ended."""
 
 FAILED = 1
 
 Result = TypeVar("Result")
 
 
-def die(code: int) -> None:
+def exit_now(code: int) -> None:
     """End the process at once, whatever its other threads are doing."""
-    _within(1.0, sys.stdout.flush)
+    _call_with_limit(1.0, sys.stdout.flush)
     os._exit(code)
 
 
 class Watchdog:
-    """Threads that watch the other ranks; made when all have met.
+    """Threads that watch the other ranks; created when all ranks are connected.
 
-    `advice` may be set to a function whose text is added to the reason of the end (where the last
-    checkpoint is); it also is the place to leave the terminal in order.
+    `on_abort` may be set to a function that returns a sentence for the message (where the last
+    checkpoint is); the function can also restore the terminal.
     """
 
     def __init__(
         self,
         rank: int,
-        wires: Mapping[int, Wire],
+        connections: Mapping[int, MessageSocket],
         *,
-        end: Callable[[int], None] = die,
+        end: Callable[[int], None] = exit_now,
         report: Callable[[str], object] | None = None,
-        beat_s: float = BEAT_S,
+        heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self.rank = rank
-        self.advice: Callable[[], str] | None = None
-        self._wires = dict(wires)
-        self._end, self._report, self._beat_s = end, report or sys.stderr.write, beat_s
+        self.on_abort: Callable[[], str] | None = None
+        self._connections = dict(connections)
+        self._end, self._report = end, report or sys.stderr.write
+        self._heartbeat_s = heartbeat_s
         self._closing = threading.Event()
-        self._ending = threading.Lock()
+        self._ending = threading.Lock()  # held from the moment when this process begins to end
         launcher = os.environ.get(LAUNCHER_PID)
         self._launcher = int(launcher) if launcher else None
         self._threads = [
             threading.Thread(
-                target=self._watch, args=(peer, wire), name=f"watch-{peer}", daemon=True
+                target=self._watch, args=(peer, connection), name=f"watch-{peer}", daemon=True
             )
-            for peer, wire in self._wires.items()
+            for peer, connection in self._connections.items()
         ]
         for thread in self._threads:
             thread.start()
@@ -71,33 +74,34 @@ class Watchdog:
     def fail(self, reason: str, code: int) -> bool:
         """Tell the others that this rank fails.
 
-        True if it was reported, False if the caller should: rank 0, and a rank that cannot reach it.
+        Returns True if rank 0 reports the reason. Returns False if the caller must report it: it
+        is rank 0, or cannot reach rank 0.
         """
         if not self._ending.acquire(blocking=False):
             # Another rank failed first: a watching thread is about to end this process.
             time.sleep(2 * DELIVERY_S)
             return True
-        self._tell({"failed": reason, "code": code, "rank": self.rank})
-        return self._all_gone() and self.rank != 0
+        self._send_to_all({"failed": reason, "code": code, "rank": self.rank})
+        return self._wait_until_closed() and self.rank != 0
 
     def close(self) -> None:
-        """The run is over: connections that end from now on are no failure."""
+        """The run is over: a connection that ends from now on is no failure."""
         self._closing.set()
-        self._tell("bye")
-        self._all_gone()
-        for wire in self._wires.values():
-            wire.close()
+        self._send_to_all("bye")
+        self._wait_until_closed()
+        for connection in self._connections.values():
+            connection.close()
 
-    def _tell(self, message: Any, *, besides: int | None = None) -> None:
-        for peer, wire in self._wires.items():
-            if peer != besides:
+    def _send_to_all(self, message: Any, *, except_to: int | None = None) -> None:
+        for peer, connection in self._connections.items():
+            if peer != except_to:
                 with contextlib.suppress(Closed):
-                    wire.send(message)
+                    connection.send(message)
 
-    def _all_gone(self) -> bool:
-        """Wait until all others have closed their end; whether they have.
+    def _wait_until_closed(self) -> bool:
+        """Wait until all other ranks have closed their connections; whether they have.
 
-        A process that exits before may take its last message with it.
+        If a process exits earlier, its last message may be lost with it.
         """
         deadline = time.monotonic() + DELIVERY_S
         others = [thread for thread in self._threads if thread is not threading.current_thread()]
@@ -105,67 +109,69 @@ class Watchdog:
             thread.join(max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in others)
 
-    def _watch(self, peer: int, wire: Wire) -> None:
-        silent, last_beat = 0, time.monotonic()
+    def _watch(self, peer: int, connection: MessageSocket) -> None:
+        """Receive from one rank until it says goodbye, fails or is lost; send it heartbeats."""
+        missed, last_sent = 0, time.monotonic()
         while True:
             try:
-                message = wire.receive(self._beat_s)
-                silent = 0
+                message = connection.receive(self._heartbeat_s)
+                missed = 0
             except TimeoutError:
                 message = None
-                silent += 1
+                missed += 1
             except (Closed, ValueError):
-                self._lost(peer, "its process ended without a word, or the network broke")
+                self._lost(peer, "its process ended without a message, or the network failed")
                 return
             if message == "bye":
                 return
             if isinstance(message, dict):
                 self._peer_failed(message, peer)
                 return
-            if silent >= MISSED_BEATS:
-                self._lost(peer, f"nothing was heard of it for {silent * self._beat_s:g} s")
+            if missed >= MAX_MISSED_HEARTBEATS:
+                self._lost(peer, f"it sent nothing for {missed * self._heartbeat_s:g} s")
                 return
-            if time.monotonic() - last_beat >= self._beat_s:
-                last_beat = time.monotonic()
+            if time.monotonic() - last_sent >= self._heartbeat_s:
+                last_sent = time.monotonic()
                 with contextlib.suppress(Closed):
-                    wire.send("beat")
+                    connection.send("heartbeat")
                 self._check_launcher()
 
     def _check_launcher(self) -> None:
         if self._launcher is not None and os.getppid() != self._launcher:
-            self._stop(f"the process that started rank {self.rank} is gone.", FAILED)
+            self._abort(f"the process that started rank {self.rank} has ended.", FAILED)
 
     def _peer_failed(self, message: dict[str, Any], peer: int) -> None:
-        """A rank has said why it fails: rank 0 reports it and tells the rest."""
+        """A rank has said why it fails: rank 0 reports it and tells the other ranks."""
         if not self._ending.acquire(blocking=False):
             return
         if self.rank == 0:
-            self._say(f"rank {message['rank']}: {message['failed']}")
-            self._tell(message, besides=peer)
-            self._all_gone()
+            self._report_error(f"rank {message['rank']}: {message['failed']}")
+            self._send_to_all(message, except_to=peer)
+            self._wait_until_closed()
         self._end(int(message["code"]))
 
     def _lost(self, peer: int, how: str) -> None:
         if not self._closing.is_set():
-            self._stop(f"rank {peer} is lost: {how}. All ranks end.", FAILED)
+            self._abort(f"rank {peer} is lost: {how}. All ranks end.", FAILED)
 
-    def _stop(self, reason: str, code: int) -> None:
+    def _abort(self, reason: str, code: int) -> None:
+        """Report why this process ends, tell the others, and end it."""
         if not self._ending.acquire(blocking=False):
             return
-        self._say(reason if self.rank == 0 else f"rank {self.rank}: {reason}")
-        self._tell({"failed": reason, "code": code, "rank": self.rank})
+        self._report_error(reason if self.rank == 0 else f"rank {self.rank}: {reason}")
+        self._send_to_all({"failed": reason, "code": code, "rank": self.rank})
         if self.rank == 0:
-            self._all_gone()
+            self._wait_until_closed()
         self._end(code)
 
-    def _say(self, text: str) -> None:
-        # The advice may look at files: the end must not depend on their disk.
-        advice = _within(1.0, self.advice) if self.advice is not None else None
+    def _report_error(self, text: str) -> None:
+        # `on_abort` may read files: a disk that hangs must not keep this process from ending.
+        advice = _call_with_limit(1.0, self.on_abort) if self.on_abort is not None else None
         self._report(f"error: {text} {advice or ''}".rstrip() + "\n")
 
 
-def _within(limit_s: float, function: Callable[[], Result]) -> Result | None:
-    """What `function` returns, or None if that takes longer than `limit_s` or fails."""
+def _call_with_limit(limit_s: float, function: Callable[[], Result]) -> Result | None:
+    """What `function` returns, or None if it takes longer than `limit_s` or raises."""
     results: list[Result] = []
 
     def call() -> None:

@@ -1,18 +1,19 @@
-"""ZeRO-1 (Rajbhandari et al. 2019, arXiv:1910.02054): who keeps which part of the optimizer's state.
+"""ZeRO-1 (arXiv:1910.02054): each rank keeps a share of the optimizer's state.
 
-The flat vector of all parameters is cut into as many runs as there are ranks, equal and aligned;
-the last one may be shorter. Moments and master weights of a run exist on its rank alone.
+The flat vector of all parameters is divided into one zero shard per rank. The shards are equal and
+aligned; the last one may be shorter. The moments and master weights of a shard exist on its rank
+only.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 ALIGNMENT = 8
-"""Elements: what one 128-bit access moves of bfloat16, so that kernels work on a part as on all."""
+"""Elements in one 128-bit access of bfloat16: a kernel needs no special case for a zero shard."""
 
 
 @dataclass(frozen=True)
-class Part:
+class ZeroShard:
     """Elements [start, stop) of the flat parameters."""
 
     start: int
@@ -24,23 +25,25 @@ class Part:
         return self.stop - self.start
 
 
-def part_size(num_parameters: int, shards: int) -> int:
-    """Elements of every part but the last."""
-    return -(-num_parameters // (shards * ALIGNMENT)) * ALIGNMENT if shards > 1 else num_parameters
+def shard_size(num_parameters: int, num_shards: int) -> int:
+    """Elements of every zero shard except the last one, which may have fewer."""
+    if num_shards == 1:
+        return num_parameters
+    return -(-num_parameters // (num_shards * ALIGNMENT)) * ALIGNMENT
 
 
-def part_of(num_parameters: int, shards: int, rank: int) -> Part:
-    """The part that `rank` keeps; empty where a tiny model gives out before the ranks do."""
-    size = part_size(num_parameters, shards)
-    return Part(min(rank * size, num_parameters), min((rank + 1) * size, num_parameters))
+def shard_of(num_parameters: int, num_shards: int, rank: int) -> ZeroShard:
+    """The zero shard of `rank`; it is empty if a tiny model has too few elements for all ranks."""
+    size = shard_size(num_parameters, num_shards)
+    return ZeroShard(min(rank * size, num_parameters), min((rank + 1) * size, num_parameters))
 
 
-def cut_segments(
-    segments: Sequence[tuple[int, int, bool]], part: Part
+def segments_of_shard(
+    segments: Sequence[tuple[int, int, bool]], shard: ZeroShard
 ) -> list[tuple[int, int, bool]]:
-    """The (start, stop, decay) runs inside `part`, counted from its start."""
-    inside = [
-        (max(start, part.start) - part.start, min(stop, part.stop) - part.start, decay)
+    """The pieces of (start, stop, decay) segments inside `shard`, counted from its start."""
+    pieces = [
+        (max(start, shard.start) - shard.start, min(stop, shard.stop) - shard.start, decay)
         for start, stop, decay in segments
     ]
-    return [(start, stop, decay) for start, stop, decay in inside if start < stop]
+    return [(start, stop, decay) for start, stop, decay in pieces if start < stop]

@@ -7,7 +7,7 @@ import numpy as np
 
 from cupygpt.config import GPT2_VOCAB, GPTConfig
 from cupygpt.device.precision import FP32, Precision
-from cupygpt.distributed.zero import part_size
+from cupygpt.distributed.zero import shard_size
 from cupygpt.errors import DeviceError
 from cupygpt.kernels.matmul import WORKSPACE_BYTES
 from cupygpt.model.tensors import (
@@ -91,11 +91,12 @@ def memory_plan(shape: RunShape) -> dict[str, int]:
 
     acts = activation_specs(config, B, T, recompute=shape.recompute, training=shape.training)
     scratch = scratch_specs(config, B, T, training=shape.training, logits_rows=shape.logits_rows)
-    P, part = config.num_parameters, part_size(config.num_parameters, shape.shards)
-    plan = {"parameters": part * shape.shards * size_of("floatX")}
+    P = config.num_parameters
+    kept = shard_size(P, shape.shards)
+    plan = {"parameters": kept * shape.shards * size_of("floatX")}
     if shape.training:
         plan["gradients"] = P * size_of("float32")
-        plan["optimizer"] = (3 if shape.master else 2) * part * size_of("float32")
+        plan["optimizer"] = (3 if shape.master else 2) * kept * size_of("float32")
     plan["activations"] = arena_bytes(acts, size_of)
     plan["scratch"] = arena_bytes(scratch, size_of) + shape.workspace_bytes
     plan["sampling"] = arena_bytes(decoder_specs(config), size_of)

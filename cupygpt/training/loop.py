@@ -69,7 +69,6 @@ class Run:
         rank0_first(
             ranks,
             lambda: compile_ahead(plan.device, self.trainer, self._generator, console, folder),
-            is_first=ranks.rank == 0,
         )
         self._validation = validation_batches(plan, data, ranks.rank)
         self._bytes_per_token = bytes_per_token(data)

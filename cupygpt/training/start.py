@@ -80,7 +80,7 @@ def start_run(given: dict[str, Any], console: Console, ranks: Ranks) -> Run:
     config = new_run_config(given)
     made = new_run_folder(config.out, overwrite=config.overwrite) if ranks.rank == 0 else None
     folder = _common_folder(ranks, made)
-    data = rank0_first(ranks, lambda: open_data(config, folder), is_first=ranks.rank == 0)
+    data = rank0_first(ranks, lambda: open_data(config, folder))
     model, loaded, origin = choose_model(config, data)
     attach_tokenizer(config, model, data)
     plan = make_plan(config, model, data, ranks)

@@ -13,7 +13,7 @@ import numpy as np
 from cupygpt.checkpoint.train_state import Progress, TrainState
 from cupygpt.device.device import Device, PendingRead, Replay
 from cupygpt.distributed.collectives import Collectives
-from cupygpt.distributed.zero import cut_segments, part_of, part_size
+from cupygpt.distributed.zero import segments_of_shard, shard_of, shard_size
 from cupygpt.model.gpt import GPT, Dropout
 from cupygpt.model.memory_plan import RunShape
 from cupygpt.model.tensors import (
@@ -72,16 +72,16 @@ class PendingStep:
 class Trainer:
     """All buffers of a run on one device, and what is done with them.
 
-    `params`, `m`, `v` and, for bfloat16 weights, `master` (float32; else None) are what a checkpoint
-    holds. `accumulation` micro-batches of (B, T) make one step. With `graph` the second step is
-    captured and replayed from then on; the first runs op by op, because it loads kernels and
-    chooses algorithms on its way.
+    A checkpoint holds `params`, `m`, `v` and, for bfloat16 weights, `master` (float32; else None).
+    `accumulation` micro-batches of (B, T) make one step. With `graph` the second step is captured,
+    and replayed from then on; the first step runs op by op, because it loads kernels and chooses
+    algorithms.
 
     `collectives` sum the gradients and losses of all ranks, one layer at a time, in parallel with
     the backward pass of the layers below. With `shape.shards` (ZeRO-1) a rank then updates only its
-    `part` of the parameters, the only part of which it has m, v and master, and the ranks gather
-    the parts. All ranks still reduce all gradients: a reduce-scatter would move a third less, but a
-    rank's part spans many layers, so it could start only after backward.
+    `zero_shard` of the parameters, has m, v and master for that shard only, and the ranks gather
+    the shards. All ranks still reduce all gradients: a reduce-scatter would move a third less, but
+    a zero shard spans many layers, so it could start only after backward.
     """
 
     def __init__(
@@ -104,15 +104,17 @@ class Trainer:
         assert shape.shards in (1, self.world), (shape.shards, self.world)
         config, specs = shape.config, parameter_specs(shape.config)
         dtypes, P = shape.dtypes, config.num_parameters
-        self.part = part_of(P, shape.shards, self.rank if shape.shards > 1 else 0)
-        # With ZeRO-1 the parts are gathered in place, which takes equal ones: room for a whole last.
-        self._gathered = device.zeros(part_size(P, shape.shards) * shape.shards, dtypes["floatX"])
+        self.zero_shard = shard_of(P, shape.shards, self.rank if shape.shards > 1 else 0)
+        # ZeRO-1 gathers the shards in place. They must be equal: leave room for a full last one.
+        self._gathered = device.zeros(shard_size(P, shape.shards) * shape.shards, dtypes["floatX"])
         self.params = cut_packed(self._gathered[:P], specs)
-        self.master = device.zeros(self.part.size, dtypes["float32"]) if shape.master else None
+        self.master = (
+            device.zeros(self.zero_shard.size, dtypes["float32"]) if shape.master else None
+        )
         self.grads = cut_packed(device.zeros(P, dtypes["float32"]), specs)
-        self.m = device.zeros(self.part.size, dtypes["float32"])
-        self.v = device.zeros(self.part.size, dtypes["float32"])
-        self._segments = cut_segments(decay_segments(specs), self.part)
+        self.m = device.zeros(self.zero_shard.size, dtypes["float32"])
+        self.v = device.zeros(self.zero_shard.size, dtypes["float32"])
+        self._segments = segments_of_shard(decay_segments(specs), self.zero_shard)
         self._seed_words = (seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF)
         self._cut_input(3 * accumulation * shape.B * shape.T)
         self._results = device.zeros(2, dtypes["float32"])
@@ -134,11 +136,11 @@ class Trainer:
     def load_parameters(self, weights: np.ndarray, master: np.ndarray | None = None) -> None:
         """Take float32 `weights` (P,), in file order; bfloat16 parameters are rounded from them.
 
-        `master` is this rank's part of the master weights, by default that of `weights`.
+        `master` is this rank's zero shard of the master weights, taken from `weights` by default.
         """
         if self.master is not None:
-            part = slice(self.part.start, self.part.stop)
-            self.device.upload(self.master, weights[part] if master is None else master)
+            own = slice(self.zero_shard.start, self.zero_shard.stop)
+            self.device.upload(self.master, weights[own] if master is None else master)
         if self.master is not None and self.shape.shards == 1:
             cast(self.params.flat, self.master)
         else:
@@ -155,7 +157,7 @@ class Trainer:
             m=download(self.m) if has_state else None,
             v=download(self.v) if has_state else None,
             master=download(self.master) if has_master else None,
-            zero_shard=self.part if sharded else None,
+            zero_shard=self.zero_shard if sharded else None,
         )
 
     def load(self, state: TrainState) -> None:
@@ -253,12 +255,12 @@ class Trainer:
         self._collectives.wait()
 
     def _update(self) -> None:
-        settings, part = self.settings, slice(self.part.start, self.part.stop)
+        settings, own = self.settings, slice(self.zero_shard.start, self.zero_shard.stop)
         adamw(
-            self.params.flat[part],
+            self.params.flat[own],
             self.m,
             self.v,
-            self.grads.flat[part],
+            self.grads.flat[own],
             self._results[1:],
             self._controls,
             self._segments,
@@ -268,10 +270,10 @@ class Trainer:
             grad_clip=settings.grad_clip,
             master=self.master,
             rng_state=self._rng_state,
-            first=self.part.start,
+            first=self.zero_shard.start,
         )
         if self.shape.shards > 1 and self._collectives is not None:
-            size = part_size(self.params.flat.size, self.shape.shards)
+            size = shard_size(self.params.flat.size, self.shape.shards)
             self._collectives.all_gather(self._gathered, self.rank * size, (self.rank + 1) * size)
 
     def _cut_input(self, num_ids: int) -> None:

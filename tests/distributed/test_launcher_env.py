@@ -1,10 +1,13 @@
 import re
+from collections.abc import Mapping
+from dataclasses import replace
 
 import pytest
 
 from cupygpt.distributed.launcher_env import (
     FIRST_PORT,
     NUM_PORTS,
+    AskMpi,
     RankInfo,
     find_rank_info,
     first_host,
@@ -24,57 +27,90 @@ SLURM = {
     "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
     "SLURM_STEP_NODELIST": "gpu[03-04]", "SLURM_JOB_ID": "123", "SLURM_STEP_ID": "0",
 }  # fmt: skip
+RANK_NAMES = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"}
 
 
-def test_no_launcher_means_alone() -> None:
+def found(environ: Mapping[str, str], ask_mpi: AskMpi | None = None) -> RankInfo:
+    """The rank that an environment describes, which must be one of several."""
+    info = find_rank_info(environ, ask_mpi)
+    assert info is not None
+    return info
+
+
+def infos_of_two_ranks(environ: dict[str, str]) -> list[RankInfo]:
+    """What ranks 0 and 1 of the same job find."""
+    (name,) = RANK_NAMES & set(environ)
+    return [found({**environ, name: rank}) for rank in "01"]
+
+
+def test_a_process_without_a_launcher_is_alone() -> None:
     assert find_rank_info({}) is None
     assert find_rank_info({"MASTER_ADDR": "gpu07", "SLURM_JOB_ID": "7"}) is None
 
 
-def test_the_variables_of_torchrun() -> None:
-    assert find_rank_info(TORCHRUN) == RankInfo(3, 8, 1, "gpu07", 4711, "RANK and WORLD_SIZE")
+def test_the_variables_of_torchrun_are_read() -> None:
+    assert replace(found(TORCHRUN), key="") == RankInfo(
+        3, 8, 1, "gpu07", 4711, "RANK and WORLD_SIZE", ""
+    )
 
 
-def test_torchrun_listens_on_its_port_itself() -> None:
+def test_rank_0_uses_the_next_port_because_torchrun_listens_on_its_own() -> None:
     environ = {**TORCHRUN, "TORCHELASTIC_USE_AGENT_STORE": "True"}
-    place = find_rank_info(environ)
-    assert place is not None
-    assert place.port == 4712
-    place = find_rank_info({**environ, "CUPYGPT_PORT": "4800"})
-    assert place is not None
-    assert place.port == 4800
+    assert found(environ).port == 4712
+    assert found({**environ, "CUPYGPT_PORT": "4800"}).port == 4800
 
 
 @pytest.mark.parametrize("environ", [OPEN_MPI, MPICH, SLURM])
-def test_ranks_of_one_job_work_out_the_same_port(environ: dict[str, str]) -> None:
-    rank_name = next(
-        name for name in environ if name.endswith(("WORLD_RANK", "PMI_RANK", "PROCID"))
-    )
-    ports = set()
-    for rank in "01":
-        place = find_rank_info({**environ, rank_name: rank})
-        assert place is not None
-        ports.add(place.port)
-    (port,) = ports
-    assert FIRST_PORT <= port < FIRST_PORT + NUM_PORTS
+def test_all_ranks_of_a_job_find_the_same_port(environ: dict[str, str]) -> None:
+    first, second = infos_of_two_ranks(environ)
+    assert first.port == second.port
+    assert FIRST_PORT <= first.port < FIRST_PORT + NUM_PORTS
 
 
-def test_mpirun_on_one_host() -> None:
-    place = find_rank_info(OPEN_MPI)
-    assert place is not None
-    assert (place.rank, place.world, place.local_rank) == (2, 4, 2)
-    assert place.address == "127.0.0.1"
-    other = find_rank_info({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-host-4712@1"})
-    assert other is not None
-    assert other.port != place.port  # a second mpirun beside the first
+@pytest.mark.parametrize("environ", [TORCHRUN, OPEN_MPI, MPICH, SLURM])
+def test_all_ranks_of_a_job_find_the_same_key(environ: dict[str, str]) -> None:
+    first, second = infos_of_two_ranks(environ)
+    assert first.key == second.key
+    assert first.key
 
 
-def test_mpirun_alone_imitates_a_terminal() -> None:
+@pytest.mark.parametrize(
+    ("environ", "job"),
+    [
+        (TORCHRUN, {"TORCHELASTIC_RUN_ID": "another"}),
+        (OPEN_MPI, {"PMIX_NAMESPACE": "prterun-host-4712@1"}),
+        (MPICH, {"CUPYGPT_PORT": "5001"}),
+        (SLURM, {"SLURM_JOB_ID": "124"}),
+        (SLURM, {"SLURM_STEP_ID": "1"}),
+    ],
+)
+def test_two_jobs_have_two_keys(environ: dict[str, str], job: dict[str, str]) -> None:
+    environ = {"MASTER_ADDR": "gpu07", "CUPYGPT_PORT": "5000", **environ}
+    assert found({**environ, **job}).key != found(environ).key
+
+
+def test_the_key_can_be_set_and_is_not_shown() -> None:
+    info = found({**TORCHRUN, "CUPYGPT_KEY": "a secret"})
+    assert info.key == "a secret"
+    assert "secret" not in repr(info)
+    with pytest.raises(ConfigError, match="CUPYGPT_KEY is empty"):
+        find_rank_info({**TORCHRUN, "CUPYGPT_KEY": ""})
+
+
+def test_mpirun_on_one_host_needs_no_address() -> None:
+    info = found(OPEN_MPI)
+    assert (info.rank, info.world, info.local_rank) == (2, 4, 2)
+    assert info.address == "127.0.0.1"
+    second_run = found({**OPEN_MPI, "PMIX_NAMESPACE": "prterun-host-4712@1"})
+    assert second_run.port != info.port
+
+
+def test_only_mpirun_imitates_a_terminal() -> None:
     assert imitates_terminal(OPEN_MPI)
     assert not imitates_terminal({"RANK": "0", "WORLD_SIZE": "2"})
 
 
-def test_mpirun_on_several_hosts_needs_an_address() -> None:
+def test_mpirun_on_several_hosts_needs_an_address_or_mpi4py() -> None:
     several = {**OPEN_MPI, "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
 
     def no_mpi4py() -> tuple[str, int]:
@@ -82,22 +118,19 @@ def test_mpirun_on_several_hosts_needs_an_address() -> None:
 
     with pytest.raises(ConfigError, match="-x MASTER_ADDR=<host>"):
         find_rank_info(several, no_mpi4py)
-    place = find_rank_info(several, lambda: ("gpu01", 5000))
-    assert place is not None
-    assert (place.address, place.port) == ("gpu01", 5000)
-    place = find_rank_info({**several, "MASTER_ADDR": "gpu02", "MASTER_PORT": "99"}, no_mpi4py)
-    assert place is not None
-    assert (place.address, place.port) == ("gpu02", 99)
+    info = found(several, lambda: ("gpu01", 5000))
+    assert (info.address, info.port) == ("gpu01", 5000)
+    info = found({**several, "MASTER_ADDR": "gpu02", "MASTER_PORT": "99"}, no_mpi4py)
+    assert (info.address, info.port) == ("gpu02", 99)
 
 
-def test_srun() -> None:
-    place = find_rank_info(SLURM)
-    assert place is not None
-    assert (place.rank, place.world, place.local_rank, place.address) == (5, 8, 1, "gpu03")
+def test_the_variables_of_srun_are_read() -> None:
+    info = found(SLURM)
+    assert (info.rank, info.world, info.local_rank, info.address) == (5, 8, 1, "gpu03")
 
 
 def test_a_process_in_a_batch_script_is_alone() -> None:
-    """There SLURM_NTASKS speaks of the job, not of this process."""
+    """SLURM_NTASKS is set there for the whole job, not for this process."""
     batch = {name: value for name, value in SLURM.items() if "STEP" not in name}
     assert find_rank_info({**batch, "SLURM_PROCID": "0"}) is None
 
@@ -111,11 +144,11 @@ def test_a_process_in_a_batch_script_is_alone() -> None:
         ("rack2-[7,9]-ib", "rack2-7-ib"),
     ],
 )
-def test_the_first_host_of_a_node_list(nodes: str, host: str) -> None:
+def test_the_first_host_of_a_node_list_is_found(nodes: str, host: str) -> None:
     assert first_host(nodes) == host
 
 
-def test_one_rank_is_alone() -> None:
+def test_a_launcher_of_one_rank_changes_nothing() -> None:
     assert find_rank_info({"RANK": "0", "WORLD_SIZE": "1"} | {"MASTER_PORT": "1"}) is None
 
 
@@ -131,7 +164,9 @@ def test_one_rank_is_alone() -> None:
         ({"MASTER_PORT": "70000"}, "MASTER_PORT is 70000"),
     ],
 )
-def test_incomplete_variables_are_named(changes: dict[str, str | None], message: str) -> None:
+def test_missing_and_wrong_variables_are_named(
+    changes: dict[str, str | None], message: str
+) -> None:
     environ = {k: v for k, v in {**TORCHRUN, **changes}.items() if v is not None}
     with pytest.raises(ConfigError, match=re.escape(message)):
         find_rank_info(environ)

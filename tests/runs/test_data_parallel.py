@@ -1,14 +1,11 @@
-"""Ranks compute what one process would: the same losses, and the same bits on every rank."""
+"""Ranks compute what one process computes: equal losses, and the same bits on every rank."""
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from support.rank_threads import run_ranks
 from support.small_runs import write_tokens
 
@@ -22,7 +19,7 @@ from cupygpt.data.step_loader import StepLoader
 from cupygpt.data.token_files import open_shards
 from cupygpt.device.cpu import CPU
 from cupygpt.distributed.collectives import make_collectives
-from cupygpt.distributed.zero import ALIGNMENT, Part, cut_segments, part_of, part_size
+from cupygpt.distributed.zero import ALIGNMENT, ZeroShard, shard_of
 from cupygpt.errors import CheckpointError, DeviceError
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.memory_plan import RunShape, check_fits, memory_plan
@@ -32,8 +29,8 @@ CONFIG = GPTConfig(maxT=16, V=65, L=2, NH=2, C=16)
 P = CONFIG.num_parameters
 T, STEPS = 8, 20
 LOSS_RTOL = 1e-5
-"""Rounding grows from step to step, to 3e-6 on a processor with AVX-512; other dropout masks change
-the losses by 2e-2, other rows by 1e-1."""
+"""Rounding differences grow from step to step, to 3e-6 on a processor with AVX-512. Wrong dropout
+masks change the losses by 2e-2, wrong rows by 1e-1."""
 
 
 class Result:
@@ -42,7 +39,7 @@ class Result:
     def __init__(self, trainer: Trainer, losses: list[float], norms: list[float]) -> None:
         self.losses, self.norms = np.array(losses), np.array(norms)
         self.params = trainer.params.flat.copy()
-        self.m, self.v, self.part = trainer.m, trainer.v, trainer.part
+        self.m, self.v, self.zero_shard = trainer.m, trainer.v, trainer.zero_shard
 
 
 @pytest.fixture
@@ -93,7 +90,7 @@ def train(
 @pytest.mark.parametrize(
     ("world", "B", "accumulation"), [(2, 6, 1), (3, 4, 1), (2, 2, 3), (3, 2, 2), (3, 1, 4)]
 )
-def test_ranks_equal_one_process_with_the_same_rows(
+def test_several_ranks_train_as_one_process_with_the_same_rows(
     tokens: Path, world: int, B: int, accumulation: int, zero: bool
 ) -> None:
     (alone,) = train(tokens, 1, 12)
@@ -104,11 +101,11 @@ def test_ranks_equal_one_process_with_the_same_rows(
         np.testing.assert_array_equal(rank.losses, ranks[0].losses)
         np.testing.assert_array_equal(rank.norms, ranks[0].norms)
         np.testing.assert_array_equal(rank.params, ranks[0].params)
-    # Adam divides by the root of v: where gradients are near zero, the sign of rounding is a step.
+    # Adam divides by sqrt(v): where a gradient is near zero, its rounding error decides the step.
     assert np.mean(np.abs(ranks[0].params - alone.params) < 1e-4) > 0.99
 
 
-def test_dropout_is_that_of_one_process_with_all_rows(tokens: Path) -> None:
+def test_dropout_masks_are_those_of_one_process_with_all_rows(tokens: Path) -> None:
     (alone,) = train(tokens, 1, 12, dropout=0.3)
     for rank in train(tokens, 3, 4, dropout=0.3):
         np.testing.assert_allclose(rank.losses, alone.losses, rtol=LOSS_RTOL)
@@ -122,14 +119,14 @@ def test_runs_repeat_and_zero1_changes_no_bit(tokens: Path) -> None:
             np.testing.assert_array_equal(rank.losses, first.losses)
             np.testing.assert_array_equal(rank.params, first.params)
     for rank in runs[2]:
-        part = slice(rank.part.start, rank.part.stop)
-        np.testing.assert_array_equal(rank.m, first.m[part])
-        np.testing.assert_array_equal(rank.v, first.v[part])
+        own = slice(rank.zero_shard.start, rank.zero_shard.stop)
+        np.testing.assert_array_equal(rank.m, first.m[own])
+        np.testing.assert_array_equal(rank.v, first.v[own])
 
 
 @pytest.mark.parametrize("most", [None, 1, 3, 5])
 @pytest.mark.parametrize("world", [2, 3, 4])
-def test_validation_is_that_of_one_rank_to_the_last_bit(
+def test_the_validation_loss_equals_that_of_one_rank_to_the_last_bit(
     tokens: Path, world: int, most: int | None
 ) -> None:
     shards = open_shards(str(tokens))
@@ -140,48 +137,13 @@ def test_validation_is_that_of_one_rank_to_the_last_bit(
         )
         sums = make_trainer(ranks, 4).sum_losses((x, y) for x, y, _ in batches)
         everyone = ranks.all_gather_object(sums)
-        return mean_loss(part for parts in zip(*everyone, strict=True) for part in parts)
+        return mean_loss(pair for pairs in zip(*everyone, strict=True) for pair in pairs)
 
     (alone,) = run_ranks(1, validate)
     assert run_ranks(world, validate) == [alone] * world
 
 
-@given(
-    num_parameters=st.integers(1, 500).map(lambda n: 8 * n),
-    shards=st.integers(1, 9),
-)
-def test_parts_are_aligned_and_cover_everything_once(num_parameters: int, shards: int) -> None:
-    parts = [part_of(num_parameters, shards, rank) for rank in range(shards)]
-    size = part_size(num_parameters, shards)
-    assert [part.start for part in parts] == [min(r * size, num_parameters) for r in range(shards)]
-    assert [part.stop for part in parts] == [part.start for part in parts[1:]] + [num_parameters]
-    assert all(part.start % ALIGNMENT == 0 for part in parts)
-    assert size * shards - num_parameters < ALIGNMENT * shards or shards == 1
-
-
-@settings(max_examples=50)
-@given(data=st.data())
-def test_segments_of_a_part(data: st.DataObject) -> None:
-    cuts = sorted(data.draw(st.sets(st.integers(1, 99), max_size=6)))
-    bounds = [0, *cuts, 100]
-    whole = np.zeros(100, bool)
-    segments = []
-    for i, (start, stop) in enumerate(itertools.pairwise(bounds)):
-        segments.append((start, stop, i % 2 == 0))
-        whole[start:stop] = i % 2 == 0
-    start = data.draw(st.integers(0, 99))
-    part = Part(start, data.draw(st.integers(start + 1, 100)))
-    found = np.zeros(part.size, bool)
-    reached = 0
-    for first, last, decay in cut_segments(segments, part):
-        assert first == reached
-        found[first:last] = decay
-        reached = last
-    assert reached == part.size
-    np.testing.assert_array_equal(found, whole[part.start : part.stop])
-
-
-def test_the_plan_of_shared_state_is_what_is_allocated() -> None:
+def test_the_planned_memory_of_zero1_is_what_is_allocated() -> None:
     def allocated(ranks: Any) -> list[int]:
         trainer = make_trainer(ranks, 4, zero=True)
         return [trainer._gathered.nbytes, trainer.m.nbytes + trainer.v.nbytes]
@@ -191,13 +153,13 @@ def test_the_plan_of_shared_state_is_what_is_allocated() -> None:
     assert plan["optimizer"] < alone["optimizer"] / 3 + 2 * 4 * ALIGNMENT
     everyone = run_ranks(3, allocated)
     assert everyone[:2] == [[plan["parameters"], plan["optimizer"]]] * 2
-    assert everyone[2][1] <= plan["optimizer"]  # the last part may be shorter
+    assert everyone[2][1] <= plan["optimizer"]  # the last shard may be shorter
     assert {name: plan[name] for name in plan if name not in ("parameters", "optimizer")} == {
         name: alone[name] for name in alone if name not in ("parameters", "optimizer")
     }
 
 
-def test_sharing_the_state_lets_a_larger_batch_fit() -> None:
+def test_with_zero1_a_larger_batch_fits() -> None:
     free = int(sum(memory_plan(RunShape(CONFIG, 4, T)).values()) / 0.95) - 1
     with pytest.raises(DeviceError):
         check_fits(RunShape(CONFIG, 4, T), free)
@@ -211,16 +173,16 @@ def save(folder: Path, world: int, *, zero: bool, step: int = 7, master: bool = 
     whole = {name: np.arange(P, dtype=np.float32) + shift for name, shift in OFFSETS.items()}
 
     def rank(ranks: Any) -> None:
-        part = part_of(P, world, ranks.rank) if zero and world > 1 else None
-        own = slice(part.start, part.stop) if part else slice(None)
-        has = ranks.rank == 0 or part is not None
+        shard = shard_of(P, world, ranks.rank) if zero and world > 1 else None
+        own = slice(shard.start, shard.stop) if shard else slice(None)
+        has = ranks.rank == 0 or shard is not None
         state = TrainState(
             replace(PROGRESS, step=step),
             initial_parameters(CONFIG, 1) if ranks.rank == 0 else None,
             whole["m"][own] if has else None,
             whole["v"][own] if has else None,
             whole["master"][own] if has and master else None,
-            zero_shard=part,
+            zero_shard=shard,
         )
         save_checkpoint(folder, CONFIG, state, ranks=ranks)
 
@@ -249,8 +211,8 @@ def test_any_ranks_load_what_any_ranks_saved(
         return load_checkpoint(tmp_path, 7, ranks=ranks, zero_stage=int(zero)).state
 
     for rank, state in enumerate(run_ranks(world, load)):
-        part = part_of(P, world, rank) if zero else Part(0, P)
-        wanted = np.arange(part.start, part.stop, dtype=np.float32)
+        shard = shard_of(P, world, rank) if zero else ZeroShard(0, P)
+        wanted = np.arange(shard.start, shard.stop, dtype=np.float32)
         np.testing.assert_array_equal(state.m, wanted)
         np.testing.assert_array_equal(state.v, wanted + np.float32(0.25))
         assert (state.master is not None) == master
@@ -259,7 +221,7 @@ def test_any_ranks_load_what_any_ranks_saved(
         assert state.progress == PROGRESS
 
 
-def test_one_rank_and_ranks_that_share_nothing_write_the_same_files(tmp_path: Path) -> None:
+def test_one_rank_and_several_without_zero1_write_the_same_files(tmp_path: Path) -> None:
     folders = [tmp_path / "one", tmp_path / "three"]
     for folder, world in zip(folders, (1, 3), strict=True):
         folder.mkdir()
@@ -268,15 +230,15 @@ def test_one_rank_and_ranks_that_share_nothing_write_the_same_files(tmp_path: Pa
         assert path.read_bytes() == (folders[1] / path.name).read_bytes()
 
 
-def test_a_part_says_that_it_is_one_and_llmc_refuses_it(tmp_path: Path) -> None:
+def test_the_header_of_a_zero_shard_makes_llmc_refuse_it(tmp_path: Path) -> None:
     save(tmp_path, 2, zero=True)
     for rank in range(2):
         header = np.fromfile(state_path(tmp_path, 7, rank), "<i4", 256)
         assert header[[0, 2, 3, 10]].tolist() == [20240527, 2, rank, 7]
-        assert header[1] != 1  # llm.c's version: its parts are cut otherwise
+        assert header[1] != 1  # llm.c's version: it shards the state differently
 
 
-def test_a_missing_or_foreign_part_is_noticed(tmp_path: Path) -> None:
+def test_a_missing_or_foreign_zero_shard_is_noticed(tmp_path: Path) -> None:
     save(tmp_path, 3, zero=True)
     save(tmp_path, 3, zero=True, step=8)
     first, second = state_path(tmp_path, 7, 0), state_path(tmp_path, 7, 1)
@@ -298,15 +260,15 @@ def test_a_missing_or_foreign_part_is_noticed(tmp_path: Path) -> None:
         load_state(state_path(tmp_path, 8, 0), P + 8)
 
 
-def test_an_older_set_of_more_ranks_leaves_nothing_behind(tmp_path: Path) -> None:
+def test_saving_again_with_fewer_ranks_leaves_no_old_files(tmp_path: Path) -> None:
     save(tmp_path, 4, zero=True)
     save(tmp_path, 2, zero=True)
     assert len(list(tmp_path.glob("state_*"))) == 2
     assert load_checkpoint(tmp_path, 7).state.m.size == P
 
 
-def test_the_whole_state_of_llmc_ranks_loads(tmp_path: Path) -> None:
-    """llm.c's ranks each write everything where they share nothing."""
+def test_a_state_of_several_llmc_ranks_loads(tmp_path: Path) -> None:
+    """Without ZeRO-1, each rank of llm.c writes the whole state."""
     save(tmp_path, 1, zero=False)
     path = state_path(tmp_path, 7, 0)
     raw = bytearray(path.read_bytes())
