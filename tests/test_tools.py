@@ -8,6 +8,7 @@ import pytest
 from support.small_runs import write_files
 
 from cupygpt.checkpoint.model_file import load_model
+from cupygpt.train import main
 
 TOOLS = Path(__file__).parents[1] / "tools"
 
@@ -46,8 +47,6 @@ def test_create_small_model_refuses_a_bad_shape(tmp_path: Path) -> None:
 
 def test_plot_log_draws_several_runs(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    from cupygpt.train import main
-
     for name in ("a", "b"):
         assert main([*write_files(tmp_path), "-n", "6", "-o", str(tmp_path / name)]) == 0
     result = tool("plot_log.py", "a", "b", "-o", "out.png", cwd=tmp_path)

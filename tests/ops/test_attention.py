@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from numpy.random import Generator
 from support import oracle
-from support.devices import DEVICES, STARTED_AT, Device, round_to
+from support.devices import DEVICES, PARALLEL_DEVICES, STARTED_AT, Device, round_to
 from support.gpu import require_gpu
 from support.tolerance import EPSILON
 
@@ -234,7 +234,9 @@ def test_nan_is_not_hidden_on_hopper(dev: Device, rng: Generator) -> None:
     np.testing.assert_array_equal(np.isnan(dev.values(out)[0]).all(axis=-1), hit)
 
 
-@pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
+@pytest.mark.parametrize(
+    "dev", [d for d in BFLOAT16_DEVICES if d in PARALLEL_DEVICES], indirect=True
+)
 def test_hopper_repeats_bit_for_bit(dev: Device, rng: Generator) -> None:
     qkv, dout = make_inputs(dev, rng, 1, 150, 2, 64)
     with hopper_kernels(dev):
@@ -259,6 +261,7 @@ def test_scores_far_beyond_the_range_of_exp(
     check(dev, result, qkv, dout, 1, allow_tf32=allow_tf32)
 
 
+@pytest.mark.parametrize("dev", PARALLEL_DEVICES, indirect=True)
 @pytest.mark.parametrize("allow_tf32", [False, True])
 @pytest.mark.parametrize("HS", [8, 64])
 def test_a_run_repeats_bit_for_bit(

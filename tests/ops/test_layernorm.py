@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 from support import oracle
-from support.devices import STARTED_AT, Device, twice
+from support.devices import PARALLEL_DEVICES, STARTED_AT, Device, twice
 
 from cupygpt.kernels.launch import Multiprocessors
 from cupygpt.ops.layernorm import (
@@ -104,6 +104,7 @@ def test_backward(
         dev.agree("dsum", dsum, STARTED_AT + total, STARTED_AT + plain_total, B * T, "float32")
 
 
+@pytest.mark.parametrize("dev", PARALLEL_DEVICES, indirect=True)
 def test_backward_repeats_bit_for_bit(dev: Device, rng: np.random.Generator) -> None:
     shape, C = (2, 150, 24), 24
     inp, dout = dev.input(rng.standard_normal(shape)), dev.input(rng.standard_normal(shape))

@@ -19,8 +19,10 @@ from cupygpt.config import GPT2_VOCAB, GPTConfig, small_config
 from cupygpt.data.step_loader import pack
 from cupygpt.device.cpu import CPU
 from cupygpt.device.precision import FP32, PRECISIONS
+from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.memory_plan import RunShape, memory_plan
+from cupygpt.model.tensors import cut_packed, parameter_specs
 from cupygpt.train import main
 from cupygpt.training.trainer import OptimizerSettings, StepResult, Trainer
 
@@ -135,9 +137,6 @@ def test_tensors_of_more_than_2_to_the_31_elements(gpu: Any) -> None:
 
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_memory_in_use_equals_the_plan(gpu: Any, precision: str) -> None:
-    from cupygpt.kernels.matmul import WORKSPACE_BYTES
-    from cupygpt.model.generate import Generator
-
     needs_the_gpu_alone()
     config, B, T = small_config(GPT2_VOCAB), 16, 256
     train(make(gpu, config, 1, 8), inputs(config, 1, 8, 1))  # brings the library's workspace
@@ -148,8 +147,7 @@ def test_memory_in_use_equals_the_plan(gpu: Any, precision: str) -> None:
     train(trainer, inputs(config, B, T, 4))
     planned = sum(memory_plan(trainer.shape).values())
     assert gpu.used_bytes() - before == pytest.approx(planned, rel=0.05)
-    assert generator is not None
-    assert WORKSPACE_BYTES == 32 << 20
+    del generator  # its buffers were counted
 
 
 @pytest.mark.parametrize(
@@ -216,9 +214,6 @@ def test_an_interrupted_run_resumes(tmp_path: Path, number: signal.Signals) -> N
 
 
 def test_sampling_on_the_gpu_equals_the_cpu(gpu: Any) -> None:
-    from cupygpt.model.generate import Generator, Sampling
-    from cupygpt.model.tensors import cut_packed, parameter_specs
-
     config = GPTConfig(maxT=40, V=257, L=2, NH=2, C=32)
     weights = initial_parameters(config, 42) * np.float32(5)
     texts = []

@@ -177,3 +177,6 @@ DEVICES = [
     pytest.param(("cuda", "float32"), id="cuda", marks=pytest.mark.gpu),
     pytest.param(("cuda", "bfloat16"), id="cuda-bf16", marks=pytest.mark.gpu),
 ]
+
+PARALLEL_DEVICES = [device for device in DEVICES if "emulated" not in device.values[0]]
+"""Those on which two runs of an op can differ: the emulator runs one thread after another."""
