@@ -1,20 +1,17 @@
-"""A training run whose kernels are executed by the emulator equals the CPU device's."""
+"""A training run whose kernels the emulator executes equals the run of the CPU device."""
 
 from typing import Any
 
 import numpy as np
 import pytest
-from emulator import product
-from emulator.emulate import EmulatedArray, emulated, loader, missing_toolchain
+from support.emulated_gpu import EmulatedGPU, EmulatedHopper
 
 from cupygpt.arrays import to_bfloat16
 from cupygpt.config import GPTConfig
 from cupygpt.data.step_loader import pack
 from cupygpt.device.cpu import CPU
-from cupygpt.device.device import PendingRead
 from cupygpt.device.precision import BF16, FP32
-from cupygpt.kernels.load import record_kernels, register_loader
-from cupygpt.kernels.matmul import register_matmul
+from cupygpt.kernels.load import record_kernels
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.memory_plan import RunShape
@@ -24,28 +21,14 @@ CONFIG = GPTConfig(maxT=16, V=65, L=2, NH=2, C=32)
 B, T, ACCUMULATION, STEPS = 2, 13, 2, 2
 
 
-class EmulatedGPU(CPU):
-    """The CPU device, but its arrays take the kernels of an op instead of the NumPy form."""
-
-    def zeros(self, size: int, dtype: Any) -> Any:
-        return emulated(np.zeros(size, dtype))
-
-    def read_later(self, source: Any) -> PendingRead:
-        return super().read_later(np.asarray(source))
-
-
 @pytest.fixture
 def emulated_gpu() -> EmulatedGPU:
-    if reason := missing_toolchain():
-        pytest.skip(reason)
-    register_loader(EmulatedArray, loader)
-    register_matmul(EmulatedArray, product.matmul)
     return EmulatedGPU()
 
 
-def make(device: CPU, **options: Any) -> Trainer:
+def make(device: CPU, config: GPTConfig = CONFIG, **options: Any) -> Trainer:
     shape = RunShape(
-        CONFIG,
+        config,
         B,
         T,
         recompute=options.pop("recompute", 0),
@@ -54,7 +37,7 @@ def make(device: CPU, **options: Any) -> Trainer:
     )
     settings = OptimizerSettings(weight_decay=0.1)
     trainer = Trainer(device, shape, settings, accumulation=ACCUMULATION, **options)
-    trainer.load_parameters(initial_parameters(CONFIG, 42))
+    trainer.load_parameters(initial_parameters(config, 42))
     return trainer
 
 
@@ -118,3 +101,21 @@ def test_a_dry_run_finds_every_kernel_and_changes_no_weight(emulated_gpu: Emulat
     np.testing.assert_array_equal(np.asarray(trainer.params.flat), before)
     assert {"encoder.cu", "layernorm.cu", "attention/cuda_cores.cu", "gelu.cu", "adamw.cu"} <= files
     assert {"classifier.cu", "global_norm.cu", "sampling.cu", "bias.cu"} <= files
+
+
+HOPPER = GPTConfig(maxT=16, V=65, L=1, NH=1, C=64)
+"""Small, and with the channels and the head size that the kernels for Hopper take."""
+
+
+def test_hopper_kernels_train_like_the_others() -> None:
+    ends = []
+    for device in (EmulatedGPU(), EmulatedHopper()):
+        trainer = make(device, HOPPER, precision=BF16, master=True)
+        files = {job[1] for job in record_kernels(trainer.dry_run)}
+        results = [trainer.step(x, i, 1e-2).result() for i, x in enumerate(batches())]
+        ends.append((files, np.array([[r.loss, r.norm] for r in results])))
+    only_hopper = {"lm_head.cu", "attention/wgmma_forward.cu", "attention/wgmma_backward.cu"}
+    assert only_hopper <= ends[1][0]
+    assert not only_hopper & ends[0][0]
+    np.testing.assert_allclose(ends[1][1][:, 0], ends[0][1][:, 0], rtol=5e-4)
+    np.testing.assert_allclose(ends[1][1][:, 1], ends[0][1][:, 1], rtol=5e-3)

@@ -11,14 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulator import product
-from emulator.emulate import EmulatedArray, emulated, load, loader, missing_toolchain
+from emulator.emulate import EmulatedArray, emulated, load, loader
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
 from cupygpt.device.precision import BF16, FP32
 from cupygpt.kernels.kernel import forget_compiled
 from cupygpt.kernels.load import register_loader
-from cupygpt.kernels.matmul import register_matmul
+from support.emulated_gpu import run_on_emulator
 from support.gpu import require_gpu
 from support.tolerance import assert_close, limit
 
@@ -161,11 +160,7 @@ def make_device(name: str, floatX: str) -> Device:
     if name == "cuda":
         require_gpu()
         return CUDADevice(floatX)
-    reason = missing_toolchain()
-    if reason:
-        pytest.skip(reason)
-    register_loader(EmulatedArray, loader)
-    register_matmul(EmulatedArray, product.matmul)
+    run_on_emulator(EmulatedArray)
     return EmulatedDevice(floatX)
 
 
