@@ -1,11 +1,13 @@
 // GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415); contract in ops/gelu.py.
+//
+// gelu(x) = x * 0.5 (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3). One exp is enough:
+// 0.5 (1 + tanh(u)) is the logistic function of 2u, 1 / (1 + exp(-2u)).
 #include "lib/row_sums.cuh"
 
-// 2u = SCALE * (x + CUBIC * x^3); 0.5 (1 + tanh u) is the logistic function of 2u.
-constexpr float SCALE = 1.5957691216057308f;  // 2 sqrt(2 / pi)
+constexpr float SCALE = 1.5957691216057308f;  // 2 sqrt(2 / pi): 2u = SCALE * (x + CUBIC * x^3)
 constexpr float CUBIC = 0.044715f;
 
-// Fast exp and division are harmless: both keep 22 bits where the logistic is not negligible.
+// The fast exp and division are exact enough: wherever the result matters they keep 22 bits.
 __device__ __forceinline__ float logistic_of_2u(float x) {
     return __fdividef(1.0f, 1.0f + __expf(-SCALE * x * (1.0f + CUBIC * x * x)));
 }
@@ -20,8 +22,8 @@ extern "C" __global__ void gelu_forward(floatX* out, const floatX* inp, long lon
     store(out + pack * PACK_SIZE, x);
 }
 
-// The gradient at x, given that of gelu(x). With s = logistic(2u): gelu' = s (1 + x (1 - s) (2u)').
-__device__ __forceinline__ Pack gradient_at(const Pack& x, Pack gradient) {
+// gradient * gelu'(x). With s = logistic(2u): gelu'(x) = s (1 + x (1 - s) (2u)').
+__device__ __forceinline__ Pack gelu_gradient(const Pack& x, Pack gradient) {
 #pragma unroll
     for (int k = 0; k < PACK_SIZE; k++) {
         float s = logistic_of_2u(x[k]);
@@ -36,10 +38,11 @@ extern "C" __global__ void gelu_backward(floatX* dinp, const floatX* inp, long l
     long long pack = global_thread();
     if (pack >= num_packs) return;
     Pack x = load_pack(inp + pack * PACK_SIZE), gradient = load_pack(dinp + pack * PACK_SIZE);
-    store(dinp + pack * PACK_SIZE, gradient_at(x, gradient));
+    store(dinp + pack * PACK_SIZE, gelu_gradient(x, gradient));
 }
 
-struct Backward {
+// The elements of dinp *= gelu'(inp), for sum_chunk; each is also stored.
+struct GeluGradient {
     struct Raw {
         RawPack x, gradient;
     };
@@ -49,15 +52,16 @@ struct Backward {
         return {load_raw(inp + offset), load_raw(dinp + offset)};
     }
     __device__ __forceinline__ Pack finish(const Raw& raw, long long offset) const {
-        Pack gradient = gradient_at(unpack(raw.x), unpack(raw.gradient));
+        Pack gradient = gelu_gradient(unpack(raw.x), unpack(raw.gradient));
         store(dinp + offset, gradient);
         return gradient;
     }
 };
 
-// The same for dinp and inp (N, OC), and the sums of dinp over rows: partials (chunks, OC).
+// dinp *= gelu'(inp), in place, and partials[chunk, :] = sum of the new dinp[rows of the chunk, :];
+// dinp, inp (N, OC), partials (chunks, OC). Launch and chunks as in bias.cu.
 extern "C" __global__ void __launch_bounds__(SUM_THREADS, 3)
     gelu_backward_partials(floatX* dinp, float* partials, const floatX* inp, int N, int OC,
                            int chunk_rows) {
-    sum_chunk<ROWS_IN_FLIGHT>(partials, Backward{dinp, inp}, N, OC, chunk_rows);
+    sum_chunk<ROWS_IN_FLIGHT>(partials, GeluGradient{dinp, inp}, N, OC, chunk_rows);
 }

@@ -1,7 +1,7 @@
-// Sum of the per-token losses; contract in ops/classifier.py.
+// The mean of the losses of all tokens; contract in ops/loss_mean.py.
 #include "lib/reduce.cuh"
 
-// mean[0] = scale * sum of losses (N). One block: thread t adds elements t, t + blockDim, ...
+// mean[0] = scale * sum of losses (N). One block: thread t adds up losses t, t + blockDim.x, ...
 extern "C" __global__ void loss_mean(float* mean, const float* losses, int N, float scale) {
     float sum = 0.0f;
     for (int n = threadIdx.x; n < N; n += blockDim.x) sum += losses[n];

@@ -1,14 +1,33 @@
 // Draws a token from logits: temperature, top-k, top-p; contract in ops/sampling.py.
 //
-// Probabilities become integers (WEIGHT_ONE for the largest), so that every sum is exact and the
-// order of additions does not matter. Nothing is sorted: top-k, top-p and the draw each ask for a
-// head of the order "largest logit first, then lowest id", whose last logit is found bit by bit.
+// Order the tokens by falling logit, equal logits by rising id. Top-k, top-p and the draw then ask
+// the same question: how long is the shortest prefix of this order whose length, or whose weight,
+// reaches a given amount? For six logits with temperature 1, a token's weight is
+// exp(logit - largest logit):
+//
+//    token id          2      0      3      5      1      4
+//    logit            3.0    2.0    2.0    1.0    0.0   -1.0
+//    weight          1.00   0.37   0.37   0.14   0.05   0.02
+//    prefix weight   1.00   1.37   1.74   1.87   1.92   1.94
+//
+//    top-k 4       |---------------------------|               4 tokens, weight 1.87
+//    top-p 0.9     |--------------------|                      weight >= 0.9 * 1.87: 3 tokens
+//    uniform 0.7   |-------------|                             weight > 0.7 * 1.74: 2 tokens, and
+//                                                              the second, token 0, is drawn
+//
+// Nothing is sorted. A binary search over the 32 bits of a logit finds the last logit of a prefix:
+// 32 times, all threads count (or weigh) the tokens whose logit is at least a candidate. Tokens 0
+// and 3 tie, so a prefix also says how many of the ids with its last logit belong to it. The prefix
+// of 2 tokens has one of the two.
+//
+// Weights are integers (WEIGHT_ONE for the largest logit), so sums are exact and the order of
+// additions does not matter.
 #include "lib/reduce.cuh"
 
 typedef unsigned long long u64;
-constexpr float WEIGHT_ONE = 1099511627776.0f;  // 2^40: 2^16 tokens of it stay below 2^64
+constexpr float WEIGHT_ONE = 1099511627776.0f;  // 2^40: the sum of 2^16 weights is below 2^64
 
-// Unsigned integers in the order of the floats.
+// Unsigned integers that are ordered as the floats are.
 __device__ __forceinline__ unsigned key_of(float x) {
     unsigned bits = __float_as_uint(x);
     return bits >> 31 ? ~bits : bits | 0x80000000u;
@@ -31,8 +50,8 @@ struct Row {
     }
 };
 
-// A head of the order: all tokens of a larger key, and the first `ties` ids that have this key.
-struct Head {
+// A prefix of the order: all tokens with a larger key, and the first `ties` ids with this key.
+struct Prefix {
     unsigned key;
     u64 ties;
     u64 weight;  // of all its tokens
@@ -46,17 +65,18 @@ __device__ __forceinline__ u64 amount_from(const Row& row, unsigned key, bool by
     return sum_of_block(amount);
 }
 
-// The smallest head whose number or weight reaches `needed`, which must be at least 1 and at most
-// the amount of the whole row. All threads of the block take part and get it.
-__device__ Head head_of(const Row& row, u64 needed, bool by_weight) {
+// The shortest prefix whose number of tokens or weight reaches `needed`, which must be at least 1
+// and at most the amount of the whole row. All threads of the block take part and get the result.
+__device__ Prefix shortest_prefix(const Row& row, u64 needed, bool by_weight) {
+    // The largest key from which on the tokens reach `needed`, bit by bit.
     unsigned key = 0;
     for (int bit = 31; bit >= 0; bit--)
         if (amount_from(row, key | 1u << bit, by_weight) >= needed) key |= 1u << bit;
-    u64 tie_weight = 0;
+    u64 tie_weight = 0;  // of one token with this key
     for (int i = threadIdx.x; i < row.V; i += blockDim.x)
         if (row.key(i) == key) tie_weight = row.weight(i);
     tie_weight = block_reduce<Max, 0>(tie_weight, 0ull);
-    // No key is 0xffffffff but a NaN's.
+    // key + 1 does not overflow: only a NaN has the key 0xffffffff.
     u64 missing = needed - amount_from(row, key + 1, by_weight);
     u64 ties = by_weight ? (missing + tie_weight - 1) / max(tie_weight, 1ull) : missing;
     return {key, ties, amount_from(row, key + 1, true) + ties * tie_weight};
@@ -78,34 +98,39 @@ __device__ u64 sum_before(u64 value) {
     return sum - value;
 }
 
+// token[0] = the id at place `index` (from 1) among the ids with this key.
+__device__ __forceinline__ void write_id(int* token, const Row& row, unsigned key, u64 index) {
+    int chunk = (row.V + (int)blockDim.x - 1) / (int)blockDim.x;
+    int start = min((int)threadIdx.x * chunk, row.V), stop = min(start + chunk, row.V);
+    u64 ties = 0;
+    for (int i = start; i < stop; i++) ties += row.key(i) == key;
+    ties = sum_before(ties);
+    for (int i = start; i < stop; i++)
+        if (row.key(i) == key && ++ties == index) token[0] = i;
+}
+
 // token[0] = an id below V drawn with uniform[0] in [0, 1); logits (V). Temperature 0 takes the
-// largest logit, the lowest id among equals. top_k 0 and top_p 1 keep all. One block of whole warps.
+// largest logit, the lowest id among equals. top_k 0 and top_p 1 keep all. One block, whole warps.
 extern "C" __global__ void __launch_bounds__(1024)
     sample_token(int* token, const floatX* logits, const float* uniform, int V, float temperature,
                  int top_k, float top_p) {
-    u64 best = 0;  // key, then ids in descending order
+    u64 best = 0;  // the key, and below it the id, inverted: the maximum has the lowest id
     for (int i = threadIdx.x; i < V; i += blockDim.x)
         best =
             Max::join(best, (u64)key_of(to_float(logits[i])) << 32 | (0xffffffffu - (unsigned)i));
     best = block_reduce<Max, 0>(best, 0ull);
-    int likeliest = (int)(0xffffffffu - (unsigned)best);
-    if (threadIdx.x == 0) token[0] = likeliest;
-    if (temperature == 0.0f) return;  // the same in all threads
+    int best_id = (int)(0xffffffffu - (unsigned)best);
+    // With a temperature, write_id overwrites it: there are barriers between the two writes.
+    if (threadIdx.x == 0) token[0] = best_id;
+    if (temperature == 0.0f) return;  // all threads return together
 
-    Row row = {logits, V, to_float(logits[likeliest]), 1.0f / temperature};
-    u64 kept =
-        0 < top_k && top_k < V ? head_of(row, top_k, false).weight : amount_from(row, 0, true);
+    Row row = {logits, V, to_float(logits[best_id]), 1.0f / temperature};
+    u64 kept = 0 < top_k && top_k < V ? shortest_prefix(row, top_k, false).weight
+                                      : amount_from(row, 0, true);
     if (top_p < 1.0f)
-        kept = head_of(row, max((u64)ceil((double)top_p * (double)kept), 1ull), true).weight;
+        kept =
+            shortest_prefix(row, max((u64)ceil((double)top_p * (double)kept), 1ull), true).weight;
     u64 position = min((u64)((double)uniform[0] * (double)kept), kept - 1);
-    Head drawn = head_of(row, position + 1, true);
-
-    // The token is the last of this head: the id with number drawn.ties among those with its key.
-    int chunk = (V + (int)blockDim.x - 1) / (int)blockDim.x;
-    int start = min((int)threadIdx.x * chunk, V), stop = min(start + chunk, V);
-    u64 ties = 0;
-    for (int i = start; i < stop; i++) ties += row.key(i) == drawn.key;
-    ties = sum_before(ties);
-    for (int i = start; i < stop; i++)
-        if (row.key(i) == drawn.key && ++ties == drawn.ties) token[0] = i;  // after many barriers
+    Prefix drawn = shortest_prefix(row, position + 1, true);
+    write_id(token, row, drawn.key, drawn.ties);  // the last token of the prefix
 }

@@ -1,7 +1,7 @@
 """GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415), as in GPT-2.
 
-0.5 (1 + tanh u) equals the logistic function of 2u; that form needs one exp, which NumPy
-vectorises on every CPU, where its tanh is scalar on many.
+0.5 (1 + tanh u) equals the logistic function of 2u. That form needs one exp, which NumPy computes
+with vector instructions on every CPU; its tanh is scalar on many.
 """
 
 import math
@@ -17,8 +17,9 @@ from cupygpt.ops.bias import SUM_DEFINES, SumLaunch, bias_backward
 SCALE = 2.0 * math.sqrt(2.0 / math.pi)  # 2u = SCALE * (x + CUBIC * x³)
 CUBIC = 0.044715
 BLOCK_ELEMENTS = 1 << 18
-"""Larger than a cache for one op would want: threads meet at the GIL between any two of them."""
+"""Chosen larger than the L2 cache: smaller blocks spend their time waiting for the GIL."""
 TINY = 1e-30
+"""Keeps y / x finite at 0; too small to change it elsewhere."""
 THREADS = 256
 
 _forward = Kernel("gelu.cu", "gelu_forward", "out:floatX* inp:floatX* num_packs:i64")
@@ -45,8 +46,8 @@ def gelu_forward(out: Array, inp: Array) -> None:
 def gelu_backward(dinp: Array, inp: Array, out: Array) -> None:
     """dinp *= d gelu(inp) / d inp.
 
-    Updated in place: dinp floatX (holds the gradient of the output). Read: inp, and out as
-    gelu_forward left it, same shape; a GPU computes out again, which is cheaper than reading it.
+    Updated in place: dinp floatX (holds the gradient of the output). Read: inp and out, the output
+    of gelu_forward, same shape. A GPU computes out again, which is faster than reading it.
     """
     if on_host(dinp):
         _numpy_backward(dinp.reshape(-1), inp.reshape(-1), out.reshape(-1))
@@ -58,10 +59,10 @@ def gelu_backward(dinp: Array, inp: Array, out: Array) -> None:
 def gelu_bias_backward(dinp: Array, dbias: Array, inp: Array, out: Array, partials: Array) -> None:
     """gelu_backward, and dbias += the sum of the rows of dinp, in a fixed order.
 
-    That is the gradient of the bias of the linear layer before: here dinp need not be read again.
-    Updated in place: dinp (..., OC) floatX. Accumulated: dbias (OC,) float32, on a GPU from dinp
-    before it is rounded. Read: inp, out as in gelu_backward. Scratch: partials, flat float32, at
-    least 256 OC elements.
+    The sum is the gradient of the bias of the linear layer before the GELU. Summing here saves
+    reading dinp again. Updated in place: dinp (..., OC) floatX. Accumulated: dbias (OC,) float32,
+    on a GPU from dinp before it is rounded. Read: inp, out as in gelu_backward. Scratch: partials,
+    flat float32, at least 256 OC elements.
     """
     if on_host(dinp):
         gelu_backward(dinp, inp, out)
@@ -94,7 +95,7 @@ def _numpy_forward(out: np.ndarray, inp: np.ndarray) -> None:
 def _numpy_backward(dinp: np.ndarray, inp: np.ndarray, out: np.ndarray) -> None:
     def elements(start: int, stop: int) -> None:
         x, y, dy = inp[start:stop], out[start:stop], dinp[start:stop]
-        # s = logistic(2u) = y / x, which saves the exp; 1/2 where both are 0.
+        # s = logistic(2u) = y / x saves the exp. Where both are 0, TINY makes it 1/2.
         s = y + 0.5 * TINY
         s /= x + TINY
         # gelu' = s + x s (1 - s) (2u)' = s + y (1 - s) SCALE (1 + 3 CUBIC x²)

@@ -1,4 +1,4 @@
-"""The mean of the losses of a step, in a fixed order."""
+"""The mean of the losses of all tokens."""
 
 import numpy as np
 
@@ -13,7 +13,7 @@ _loss_mean = Kernel("loss_mean.cu", "loss_mean", "mean:f32* losses:f32* N:i32 sc
 
 
 def loss_mean(mean: Array, losses: Array, scale: float) -> None:
-    """mean[0] = scale * sum(losses), in a fixed order.
+    """mean[0] = scale * sum(losses), added in a fixed order.
 
     Written: mean (1,) float32. Read: losses (N,) float32.
     """
