@@ -1,18 +1,6 @@
-// Addition of a bias to every row, and its gradient; contract in ops/bias.py.
+// The gradient of a bias, which is added to every row of a matrix: the sum of the rows of the
+// matrix's gradient. Contract in ops/bias.py.
 #include "lib/row_sums.cuh"
-
-// out[n, :] += bias; out (N, OC), bias (OC). Threads (x, y): pack x of row y, in strides.
-extern "C" __global__ void bias_add(floatX* out, const floatX* bias, int N, int OC) {
-    int row = blockIdx.x * blockDim.y + threadIdx.y;
-    if (row >= N) return;
-    for (int column = threadIdx.x * PACK_SIZE; column < OC; column += blockDim.x * PACK_SIZE) {
-        floatX* address = out + (long long)row * OC + column;
-        Pack x = load_pack(address), b = load_pack(bias + column);
-#pragma unroll
-        for (int k = 0; k < PACK_SIZE; k++) x[k] += b[k];
-        store(address, x);
-    }
-}
 
 // The elements of dout as they are.
 struct DirectLoad {

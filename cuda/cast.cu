@@ -1,13 +1,8 @@
-// Conversions between float and bfloat16; contract in ops/cast.py. One thread per 8 elements.
+// Rounds float to bfloat16, to nearest and ties to even; contract in ops/cast.py.
 #include "lib/packs.cuh"
 
+// out = inp; both num_packs * 8 elements. One thread per 8 elements.
 extern "C" __global__ void to_bfloat16(__nv_bfloat16* out, const float* inp, long long num_packs) {
-    long long pack = global_thread();
-    if (pack >= num_packs) return;
-    store(out + pack * 8, load<8>(inp + pack * 8));
-}
-
-extern "C" __global__ void to_float32(float* out, const __nv_bfloat16* inp, long long num_packs) {
     long long pack = global_thread();
     if (pack >= num_packs) return;
     store(out + pack * 8, load<8>(inp + pack * 8));

@@ -1,9 +1,12 @@
-// The norm of all gradients in two steps; contract in ops/global_norm.py, after llm.c's idea of
-// block sums that one more block adds up (global_norm.cuh).
+// The norm of all gradients. Every block writes a partial sum of squares, and a second kernel with
+// one block adds them. The order of additions is fixed, so a run repeats bit for bit. Contract in
+// ops/global_norm.py; after llm.c global_norm.cuh.
 #include "lib/reduce.cuh"
 
-// partials[block] = sum of squares of the packs block * blockDim + thread, + total threads, ...
-extern "C" __global__ void squares(float* partials, const float* grads, long long num_packs) {
+// partials[block] = sum of the squares of the packs that the threads of the block visit: a thread
+// visits pack `its number in the grid`, and from there every global_threads()-th pack.
+extern "C" __global__ void global_norm_partials(float* partials, const float* grads,
+                                                long long num_packs) {
     float sum = 0.0f;
 #pragma unroll 4
     for (long long pack = global_thread(); pack < num_packs; pack += global_threads()) {
@@ -15,10 +18,10 @@ extern "C" __global__ void squares(float* partials, const float* grads, long lon
     if (threadIdx.x == 0) partials[blockIdx.x] = sum;
 }
 
-// norm[0] = sqrt(sum of the partials). One block.
-extern "C" __global__ void norm_of_squares(float* norm, const float* partials, int num_parts) {
+// norm[0] = sqrt(sum of partials[0 .. num_partials - 1]). One block.
+extern "C" __global__ void global_norm_final(float* norm, const float* partials, int num_partials) {
     float sum = 0.0f;
-    for (int part = threadIdx.x; part < num_parts; part += blockDim.x) sum += partials[part];
+    for (int i = threadIdx.x; i < num_partials; i += blockDim.x) sum += partials[i];
     sum = block_sum(sum);
     if (threadIdx.x == 0) norm[0] = sqrtf(sum);
 }

@@ -33,7 +33,7 @@ from cupygpt.ops.classifier import classifier
 from cupygpt.ops.dropout import dropout
 from cupygpt.ops.encoder import encoder_backward, encoder_forward
 from cupygpt.ops.gelu import gelu_backward, gelu_bias_backward, gelu_forward
-from cupygpt.ops.global_norm import MAX_PARTS, global_norm
+from cupygpt.ops.global_norm import MAX_PARTIALS, global_norm
 from cupygpt.ops.layernorm import layernorm_backward, layernorm_forward, residual_layernorm_forward
 from cupygpt.ops.linear import linear_backward, linear_forward
 
@@ -137,7 +137,7 @@ class Timer:
     def __init__(self, device: Any, repeats: int) -> None:
         self._device, self._repeats = device, repeats
         self._buffer = device.zeros(FLUSH_BYTES // 4, np.float32)
-        self._sum, self._partials = (device.zeros(n, np.float32) for n in (1, MAX_PARTS))
+        self._sum, self._partials = (device.zeros(n, np.float32) for n in (1, MAX_PARTIALS))
         self._clean()  # loads its kernel
         self._alone = {flush: self._median(flush) for flush in (self._dirty, self._clean)}
 
@@ -363,7 +363,7 @@ def _update(s: Setting) -> Iterator[Operation]:
     v.fill(1)
     master = s.numbers32((P,), 0, 0.01) if s.precision.rounds_storage else None
     norm, controls = s.numbers32((1,), 0), s.numbers32((3,), 1)
-    partials = s.device.zeros(MAX_PARTS, np.float32)
+    partials = s.device.zeros(MAX_PARTIALS, np.float32)
     segments = decay_segments(parameter_specs(s.config))
     yield Operation(
         "global_norm", lambda: global_norm(norm, g, partials), g.nbytes, reads_only=True

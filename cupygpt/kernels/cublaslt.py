@@ -1,4 +1,4 @@
-"""The part of cuBLASLt's C interface that gemm.py calls, through ctypes.
+"""The part of cuBLASLt's C interface that matmul.py calls, through ctypes.
 
 The interface and the numbers are the same in CUDA 12 and 13. Source: NVIDIA's cuBLAS
 documentation (the cuBLASLt API) and the header cublasLt.h.
@@ -18,13 +18,13 @@ FLOAT32, BFLOAT16 = 0, 14
 """cudaDataType of a matrix; bfloat16 is uint16 in Python."""
 
 COMPUTE_FLOAT32, COMPUTE_TF32 = 68, 77
-"""cublasComputeType_t: float32 throughout; operands rounded to TF32, sums in float32."""
+"""cublasComputeType_t: all in float32; or operands rounded to TF32 and sums in float32."""
 
 EPILOGUE_DEFAULT, EPILOGUE_BIAS, EPILOGUE_GELU, EPILOGUE_DGELU, EPILOGUE_AUX = 1, 4, 32, 64, 128
 """cublasLtEpilogue_t is the sum of these flags, or DEFAULT alone."""
 
 REDUCE_IN_COMPUTE_TYPE = 2
-"""cublasLtReductionScheme_t: partial sums of a split K are kept in float32, not in bfloat16."""
+"""cublasLtReductionScheme_t: where K is split, partial sums are kept in float32, not bfloat16."""
 
 _DESC_TRANSPOSE_A, _DESC_TRANSPOSE_B, _DESC_EPILOGUE = 3, 4, 7
 _DESC_BIAS_POINTER, _DESC_AUX_POINTER, _DESC_AUX_LD = 8, 11, 12
@@ -33,7 +33,7 @@ _PREFERENCE_FIRST_ALIGNMENT = 5  # of A, B, C and D, in this order
 
 
 class HeuristicResult(ctypes.Structure):
-    """cublasLtMatmulHeuristicResult_t: an algorithm, ready to be passed on, and what it needs."""
+    """cublasLtMatmulHeuristicResult_t: an algorithm as cublasLtMatmul takes it, and its needs."""
 
     _fields_ = (
         ("algo", c_uint64 * 8),
@@ -45,13 +45,13 @@ class HeuristicResult(ctypes.Structure):
 
 
 class CublasLt:
-    """Typed entry points of one loaded library; every failure raises KernelError with its name."""
+    """The functions of one loaded library. A failure raises KernelError with the name of its status."""
 
     def __init__(self, path: str) -> None:
         self._library = ctypes.CDLL(path)
         handle = pointer
         self.version = self._entry("GetVersion", result=c_size_t)
-        """Number of the library's release, such as 130100."""
+        """The library's version, such as 130100."""
         self._status_name = self._entry("GetStatusName", c_int, result=c_char_p)
         self._create = self._entry("Create", POINTER(handle))
         self._desc_create = self._entry("MatmulDescCreate", POINTER(handle), c_int, c_int)
@@ -68,7 +68,7 @@ class CublasLt:
             "MatmulAlgoGetHeuristic", *[handle] * 7, c_int, pointer, POINTER(c_int)
         )
         self.matmul = self._entry("Matmul", *[pointer] * 14, c_size_t, pointer)
-        """cublasLtMatmul itself: the caller looks at the status, to spend no time on a wrapper."""
+        """cublasLtMatmul itself. The caller checks the status: a wrapper would take time at each call."""
 
     def _entry(self, name: str, *arguments: Any, result: Any = c_int) -> Callable[..., Any]:
         function = getattr(self._library, "cublasLt" + name)
@@ -76,19 +76,19 @@ class CublasLt:
         return function  # type: ignore[no-any-return]
 
     def check(self, status: int, what: str) -> None:
-        """Raise KernelError unless `status` is CUBLAS_STATUS_SUCCESS; `what` was being done."""
+        """Raise KernelError unless `status` is CUBLAS_STATUS_SUCCESS; `what` says what failed."""
         if status:
             raise KernelError(f"{what}: {self._status_name(status).decode()}.")
 
     def create(self) -> int:
-        """A library handle for the current device; it lives as long as the process."""
+        """A library handle for the current device. It is never destroyed."""
         handle = pointer()
         self.check(self._create(byref(handle)), "opening cuBLASLt")
         assert handle.value
         return handle.value
 
     def layout(self, dtype: int, rows: int, cols: int, leading: int) -> int:
-        """Descriptor of a column-major matrix with `leading` elements from column to column."""
+        """Descriptor of a column-major matrix whose columns begin `leading` elements apart."""
         handle = pointer()
         status = self._layout_create(byref(handle), dtype, rows, cols, leading)
         self.check(status, f"describing a {rows} × {cols} matrix with leading dimension {leading}")
@@ -96,7 +96,7 @@ class CublasLt:
         return handle.value
 
     def operation(self, compute: int, transpose_a: bool, transpose_b: bool, epilogue: int) -> int:  # noqa: FBT001
-        """Descriptor of a product; scale factors are float32 on the host."""
+        """Descriptor of a matrix product whose factors alpha and beta are float32 on the host."""
         handle = pointer()
         self.check(self._desc_create(byref(handle), compute, FLOAT32), "describing a product")
         assert handle.value
@@ -109,18 +109,19 @@ class CublasLt:
         return handle.value
 
     def bias_setter(self, operation: int, address: int) -> Callable[[int], None]:
-        """Function that says where the bias lies; `address` tells its alignment for now.
+        """A function that sets the address of the bias of `operation`.
 
-        The vector has one element per row of the column-major result.
+        The bias has one element for each row of the column-major result. `address` is set at once:
+        cuBLASLt reads the alignment of the bias from it when it proposes algorithms.
         """
         return self._address_setter(operation, _DESC_BIAS_POINTER, address)
 
     def aux_setter(self, operation: int, address: int) -> Callable[[int], None]:
-        """As bias_setter, for the matrix that the GELU's input is written to or read from."""
+        """As bias_setter, for the matrix that holds the input of the GELU."""
         return self._address_setter(operation, _DESC_AUX_POINTER, address)
 
     def set_aux_leading(self, operation: int, leading: int) -> None:
-        """Elements from column to column of the GELU's input; a multiple of 8."""
+        """Set how many elements apart the columns of the GELU's input begin; a multiple of 8."""
         self._set_operation(operation, _DESC_AUX_LD, c_int64(leading))
 
     def _address_setter(
@@ -128,7 +129,7 @@ class CublasLt:
     ) -> Callable[[int], None]:
         slot = pointer(address)
         self._set_operation(operation, attribute, slot)
-        # Called for every product: everything but the address is prepared.
+        # The function below is called for every product, so all but the address is prepared here.
         entry, slot_address, size = self._desc_set, ctypes.addressof(slot), ctypes.sizeof(slot)
 
         def set_address(address: int) -> None:
@@ -153,10 +154,10 @@ class CublasLt:
         count: int,
         what: str,
     ) -> list[HeuristicResult]:
-        """Up to `count` algorithms for D = A B + C with C = D, the presumably fastest first.
+        """Up to `count` algorithms for D = A B + C with C = D, by cuBLASLt's ranking.
 
-        `layouts` and `alignments` (bytes) are those of A, B and D. Raises KernelError where
-        cuBLASLt has none; `what` describes the product.
+        `layouts` and `alignments` (in bytes) are those of A, B and D. `what` describes the product.
+        Raises KernelError if cuBLASLt has no algorithm.
         """
         preference = pointer()
         self.check(self._preference_create(byref(preference)), what)
@@ -189,8 +190,8 @@ class CublasLt:
 
 @cache
 def load_cublaslt() -> CublasLt:
-    """The library that belongs to the installed CUDA components.
+    """cuBLASLt, from the installed CUDA components.
 
-    Raises DeviceError with what to install where it is missing.
+    Raises DeviceError, which says what to install, if it is missing.
     """
     return CublasLt(find_library("cublasLt"))

@@ -2,18 +2,19 @@
 
 A kernel is declared once, in the file of the op that uses it:
 
-    _forward = Kernel("gelu.cu", "gelu_forward", "out:floatX* inp:floatX* n:i64")
+    _forward = Kernel("gelu.cu", "gelu_forward", "out:floatX* inp:floatX* num_packs:i64")
 
 and called with arrays and plain Python numbers:
 
-    _forward(out, inp, n, launch=Launch(grid=ceil_div(n, 1024), block=256))
+    _forward(out, inp, n, launch=Launch(grid=ceil_div(n, 256), block=256))
 
-CuPy checks nothing of a raw launch (a Python 1.0 arrives at a `float` parameter as 0.0, a transposed
-view is read as if it were contiguous, an empty grid runs one block); `Kernel` does. The element type
-`floatX` of a .cu file is chosen by the arrays: float32, or bfloat16 stored as uint16.
+CuPy does not check the arguments of a raw kernel: a Python 1.0 arrives at a `float` parameter as
+0.0, a transposed view is read as if it were contiguous, and an empty grid runs one block. `Kernel`
+checks them. The element type floatX of a .cu file follows from the arrays: float for float32 arrays,
+__nv_bfloat16 for uint16 arrays, which hold the bits of bfloat16 numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,11 +22,15 @@ import numpy as np
 
 from cupygpt.arrays import Array
 from cupygpt.errors import KernelError
-from cupygpt.kernels.launch import Defines, Launch
-from cupygpt.kernels.load import FLOATX_TYPES, forget_modules, is_recording, load_module, record
-
-DEFAULT_SHARED_BYTES = 48 << 10
-"""Shared memory, static and dynamic, that a block gets without asking for more."""
+from cupygpt.kernels.launch import DEFAULT_SHARED_BYTES, Defines, Launch
+from cupygpt.kernels.load import (
+    FLOATX_TYPES,
+    Variant,
+    forget_modules,
+    is_recording,
+    load_module,
+    record,
+)
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),
@@ -44,7 +49,7 @@ class Function(Protocol):
     shared_size_bytes: int
     """Static shared memory of a block."""
     max_dynamic_shared_size_bytes: int
-    """Set before the first launch whose blocks need more than DEFAULT_SHARED_BYTES in all."""
+    """To be set before a launch whose blocks need more than DEFAULT_SHARED_BYTES in all."""
 
     def __call__(
         self,
@@ -58,21 +63,37 @@ class Function(Protocol):
 
 
 _kernels: list["Kernel"] = []
+"""Every kernel that has been declared."""
 
 
 class Kernel:
     """One entry point of a .cu file, with the types of its parameters.
 
-    `parameters` are `name:type` words: f32 f64 i32 i64 u16 u32 u64 for scalars; the same, or
-    floatX, with `*` for arrays, and with `*?` for arrays that may be None (a null pointer). `arch`
-    (sm_90a) is for files that need instructions of one architecture only; others are compiled for
-    the device at hand.
+    `parameters` are `name:type` words. The types are
+
+    - f32 f64 i32 i64 u16 u32 u64: a number, passed by value;
+    - one of these, or floatX, followed by `*`: an array; followed by `*?`: an array or None, which
+      arrives as a null pointer;
+    - a key of `structs`: a struct of the .cu file, passed by value. Its argument is a 0-d NumPy
+      array of the structured dtype that `structs` gives for it, laid out as in C (align=True).
+
+    `arch` (sm_90a) is for files that need instructions of one architecture only. Other files are
+    compiled for the device of the arrays.
     """
 
-    def __init__(self, file: str, name: str, parameters: str, *, arch: str = "") -> None:
+    def __init__(
+        self,
+        file: str,
+        name: str,
+        parameters: str,
+        *,
+        arch: str = "",
+        structs: Mapping[str, np.dtype[Any]] | None = None,
+    ) -> None:
         self.file, self.name, self.arch = file, name, arch
-        self.parameters = [_Parameter.parse(word) for word in parameters.split()]
-        self._launchers: dict[Any, _Launcher] = {}
+        types = _DTYPES | dict(structs or {})
+        self.parameters = [_Parameter.parse(word, types) for word in parameters.split()]
+        self._loaded: dict[Any, _LoadedKernel] = {}
         _kernels.append(self)
 
     def __call__(
@@ -83,73 +104,72 @@ class Kernel:
     ) -> None:
         """Launch on the current stream; nothing happens if the grid is empty.
 
-        Each set of `launch.defines` is compiled on its own. A kernel without floatX arrays runs in
-        the variant of its file that suits `like`. Raises KernelError for arguments that do not fit
-        the declaration, and for a file that does not compile.
+        Each set of `launch.defines` is a variant of the file, compiled separately. `like` is an
+        array whose dtype chooses floatX for a kernel without floatX arrays. Raises KernelError for
+        arguments that do not fit the declaration, and for a file that does not compile.
         """
         if len(args) != len(self.parameters):
             raise KernelError(
                 f"{self.name} takes {len(self.parameters)} arguments, {len(args)} were given."
             )
-        place, values = _Place(like), []
+        target, values = _Target(like), []
         for parameter, arg in zip(self.parameters, args, strict=True):
             try:
-                values.append(parameter.accept(arg))
+                values.append(parameter.checked(arg))
                 if parameter.is_array and arg is not None:
-                    place.add(arg, is_floatX=parameter.is_floatX)
+                    target.add(arg, is_floatX=parameter.is_floatX)
             except ValueError as error:
                 raise KernelError(f"{self.name}: argument '{parameter.name}' {error}.") from None
-        grid3, block3 = _three(launch.grid), _three(launch.block)
-        if 0 in grid3:
+        grid, block = _three_dimensions(launch.grid), _three_dimensions(launch.block)
+        if 0 in grid:
             return
-        launcher = self._launcher(place, launch.defines)
-        if launcher is None:
+        variant = self._variant(target, launch.defines)
+        if is_recording():
+            record(variant, self.name)
             return
-        launcher.raise_shared_limit(launch.shared_bytes)
-        launcher.function(grid3, block3, tuple(values), shared_mem=launch.shared_bytes)
+        kernel = self._load(variant, target.device)
+        kernel.allow_shared(launch.shared_bytes)
+        kernel.function(grid, block, tuple(values), shared_mem=launch.shared_bytes)
 
     def forget(self) -> None:
-        """Load the kernel anew at its next launch."""
-        self._launchers.clear()
+        """Load the kernel again at its next launch."""
+        self._loaded.clear()
 
-    def _launcher(self, place: "_Place", defines: Defines) -> "_Launcher | None":
-        """The compiled kernel; None while `record_kernels` only takes notes."""
-        constants = tuple(sorted(defines.items()))
-        key = (place.kind, place.device, place.dtype, constants)
-        launcher = self._launchers.get(key)
-        if launcher is not None and not is_recording():
-            return launcher
-        if place.kind is None:
+    def _load(self, variant: Variant, device: Any) -> "_LoadedKernel":
+        """The kernel, compiled; on each GPU it is allowed its shared memory separately."""
+        kernel = self._loaded.get((variant, device))
+        if kernel is None:
+            kernel = _LoadedKernel(load_module(variant).get_function(self.name))
+            self._loaded[variant, device] = kernel
+        return kernel
+
+    def _variant(self, target: "_Target", defines: Defines) -> Variant:
+        if target.array_type is None:
             raise KernelError(f"{self.name}: a launch needs at least one array.")
-        floatX = FLOATX_TYPES[place.dtype] if place.dtype is not None else "float"
-        job = (place.kind, self.file, floatX, constants, self.arch)
-        if is_recording():
-            record(job)
-            return None
-        launcher = _Launcher(load_module(*job).get_function(self.name))
-        self._launchers[key] = launcher
-        return launcher
+        floatX = FLOATX_TYPES[_FLOAT32 if target.dtype is None else target.dtype]
+        constants = tuple(sorted(defines.items()))
+        return Variant(target.array_type, self.file, floatX, constants, self.arch)
 
 
-class _Place:
-    """Where the arrays of one launch live, and which variant of the kernel they take."""
+class _Target:
+    """What the arrays of one launch have in common: their type, device and dtype of floatX."""
 
-    __slots__ = ("device", "dtype", "kind")
+    __slots__ = ("array_type", "device", "dtype")
 
     def __init__(self, like: Array | None) -> None:
-        self.kind: type | None = None
+        self.array_type: type | None = None
         self.device: Any = None
         self.dtype: np.dtype[Any] | None = None if like is None else like.dtype
 
     def add(self, array: Array, *, is_floatX: bool) -> None:
         """Raises ValueError for an array that does not agree with those before it."""
         device = getattr(getattr(array, "device", None), "id", None)
-        if self.kind is None:
-            self.kind, self.device = type(array), device
-        elif type(array) is not self.kind or device != self.device:
+        if self.array_type is None:
+            self.array_type, self.device = type(array), device
+        elif type(array) is not self.array_type or device != self.device:
             raise ValueError(
-                f"is a {type(array).__name__} on {device}, others are {self.kind.__name__} "
-                f"on {self.device}"
+                f"is a {type(array).__name__} on {device}, others are "
+                f"{self.array_type.__name__} on {self.device}"
             )
         if is_floatX and array.dtype is not self.dtype and array.dtype != self.dtype:
             if self.dtype is not None:
@@ -160,28 +180,36 @@ class _Place:
 @dataclass(frozen=True, slots=True)
 class _Parameter:
     name: str
+    type: str
+    """As declared, without `*` and `?`."""
     dtype: np.dtype[Any] | None
     """None for floatX."""
     is_array: bool
-    optional: bool
-    is_floatX: bool
+    is_optional: bool
 
     @classmethod
-    def parse(cls, word: str) -> "_Parameter":
+    def parse(cls, word: str, types: Mapping[str, np.dtype[Any]]) -> "_Parameter":
         name, _, code = word.partition(":")
-        optional, code = code.endswith("?"), code.removesuffix("?")
+        is_optional, code = code.endswith("?"), code.removesuffix("?")
         is_array, code = code.endswith("*"), code.removesuffix("*")
-        assert code in _DTYPES or (code == "floatX" and is_array), word
-        assert is_array or not optional, word
-        return cls(name, _DTYPES.get(code), is_array, optional, is_floatX=code == "floatX")
+        assert code in types or (code == "floatX" and is_array), word
+        assert is_array or not is_optional, word
+        return cls(name, code, types.get(code), is_array, is_optional)
 
-    def accept(self, value: Any) -> Any:
-        """What CuPy is to be given for this parameter; raises ValueError if it does not fit."""
-        return self._array(value) if self.is_array else self._scalar(value)
+    @property
+    def is_floatX(self) -> bool:
+        return self.dtype is None
+
+    def checked(self, value: Any) -> Any:
+        """`value` as CuPy takes it for this parameter; raises ValueError if it does not fit."""
+        if self.is_array:
+            return self._array(value)
+        assert self.dtype is not None
+        return self._struct(value) if self.dtype.names else self._number(value)
 
     def _array(self, array: Any) -> Any:
         if array is None:
-            if self.optional:
+            if self.is_optional:
                 return _NULL
             raise ValueError("is None")
         dtype = getattr(array, "dtype", None)
@@ -196,7 +224,15 @@ class _Parameter:
             raise ValueError(f"of shape {array.shape} is not C-contiguous")
         return array
 
-    def _scalar(self, value: Any) -> Any:
+    def _struct(self, value: Any) -> Any:
+        # CuPy passes a NumPy array of size one by value: it copies its bytes at the launch.
+        if type(value) is not np.ndarray or value.dtype != self.dtype or value.shape != ():
+            raise ValueError(
+                f"is a {type(value).__name__}, not a 0-d NumPy array of the dtype of {self.type}"
+            )
+        return value
+
+    def _number(self, value: Any) -> Any:
         assert self.dtype is not None
         if self.dtype.kind == "f":
             if not isinstance(value, _NUMBERS) or isinstance(value, bool):
@@ -204,8 +240,8 @@ class _Parameter:
         elif not isinstance(value, _INTEGERS) or isinstance(value, bool):
             raise ValueError(f"is a {type(value).__name__}, not an integer")
         else:
-            least, most = _LIMITS[self.dtype]
-            if not least <= value <= most:
+            smallest, largest = _LIMITS[self.dtype]
+            if not smallest <= value <= largest:
                 raise ValueError(f"is {value}, which no {self.dtype} holds")
         return self.dtype.type(value)
 
@@ -222,29 +258,30 @@ _LIMITS = {
 
 
 @dataclass
-class _Launcher:
-    """A compiled kernel, and how much dynamic shared memory it has been allowed."""
+class _LoadedKernel:
+    """A compiled kernel, and the dynamic shared memory that its blocks may have so far."""
 
     function: Function
-    shared_limit: int = field(init=False)
+    allowed_bytes: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.shared_limit = DEFAULT_SHARED_BYTES - self.function.shared_size_bytes
+        self.allowed_bytes = DEFAULT_SHARED_BYTES - self.function.shared_size_bytes
 
-    def raise_shared_limit(self, shared_mem: int) -> None:
-        if shared_mem > self.shared_limit:
-            self.function.max_dynamic_shared_size_bytes = shared_mem
-            self.shared_limit = shared_mem
+    def allow_shared(self, num_bytes: int) -> None:
+        """Let blocks have this much dynamic shared memory."""
+        if num_bytes > self.allowed_bytes:
+            self.function.max_dynamic_shared_size_bytes = num_bytes
+            self.allowed_bytes = num_bytes
 
 
 def forget_compiled() -> None:
-    """Load each kernel anew at its next launch, so that an edited .cu file takes effect."""
+    """Load each kernel again at its next launch, so that an edited .cu file takes effect."""
     forget_modules()
     for kernel in _kernels:
         kernel.forget()
 
 
-def _three(size: int | tuple[int, ...]) -> tuple[int, int, int]:
+def _three_dimensions(size: int | tuple[int, ...]) -> tuple[int, int, int]:
     if isinstance(size, tuple):
         x, y, z = (*size, 1, 1)[:3]
         return x, y, z

@@ -1,31 +1,30 @@
-"""How a kernel is launched, and what launch code asks of arrays and of their GPU."""
+"""How a kernel is launched, and what launch code asks of an array and of the GPU that holds it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 from cupygpt.arrays import Array
 from cupygpt.errors import KernelError
 
 Defines = Mapping[str, int]
-"""Integer constants for the compiler: -DNAME=VALUE."""
-
-PACK_BYTES = 16
-"""Size of the 128-bit accesses in cuda/lib/packs.cuh."""
+"""Integer constants for the compiler, by name: -DNAME=VALUE."""
 
 WARP = 32
 """Threads of a warp, on every GPU; also in cuda/lib/packs.cuh."""
 
-ROW_THREADS = 256
-"""Most threads of a block that `rows_launch` chooses."""
+PACK_BYTES = 16
+"""Size of a pack, the 128-bit access of cuda/lib/packs.cuh."""
+
+DEFAULT_SHARED_BYTES = 48 << 10
+"""Shared memory, static and dynamic together, that a block gets without asking for more."""
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Grid and block, dynamic shared memory of a block, and the constants a kernel is compiled with.
+    """Grid, block, bytes of dynamic shared memory, and the constants to compile the kernel with.
 
-    Each op has one function that computes it: the only place where these numbers stand. The .cu
-    file gets them as -D constants and from blockDim, and holds no second copy.
+    Each kernel has one function that computes them, in the file of its op. A .cu file gets these
+    numbers as -D constants and from blockDim, and holds no second copy.
     """
 
     grid: int | tuple[int, ...]
@@ -40,13 +39,25 @@ def ceil_div(numerator: int, denominator: int) -> int:
 
 
 def pack_size(array: Array) -> int:
-    """Elements that one 128-bit access moves: 4 of float32, 8 of bfloat16."""
+    """Elements of a pack: 4 of float32, 8 of bfloat16."""
     return PACK_BYTES // int(array.itemsize)
+
+
+def num_packs(array: Array) -> int:
+    """Number of packs in an array.
+
+    Raises KernelError if the size is not a multiple of a pack. GPTConfig accepts only multiples of
+    8 channels, so the arrays of a model always have whole packs.
+    """
+    size, elements = int(array.size), pack_size(array)
+    if size % elements:
+        raise KernelError(f"an array of {size} elements: kernels need a multiple of {elements}.")
+    return size // elements
 
 
 @dataclass(frozen=True)
 class Multiprocessors:
-    """Those of a GPU: how many, and the shared memory that the blocks of one have together."""
+    """The multiprocessors of a GPU: how many, the shared memory of one, the most for one block."""
 
     count: int
     shared_bytes: int
@@ -54,47 +65,27 @@ class Multiprocessors:
 
 
 EMULATED = Multiprocessors(2, 100 << 10, 99 << 10)
-"""What `multiprocessors` reports where there is no GPU: few blocks, each with several rounds."""
+"""What `multiprocessors` returns where there is no GPU: few, so that each gets several blocks."""
+
+_known_multiprocessors: dict[int, Multiprocessors] = {}
 
 
 def multiprocessors(array: Array) -> Multiprocessors:
-    """Those of the GPU that an array lies on."""
-    index = getattr(getattr(array, "device", None), "id", None)
-    return EMULATED if index is None else _multiprocessors_of_gpu(index)
-
-
-@cache
-def _multiprocessors_of_gpu(index: int) -> Multiprocessors:
-    import cupy
-
-    attributes = cupy.cuda.Device(index).attributes
-    return Multiprocessors(
-        attributes["MultiProcessorCount"],
-        attributes["MaxSharedMemoryPerMultiprocessor"],
-        attributes["MaxSharedMemoryPerBlockOptin"],
-    )
-
-
-def num_packs(array: Array) -> int:
-    """How many 128-bit accesses cover an array.
-
-    Raises KernelError if its size is not a whole number of them; with the multiples of 8 channels
-    that GPTConfig demands, it always is.
-    """
-    size, lanes = int(array.size), pack_size(array)
-    if size % lanes:
-        raise KernelError(f"an array of {size} elements: kernels need a multiple of {lanes}.")
-    return size // lanes
+    """The multiprocessors of the GPU that holds an array."""
+    device = getattr(array, "device", None)
+    index = getattr(device, "id", None)
+    if device is None or index is None:
+        return EMULATED
+    if index not in _known_multiprocessors:
+        attributes = device.attributes
+        _known_multiprocessors[index] = Multiprocessors(
+            attributes["MultiProcessorCount"],
+            attributes["MaxSharedMemoryPerMultiprocessor"],
+            attributes["MaxSharedMemoryPerBlockOptin"],
+        )
+    return _known_multiprocessors[index]
 
 
 def is_hopper(array: Array) -> bool:
-    """Whether the array's device has wgmma: compute capability 9.0, no other."""
+    """Whether the array's GPU has wgmma: compute capability 9.0, no other."""
     return getattr(getattr(array, "device", None), "compute_capability", "") == "90"
-
-
-def rows_launch(num_rows: int, packs_per_row: int) -> Launch:
-    """The launch of a kernel whose threads (x, y) take pack x, x + blockDim.x, … of row y."""
-    rounds = ceil_div(packs_per_row, ROW_THREADS)
-    x = ceil_div(packs_per_row, rounds)
-    y = max(1, ROW_THREADS // x)
-    return Launch(ceil_div(num_rows, y), (x, y))

@@ -1,9 +1,9 @@
-"""Find, compile and keep the .cu files."""
+"""Find the .cu files, compile each variant once, and list the variants that a run will need."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -22,24 +22,37 @@ class Module(Protocol):
 
 
 Loader = Callable[[Path, tuple[str, ...]], Module]
+"""Compiles the .cu file at a path with compiler options."""
 
-Job = tuple[type, str, str, tuple[tuple[str, int], ...], str]
-"""What one compilation follows from: array type, .cu file, floatX, constants and architecture."""
 
-_recorded: dict[Job, None] | None = None
-"""While `record_kernels` runs: the jobs found so far, in order."""
+class Variant(NamedTuple):
+    """A .cu file and all that decides what the compiler makes of it."""
+
+    array_type: type
+    """Type of the arrays: it decides which loader compiles the file."""
+    file: str
+    floatX: str
+    """C++ type of floatX."""
+    constants: tuple[tuple[str, int], ...]
+    """(NAME, VALUE) of each -DNAME=VALUE, sorted."""
+    arch: str = ""
+    """The architecture that the file is written for (sm_90a); empty for that of the device."""
+
+
+_recorded: dict[Variant, set[str]] | None = None
+"""While `record_kernels` runs: the variants so far, each with the kernels launched from it."""
 
 _loaders: dict[type, Loader] = {}
-_modules: dict[Any, Module] = {}
+_modules: dict[Variant, Module] = {}
 
 
 def register_loader(array_type: type, loader: Loader) -> None:
-    """Run kernels on arrays of exactly `array_type` through `loader(path, options)`."""
+    """Compile kernels for arrays of exactly `array_type` by `loader(path, options)`."""
     _loaders[array_type] = loader
 
 
 def find_cuda_dir() -> Path:
-    """The folder with the .cu files: inside an installed package, or beside it in a checkout.
+    """The folder with the .cu files: inside an installed package, or next to it in a checkout.
 
     Raises KernelError if it is in neither place.
     """
@@ -53,78 +66,72 @@ def find_cuda_dir() -> Path:
     )
 
 
-def load_module(
-    array_type: type,
-    file: str,
-    floatX: str,
-    constants: tuple[tuple[str, int], ...],
-    arch: str = "",
-) -> Module:
-    """The compiled form of cuda/`file` for arrays of a type; compiled once per set of options.
+def load_module(variant: Variant) -> Module:
+    """The compiled form of a variant; each variant is compiled once.
 
-    Raises KernelError if there is no such file, no way to run kernels on such arrays, or if the
-    file does not compile.
+    Raises KernelError if the file is missing, if kernels do not run on such arrays, or if the file
+    does not compile.
     """
-    key = (array_type, file, floatX, constants, arch)
-    if key not in _modules:
+    if variant not in _modules:
         cuda_dir = find_cuda_dir()
-        path = cuda_dir / file
+        path = cuda_dir / variant.file
         if not path.is_file():
             raise KernelError(f"{path}: no such file.")
-        options = compile_options(cuda_dir, floatX, dict(constants), arch)
-        _modules[key] = _loader_for(array_type)(path, options)
-    return _modules[key]
+        options = compile_options(cuda_dir, variant.floatX, dict(variant.constants), variant.arch)
+        _modules[variant] = _loader_for(variant.array_type)(path, options)
+    return _modules[variant]
 
 
-def record_kernels(dry_run: Callable[[], None]) -> list[Job]:
-    """The compilations that the launches inside `dry_run` need; no kernel is launched meanwhile.
+def record_kernels(dry_run: Callable[[], None]) -> dict[Variant, set[str]]:
+    """Call `dry_run`, launch none of its kernels, and return what it would have launched.
 
-    This way the list of kernels follows from the code that launches them.
+    Returns the variants in the order of their first launch, each with the names of the kernels
+    launched from it. So the list of what a run must compile follows from the code that launches.
     """
     global _recorded
     _recorded = {}
     try:
         dry_run()
-        return list(_recorded)
+        return _recorded
     finally:
         _recorded = None
 
 
 def is_recording() -> bool:
-    """Whether `record_kernels` is running: launches only leave their job."""
+    """Whether `record_kernels` is running: then a launch is recorded and nothing else."""
     return _recorded is not None
 
 
-def record(job: Job) -> None:
-    """Note a compilation for `record_kernels`."""
+def record(variant: Variant, kernel: str) -> None:
+    """Record a launch for `record_kernels`."""
     assert _recorded is not None
-    _recorded[job] = None
+    _recorded.setdefault(variant, set()).add(kernel)
 
 
 def precompile(
-    jobs: Sequence[Job],
+    variants: Collection[Variant],
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
     set_up_thread: Callable[[], None] = lambda: None,
 ) -> None:
-    """Compile what `record_kernels` found, in parallel.
+    """Compile what `record_kernels` returned, in parallel.
 
-    `progress(done, total)` is called after each file; `set_up_thread` in each thread before its
-    first (a thread starts on CUDA device 0). Raises the first KernelError.
+    `progress(done, total)` is called after each file, and `set_up_thread` in each thread before its
+    first file (a new thread uses CUDA device 0). Raises the first KernelError.
     """
     with ThreadPoolExecutor(initializer=set_up_thread) as pool:
-        futures = [pool.submit(load_module, *job) for job in jobs]
+        futures = [pool.submit(load_module, variant) for variant in variants]
         try:
             for done, future in enumerate(as_completed(futures), 1):
                 future.result()
-                progress(done, len(jobs))
+                progress(done, len(variants))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def forget_modules() -> None:
-    """Compile or load each file again at its next use."""
+    """Compile, or load from the disk cache, each file again at its next use."""
     _modules.clear()
 
 

@@ -1,8 +1,8 @@
-"""Which of cuBLASLt's algorithms computes a product: the fastest of those it proposes, by the clock.
+"""Choose cuBLASLt's algorithm for each matrix product: the fastest of those it proposes, as measured.
 
-Its own ranking misses the best by up to 15 % for some shapes. The choice also decides over the last
-bits of a result, so it is made once and kept: in the user's cache, from which the next run on this
-machine takes it, and in the folder of a run, which therefore resumes bit for bit.
+cuBLASLt's own ranking is up to 15 % slower than the best for some shapes. The choice affects the
+last bits of a result, so it is made once and saved: in the user's cache, for the next run on this
+machine, and in the run folder, so that a resumed run repeats bit for bit.
 """
 
 import json
@@ -18,33 +18,33 @@ from cupygpt.errors import KernelError, RunError
 
 FILE_NAME = "products.json"
 ROUNDS = 5
+"""Timed launches of each algorithm; their median counts."""
 LAUNCH_FLOPS = 2e10
-"""Operations in one timed launch: smaller products are repeated in it, up to MAX_REPEATS times."""
+"""Floating-point operations of one timed launch: it repeats smaller products, MAX_REPEATS at most."""
 MAX_REPEATS = 8
 
 _choices: dict[str, int] = {}
-_measures = False
+_is_measuring = False
 
 
 @contextmanager
 def measuring(run_folder: Path | None, *, keep: bool = True) -> Iterator[None]:
-    """Inside, the algorithms of new kinds of products are chosen by the clock, and kept.
+    """Inside, the algorithm of each new kind of matrix product is measured, and the choice is saved.
 
-    Such a product is computed many times into its output: this is for buffers that hold nothing.
-    Without `run_folder` the user's cache alone is read and written. Of the ranks of a run only one
-    may `keep` what it knows: all would write the same file at once, whenever another run's choices
-    come into the user's cache meanwhile.
+    A measured product is computed many times into its output, so use this while buffers hold
+    nothing yet. Without `run_folder` only the user's cache is read and written. Only one rank of a
+    run may `keep` its choices: otherwise all ranks would write the same files at once.
     """
-    global _measures
+    global _is_measuring
     _choices.update(_read(cache_file()))
     if run_folder is not None:
-        _choices.update(_read(run_folder / FILE_NAME))  # the run's own choices count most
+        _choices.update(_read(run_folder / FILE_NAME))  # the run's own choices win
     known = len(_choices)
-    _measures = True
+    _is_measuring = True
     try:
         yield
     finally:
-        _measures = False
+        _is_measuring = False
     if not keep:
         return
     if run_folder is not None and _read(run_folder / FILE_NAME) != _choices:
@@ -53,24 +53,25 @@ def measuring(run_folder: Path | None, *, keep: bool = True) -> Iterator[None]:
         path = cache_file()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            _write(path, {**_choices, **_read(path)})  # another run may have written meanwhile
+            _write(path, {**_choices, **_read(path)})  # another run may have written
         except (OSError, RunError):
-            return  # the next run measures again; this one has its choices in its folder
+            return  # the next run measures again; this run has its choices in its own folder
 
 
 def choose(identity: str, candidates: Sequence[Callable[[], None]], flops: int, stream: Any) -> int:
-    """Number of the algorithm for the product `identity`; `candidates` queue it on `stream`.
+    """Index of the algorithm for the product `identity` among the `candidates`.
 
-    0, cuBLASLt's first, unless it was measured before or is being measured now.
+    A candidate is a function that queues the product on `stream`. The choice is 0, the first in
+    cuBLASLt's ranking, unless the product has been measured or is measured now.
     """
-    if identity not in _choices and _measures and len(candidates) > 1:
+    if identity not in _choices and _is_measuring and len(candidates) > 1:
         repeats = max(1, min(MAX_REPEATS, int(LAUNCH_FLOPS / flops)))
         _choices[identity] = _fastest(candidates, repeats, stream)
     return _choices.get(identity, 0)
 
 
 def cache_file() -> Path:
-    """Where choices outlive a run: below CUPYGPT_CACHE_DIR, XDG_CACHE_HOME or ~/.cache."""
+    """The user's cache: a file in CUPYGPT_CACHE_DIR, or below XDG_CACHE_HOME or ~/.cache."""
     folder = os.environ.get("CUPYGPT_CACHE_DIR")
     if folder:
         return Path(folder) / FILE_NAME
@@ -78,39 +79,39 @@ def cache_file() -> Path:
 
 
 def _fastest(candidates: Sequence[Callable[[], None]], repeats: int, stream: Any) -> int:
-    """Candidates take turns, each as a graph: the GPU does not wait for the host in between."""
+    """Time each candidate as a graph, so that the GPU never waits for the host; return the index."""
     import cupy
 
     graphs: dict[int, Any] = {}
-    for number, candidate in enumerate(candidates):
+    for index, candidate in enumerate(candidates):
         try:
             candidate()  # loads its code
         except KernelError:
-            continue  # proposed, and refused after all
+            continue  # cuBLASLt proposed it, but cannot run it
         stream.begin_capture(cupy.cuda.runtime.streamCaptureModeRelaxed)
         try:
             for _ in range(repeats):
                 candidate()
         finally:
-            graphs[number] = stream.end_capture()
+            graphs[index] = stream.end_capture()
     if not graphs:
-        return 0  # the run's own call says what is wrong
-    spans: dict[int, list[tuple[Any, Any]]] = {number: [] for number in graphs}
+        return 0  # the real call raises the error
+    spans: dict[int, list[tuple[Any, Any]]] = {index: [] for index in graphs}
     for _ in range(ROUNDS):
-        for number, graph in graphs.items():
+        for index, graph in graphs.items():
             start, stop = cupy.cuda.Event(), cupy.cuda.Event()
             start.record(stream)
             graph.launch(stream)
             stop.record(stream)
-            spans[number].append((start, stop))
+            spans[index].append((start, stop))
     stream.synchronize()
     elapsed = cupy.cuda.get_elapsed_time
-    times = {n: statistics.median(elapsed(*events) for events in spans[n]) for n in spans}
-    return min(times, key=lambda number: times[number])
+    times = {i: statistics.median(elapsed(*events) for events in spans[i]) for i in spans}
+    return min(times, key=lambda index: times[index])
 
 
 def _read(path: Path) -> dict[str, int]:
-    """Kept choices; a missing or damaged file is none: it will be written anew."""
+    """The choices in a file; none if it is missing or damaged, and then it is written again."""
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): max(0, int(choice)) for name, choice in loaded.items()}

@@ -1,7 +1,7 @@
-"""A matrix product as cuBLASLt has to be told of it: checked, and translated to column-major.
+"""Check a matrix product and describe it in cuBLASLt's terms, which are column-major.
 
-cuBLASLt thinks in column-major matrices: a row-major (M, N) array is the column-major matrix
-(N, M), hence out = a b is computed as outᵀ = bᵀ aᵀ, with the operands exchanged.
+The memory of a row-major (M, N) array is that of a column-major (N, M) matrix, its transpose.
+Therefore out = a b is computed as outᵀ = bᵀ aᵀ, with the operands exchanged.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ Epilogue = Literal["gelu", "dgelu"]
 
 _TYPE_NAMES = {"f": "float32", "H": "bfloat16"}
 _BASE_ALIGNMENT = 256
-_AUX_MULTIPLE = 8  # cuBLASLt's demand on the leading dimension of the GELU's input
+_AUX_MULTIPLE = 8  # cuBLASLt requires it of the leading dimension of the GELU's input
 
 Signature = tuple[tuple[int, ...], tuple[int, ...], str, int, int]
 
@@ -70,7 +70,7 @@ class Operand:
 
 @dataclass(frozen=True)
 class Problem:
-    """One kind of product in cuBLASLt's terms: D (m, n) = op(A) (m, k) op(B) (k, n).
+    """One kind of matrix product in cuBLASLt's terms: D (m, n) = op(A) (m, k) op(B) (k, n).
 
     A is the caller's b and B the caller's a, because column-major exchanges them.
     """
@@ -89,12 +89,12 @@ class Problem:
 
     @property
     def k(self) -> int:
-        """Length of the sums."""
+        """Terms of each sum."""
         return self.A.rows if self.transpose_A else self.A.cols
 
     @property
     def flops(self) -> int:
-        """Operations of the product."""
+        """Floating-point operations of the product."""
         return 2 * self.D.rows * self.D.cols * self.k
 
     def describe(self) -> str:
@@ -112,7 +112,7 @@ class Problem:
         )
 
     def identity(self) -> str:
-        """All that the choice of an algorithm depends on, on one GPU and with one library."""
+        """All that the choice of an algorithm depends on, besides the GPU and the library."""
         operands = (self.B, self.A, self.D)
         return (
             f"{self.describe()}; rows {'/'.join(str(x.leading) for x in operands)} apart, aligned "
@@ -122,9 +122,10 @@ class Problem:
 
 
 def problem_of(key: tuple[Any, ...]) -> Problem:
-    """Check that the arrays of a call fit together, and translate them for cuBLASLt.
+    """Check that the arrays of a call fit together, and describe the product for cuBLASLt.
 
-    `key` is what `matmul` looks plans up by. Raises KernelError that names what does not fit.
+    `key` is the key that `matmul` has for its plans: five signatures (or None), then its options.
+    Raises KernelError that names what does not fit.
     """
     out_sig, a_sig, b_sig, bias_sig, aux_sig = key[:5]
     transpose_a, transpose_b, accumulate, epilogue, tf32 = key[5:]

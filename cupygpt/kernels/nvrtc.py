@@ -1,6 +1,7 @@
-"""Compile the .cu files for arrays of CuPy: options, header search, errors with file and line."""
+"""Compile .cu files for CuPy: options, the search for CUDA's headers, errors with file and line."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +11,16 @@ BFLOAT16_HEADER = "cuda_bf16.h"
 
 
 def compile_options(
-    cuda_dir: Path, floatX: str, defines: dict[str, int], arch: str = ""
+    cuda_dir: Path, floatX: str, defines: Mapping[str, int], arch: str = ""
 ) -> tuple[str, ...]:
-    """Options that every compiler of our kernels gets.
+    """The options that every compiler of our kernels gets.
 
-    CuPy adds the device's own architecture (sm_90); with two of the same generation NVRTC takes the
-    one that can do more (sm_90a).
+    CuPy adds the architecture of the device (sm_90). Given sm_90a as well, NVRTC compiles for the
+    more capable one.
 
-    The digest of the headers is one of them, because CuPy's disk cache sees only the .cu file.
-    There is no --use_fast_math: float32 on the GPU agrees with the CPU; where an approximation is
-    harmless, a kernel asks for it by name.
+    The digest of the headers is an option because CuPy's disk cache looks only at the .cu file and
+    the options. There is no --use_fast_math, so float32 on the GPU agrees with the CPU. Where an
+    approximation is harmless, a kernel asks for it by name.
     """
     return (
         "-std=c++17",
@@ -34,12 +35,12 @@ def compile_options(
 def load_cupy_module(path: Path, options: tuple[str, ...]) -> Any:
     """The RawModule of a .cu file for the current device, compiled or from CuPy's disk cache.
 
-    Raises KernelError with the compiler's log, which names file and line.
+    Raises KernelError with the compiler's log, which names the file and the line.
     """
     import cupy
     from cupy.cuda.compiler import CompileException
 
-    # The compiler sees a copy of the text: #line makes its messages name the file itself.
+    # The compiler gets the text, not the file: #line tells its messages the name of the file.
     source = f'#line 1 "{path.as_posix()}"\n{path.read_text(encoding="utf-8")}'
     includes = tuple(f"-I{folder}" for folder in _cuda_header_dirs())
     module = cupy.RawModule(code=source, options=(*options, *includes, "-lineinfo"))
@@ -61,14 +62,15 @@ def _log_message(path: Path, log: str, options: tuple[str, ...]) -> str:
 
 
 def _cuda_header_dirs() -> list[str]:
-    """Folders of cuda_bf16.h: of the pip packages, of conda, or of a CUDA toolkit."""
+    """The folders of cuda_bf16.h, from the pip packages, from conda or from a CUDA toolkit."""
     from cuda.pathfinder import find_nvidia_header_directory
 
     folder = find_nvidia_header_directory("cudart")
     if folder is None:
         return []
-    # CUDA 13 keeps the C++ core libraries, which newer headers may include, in a folder below.
-    return [folder, *(str(p) for p in (Path(folder) / "cccl",) if p.is_dir())]
+    # In CUDA 13 some headers include the C++ core libraries, which lie in a folder below.
+    core_libraries = Path(folder) / "cccl"
+    return [folder, str(core_libraries)] if core_libraries.is_dir() else [folder]
 
 
 def _headers_digest(cuda_dir: Path) -> str:

@@ -1,6 +1,4 @@
-"""Addition of a bias to every row, and its gradient."""
-
-from dataclasses import replace
+"""The gradient of a bias, the sum of the rows of a matrix; the matmul itself adds the bias."""
 
 import numpy as np
 
@@ -8,7 +6,7 @@ from cupygpt.arrays import Array
 from cupygpt.device.batch_split import accumulate
 from cupygpt.device.cpu_threads import for_blocks, on_host, share
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import WARP, Defines, Launch, ceil_div, pack_size, rows_launch
+from cupygpt.kernels.launch import WARP, Defines, Launch, ceil_div, pack_size
 
 MAX_CHUNKS = 256
 """Chunks of rows whose sums fit the scratch of 256 OC elements."""
@@ -25,7 +23,6 @@ SUM_DEFINES = {"SUM_THREADS": SUM_THREADS, "ROWS_IN_FLIGHT": ROWS_IN_FLIGHT}
 LEAST_SHARE = 1 << 17
 """Elements worth a thread of their own on the CPU."""
 
-_add = Kernel("bias.cu", "bias_add", "out:floatX* bias:floatX* N:i32 OC:i32")
 _backward_partials = Kernel(
     "bias.cu",
     "bias_backward_partials",
@@ -34,20 +31,6 @@ _backward_partials = Kernel(
 _backward_finish = Kernel(
     "bias.cu", "bias_backward_finish", "dbias:f32* partials:f32* num_chunks:i32 OC:i32"
 )
-
-
-def bias_add(out: Array, bias: Array) -> None:
-    """out[..., :] += bias.
-
-    Updated in place: out (..., OC) floatX. Read: bias (OC,).
-    """
-    if on_host(out):
-        out += bias
-        return
-    OC = int(bias.size)
-    N = int(out.size) // OC
-    launch = replace(rows_launch(N, OC // pack_size(out)), defines=SUM_DEFINES)
-    _add(out, bias, N, OC, launch=launch)
 
 
 def bias_backward(dbias: Array, dout: Array, partials: Array) -> None:

@@ -1,8 +1,8 @@
-"""Dropout with a counter-based generator: the mask is a function, so nothing is stored or saved.
+"""Dropout with a counter-based random generator: the mask is a function and is never stored.
 
-Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") maps the key
-(seed) and the counter (element / 4, optimizer step, site) to four words, one per element. A
-resumed run, the backward pass and every device therefore draw the same masks.
+Philox4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3") maps a key (the
+seed) and a counter (element / 4, optimizer step, site) to four random words, one for each of four
+elements. So the backward pass, a resumed run and every device compute the same masks.
 """
 
 import numpy as np
@@ -16,6 +16,7 @@ ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 BLOCK_COUNTERS = 1 << 13
+"""Counters per block on the CPU; its uint64 temporaries fit a cache."""
 THREADS = 256
 _WORD = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
@@ -23,29 +24,30 @@ _HALF = np.uint64(32)
 _dropout = Kernel(
     "dropout.cu",
     "dropout",
-    "out:floatX* inp:floatX* state:u32* first:i64 num_packs:i64 site:u32 threshold:u32 scale:f32",
+    "out:floatX* inp:floatX* state:u32* rng_offset:i64 num_packs:i64 site:u32 threshold:u32 "
+    "scale:f32",
 )
 
 
-def dropout(out: Array, inp: Array, state: Array, site: int, p: float, first: int = 0) -> None:
+def dropout(out: Array, inp: Array, state: Array, site: int, p: float, rng_offset: int = 0) -> None:
     """out = inp / (1 - p) where the mask keeps the element, else 0; forward and backward alike.
 
     Written: out floatX (may be inp). Read: inp, same shape; state (4,) uint32 in the device's
-    memory: seed low, seed high, optimizer step, unused. `site` tells apart the places of one
-    step (micro-step and layer). `p` is the probability of dropping, in [0, 1). `first`, a multiple
-    of 4, is the number of the first element where the arrays are part of larger ones: of a batch
-    cut for the cores, or of the rows of all ranks.
+    memory: seed low, seed high, optimizer step, unused. `site` numbers the places of one step where
+    dropout is applied, so that each has its own mask. `p` is the probability of dropping, in
+    [0, 1). If the arrays are a part of larger ones (the batch slice of a core, the rows of a rank),
+    `rng_offset`, a multiple of 4, is the index of inp[0] there: the parts then share one mask.
     """
     threshold, scale = min(round(p * 2**32), 2**32 - 1), 1.0 / (1.0 - p)
     if on_host(out):
-        _numpy_dropout(out.reshape(-1), inp.reshape(-1), state, site, threshold, scale, first)
+        _numpy_dropout(out.reshape(-1), inp.reshape(-1), state, site, threshold, scale, rng_offset)
         return
     packs = num_packs(out)
     _dropout(
         out,
         inp,
         state,
-        first,
+        rng_offset,
         packs,
         site,
         threshold,
@@ -61,12 +63,12 @@ def _numpy_dropout(
     site: int,
     threshold: int,
     scale: float,
-    first: int,
+    rng_offset: int,
 ) -> None:
     seed_low, seed_high, step = (int(word) for word in state[:3])
 
     def counters(start: int, stop: int) -> None:
-        index = np.arange(first // 4 + start, first // 4 + stop, dtype=np.uint64)
+        index = np.arange(rng_offset // 4 + start, rng_offset // 4 + stop, dtype=np.uint64)
         words = philox(index, step, site, seed_low, seed_high)
         block = slice(4 * start, min(4 * stop, out.size))
         keep = words.reshape(-1)[: block.stop - block.start] >= np.uint32(threshold)
@@ -77,7 +79,7 @@ def _numpy_dropout(
 
 
 def philox(index: Array, step: int, site: int, key0: int, key1: int) -> Array:
-    """Philox4x32-10 words (n, 4) uint32 for counters (index low, index high, step, site).
+    """Words (n, 4) uint32 of Philox4x32-10 for the counters (index low, index high, step, site).
 
     Read: index (n,) uint64; the others are 32-bit words.
     """

@@ -28,7 +28,7 @@ from cupygpt.model.tensors import (
     scratch_specs,
 )
 from cupygpt.ops.adamw import adamw
-from cupygpt.ops.cast import cast
+from cupygpt.ops.cast import cast_to_bfloat16
 from cupygpt.ops.global_norm import global_norm
 from cupygpt.ops.loss_mean import loss_mean
 
@@ -142,7 +142,7 @@ class Trainer:
             own = slice(self.zero_shard.start, self.zero_shard.stop)
             self.device.upload(self.master, weights[own] if master is None else master)
         if self.master is not None and self.shape.shards == 1:
-            cast(self.params.flat, self.master)
+            cast_to_bfloat16(self.params.flat, self.master)
         else:
             self.device.upload(self.params.flat, self.shape.precision.encode(weights))
 
@@ -188,7 +188,7 @@ class Trainer:
     def dry_run(self) -> None:
         """Make the calls of a run once, without the other ranks, to see what they launch."""
         if self.master is not None and self.shape.shards == 1:
-            cast(self.params.flat, self.master)
+            cast_to_bfloat16(self.params.flat, self.master)
         collectives, self._collectives = self._collectives, None
         self._compute()
         self._collectives = collectives
@@ -270,7 +270,7 @@ class Trainer:
             grad_clip=settings.grad_clip,
             master=self.master,
             rng_state=self._rng_state,
-            first=self.zero_shard.start,
+            rng_offset=self.zero_shard.start,
         )
         if self.shape.shards > 1 and self._collectives is not None:
             size = shard_size(self.params.flat.size, self.shape.shards)

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from emulator.arrays import EmulatedArray, emulated, emulated_empty
-from emulator.launching import DEFAULT_SHARED_BYTES, EmulatedKernel
+from emulator.launching import EmulatedKernel
 from emulator.report import CompileError, EmulatorError, KernelFault
 from emulator.toolchain import compile_module, missing_toolchain, precompile
+
+from cupygpt.kernels.launch import DEFAULT_SHARED_BYTES
 
 __all__ = [
     "CompileError",

@@ -13,10 +13,10 @@ from emulator.arrays import DeviceMemory, EmulatedArray, memory_of
 from emulator.report import RawReport, fault_from
 from emulator.toolchain import DYNAMIC_SHARED, MAX_SHARED_BYTES, CompiledModule
 
+from cupygpt.kernels.launch import DEFAULT_SHARED_BYTES
+
 _MAX_BLOCK = (1024, 1024, 64)
 _MAX_GRID = (2**31 - 1, 65535, 65535)
-DEFAULT_SHARED_BYTES = 48 << 10
-"""The limit of static shared memory; of dynamic too, unless the kernel was told of more."""
 # NumPy's name of each code in include/kernel_entry.h. bfloat16 is stored as uint16.
 _DTYPES = {
     "f32": "float32",
@@ -89,7 +89,8 @@ class EmulatedKernel:
         describe.restype = ctypes.c_char_p
         text = describe().decode()
         self.parameters = [text[i : i + 4] for i in range(0, len(text), 4)]
-        """The code of each parameter: three letters for the type, and * for a pointer."""
+        """The code of each parameter: three letters for the type, and * for a pointer; or the bytes
+        of a struct."""
         self.max_dynamic_shared_size_bytes = DEFAULT_SHARED_BYTES
         """As in CuPy: set it before a launch with more dynamic shared memory."""
         self.shared_size_bytes = 0
@@ -193,7 +194,9 @@ class EmulatedKernel:
         values: list[Any] = []
         arrays: list[_GlobalArray] = []
         for i, (code, arg) in enumerate(zip(self.parameters, args, strict=True)):
-            if code[3] != "*":
+            if code[:3].isdigit():
+                values.append(self._struct(i, int(code[:3]), arg))
+            elif code[3] != "*":
                 values.append(self._scalar(i, code[:3], arg))
             elif _is_null(arg):
                 values.append(ctypes.c_void_p(None))
@@ -202,6 +205,15 @@ class EmulatedKernel:
                 values.append(ctypes.c_void_p(array.begin))
                 arrays.append(array)
         return values, arrays
+
+    def _struct(self, i: int, num_bytes: int, arg: Any) -> Any:
+        is_struct = type(arg) is np.ndarray and arg.shape == () and arg.dtype.names
+        if not is_struct or arg.nbytes != num_bytes:
+            raise TypeError(
+                f"{self.name}, argument {i}: the kernel takes a 0-d array of a structured dtype of "
+                f"{num_bytes} bytes, {_describe(arg)} was given"
+            )
+        return (ctypes.c_char * num_bytes).from_buffer_copy(arg.tobytes())
 
     def _scalar(self, i: int, code: str, arg: Any) -> Any:
         wanted = np.dtype(_DTYPES[code])

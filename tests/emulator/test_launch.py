@@ -198,6 +198,23 @@ def test_an_edited_file_is_compiled_again(tmp_path: Path) -> None:
         assert int(out[0]) == value
 
 
+def test_structs_are_passed_by_value(tmp_path: Path) -> None:
+    source = tmp_path / "kernel.cu"
+    source.write_text(
+        "struct Pair { long long low; int high; };\n"
+        'extern "C" __global__ void k(long long* out, int before, Pair pair, int after) {\n'
+        "    out[0] = before, out[1] = pair.low, out[2] = pair.high, out[3] = after;\n}\n"
+    )
+    kernel = EmulatedModule(source).get_function("k")
+    dtype = np.dtype([("low", np.int64), ("high", i32)], align=True)
+    out, pair = emulated_empty(4, np.int64), np.array((2**40, 3), dtype)
+    kernel((1,), (1,), (out, i32(1), pair, i32(4)))
+    np.testing.assert_array_equal(out, [1, 2**40, 3, 4])
+    for wrong in (np.int64(3), np.array([(1, 2)], dtype), np.zeros((), [("low", np.int64)])):
+        with pytest.raises(TypeError, match="0-d array of a structured dtype of 16 bytes"):
+            kernel((1,), (1,), (out, i32(1), wrong, i32(4)))
+
+
 def test_loader_follows_substitution(tmp_path: Path) -> None:
     folders = [tmp_path / name for name in ("original", "mutant")]
     for value, folder in enumerate(folders):

@@ -1,7 +1,5 @@
 """What the launch wrapper refuses, and how it finds, compiles and remembers kernels."""
 
-import importlib
-import pkgutil
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,22 +9,16 @@ import numpy as np
 import pytest
 from support.gpu import require_gpu
 
-import cupygpt.ops
 from cupygpt.errors import KernelError
 from cupygpt.kernels import kernel as kernels
 from cupygpt.kernels import load, nvrtc
 from cupygpt.kernels.kernel import Kernel, forget_compiled
-from cupygpt.kernels.launch import Launch, rows_launch
+from cupygpt.kernels.launch import Launch
 from cupygpt.kernels.load import precompile, record_kernels, register_loader
-
-for op in pkgutil.iter_modules(cupygpt.ops.__path__, "cupygpt.ops."):
-    importlib.import_module(op.name)
-DECLARED = list(kernels._kernels)
-CUDA_DIR = Path(__file__).parents[2] / "cuda"
 
 
 class FakeArray(np.ndarray):
-    """Arrays of a device that only takes notes."""
+    """Arrays of a device that only remembers its launches."""
 
 
 class FakeFunction:
@@ -42,7 +34,7 @@ class FakeFunction:
 
 
 class FakeDevice:
-    """Loads modules that hold one function of any name."""
+    """A loader whose modules hold one function, under any name."""
 
     def __init__(self) -> None:
         self.loads: list[tuple[str, tuple[str, ...]]] = []
@@ -80,8 +72,8 @@ def scale_kernel() -> Kernel:
     return Kernel("gelu.cu", "scale", "out:floatX* inp:floatX*? n:i32 factor:f32 seed:u64")
 
 
-def launch(*args: Any, grid: Any = 2, **options: Any) -> None:
-    scale_kernel()(*args, launch=Launch(grid, 32), **options)
+def launch(*args: Any, grid: Any = 2, **defines: int) -> None:
+    scale_kernel()(*args, launch=Launch(grid, 32, defines=defines))
 
 
 def test_scalars_get_the_declared_types(fake: FakeDevice) -> None:
@@ -134,6 +126,38 @@ def test_declared_dtype_is_checked(fake: FakeDevice) -> None:
     kernel = Kernel("gelu.cu", "count", "out:i32*")
     with pytest.raises(KernelError, match="'out' is int64, not int32"):
         kernel(array(1, "int64"), launch=Launch(1, 1))
+
+
+PAIR = np.dtype([("low", np.int64), ("high", np.int32)], align=True)
+
+
+def struct_kernel() -> Kernel:
+    return Kernel("gelu.cu", "count", "out:i32* pair:Pair", structs={"Pair": PAIR})
+
+
+def test_a_struct_is_passed_as_its_bytes(fake: FakeDevice) -> None:
+    pair = np.array((7, 8), PAIR)
+    struct_kernel()(array(1, "int32"), pair, launch=Launch(1, 1))
+    passed = fake.last[2][1]
+    assert type(passed) is np.ndarray  # CuPy passes arrays of size one by value
+    assert (passed.shape, passed.nbytes) == ((), 16)
+    assert passed.tobytes() == pair.tobytes()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        (7, 8),
+        np.array([(7, 8)], PAIR),
+        np.array((7, 8), PAIR)[()],
+        np.array((7, 8), [("low", np.int64), ("high", np.int64)]),
+    ],
+    ids=["a tuple", "one-dimensional", "a scalar", "of another dtype"],
+)
+def test_what_is_not_that_struct_is_refused(fake: FakeDevice, value: Any) -> None:
+    with pytest.raises(KernelError, match=r"'pair' is a \w+, not a 0-d NumPy array"):
+        struct_kernel()(array(1, "int32"), value, launch=Launch(1, 1))
+    assert not fake.function.launches
 
 
 @pytest.mark.parametrize("grid", [0, (0, 3), (3, 0)])
@@ -218,15 +242,16 @@ def test_a_file_that_does_not_exist(fake: FakeDevice) -> None:
 def test_recording_launches_nothing(fake: FakeDevice) -> None:
     def step() -> None:
         for HS in (64, 80, 64):
-            launch(array(8, "uint16"), None, 1, 1.0, 1, defines={"HS": HS})
+            launch(array(8, "uint16"), None, 1, 1.0, 1, HS=HS)
         launch(array(8), None, 1, 1.0, 1)
 
-    jobs = record_kernels(step)
-    assert [job[1:4] for job in jobs] == [
+    recorded = record_kernels(step)
+    assert [(v.file, v.floatX, v.constants) for v in recorded] == [
         ("gelu.cu", "__nv_bfloat16", (("HS", 64),)),
         ("gelu.cu", "__nv_bfloat16", (("HS", 80),)),
         ("gelu.cu", "float", ()),
     ]
+    assert all(kernels == {"scale"} for kernels in recorded.values())
     assert not fake.loads
     assert not fake.function.launches
 
@@ -239,10 +264,12 @@ def test_kernels_are_launched_again_after_a_recording_that_failed(fake: FakeDevi
 
 
 def test_precompile_loads_what_was_recorded(fake: FakeDevice) -> None:
-    jobs = record_kernels(lambda: launch(array(8), None, 1, 1.0, 1))
-    jobs += record_kernels(lambda: launch(array(8, "uint16"), None, 1, 1.0, 1))
+    def step() -> None:
+        launch(array(8), None, 1, 1.0, 1)
+        launch(array(8, "uint16"), None, 1, 1.0, 1)
+
     reports: list[tuple[int, int]] = []
-    precompile(jobs, progress=lambda done, total: reports.append((done, total)))
+    precompile(record_kernels(step), progress=lambda done, total: reports.append((done, total)))
     assert reports == [(1, 2), (2, 2)]
     assert len(fake.loads) == 2
     launch(array(8), None, 1, 1.0, 1)
@@ -251,19 +278,9 @@ def test_precompile_loads_what_was_recorded(fake: FakeDevice) -> None:
 
 def test_precompile_raises_what_a_file_raises(fake: FakeDevice) -> None:
     kernel = Kernel("no_such.cu", "f", "out:floatX*")
-    jobs = record_kernels(lambda: kernel(array(8), launch=Launch(1, 1)))
+    recorded = record_kernels(lambda: kernel(array(8), launch=Launch(1, 1)))
     with pytest.raises(KernelError, match="no such file"):
-        precompile(jobs)
-
-
-@pytest.mark.parametrize(("rows", "packs"), [(1, 1), (1000, 2), (9, 32), (5, 192), (5, 400)])
-def test_rows_launch_covers_all_rows(rows: int, packs: int) -> None:
-    launch = rows_launch(rows, packs)
-    assert isinstance(launch.block, tuple)
-    assert isinstance(launch.grid, int)
-    x, y = launch.block
-    assert x * y <= 256
-    assert (launch.grid - 1) * y < rows <= launch.grid * y
+        precompile(recorded)
 
 
 def test_options_follow_the_headers(tmp_path: Path) -> None:
@@ -295,6 +312,27 @@ def test_a_file_that_does_not_compile_is_named_with_its_line(tmp_path: Path) -> 
 
 
 @pytest.mark.gpu
+def test_a_struct_arrives_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    require_gpu()
+    import cupy
+
+    (tmp_path / "unpack.cu").write_text(
+        "struct Pair { long long low; int high; };\n"
+        'extern "C" __global__ void unpack(long long* out, int before, Pair pair, int after) {\n'
+        "    out[0] = before, out[1] = pair.low, out[2] = pair.high, out[3] = after;\n"
+        "}\n"
+    )
+    monkeypatch.setattr(load, "find_cuda_dir", lambda: tmp_path)
+    monkeypatch.setattr(kernels, "_kernels", [])
+    kernel = Kernel(
+        "unpack.cu", "unpack", "out:i64* before:i32 pair:Pair after:i32", structs={"Pair": PAIR}
+    )
+    out = cupy.zeros(4, "int64")
+    kernel(out, 1, np.array((2**40, 3), PAIR), 4, launch=Launch(1, 1))
+    assert out.tolist() == [1, 2**40, 3, 4]
+
+
+@pytest.mark.gpu
 def test_more_than_48_kib_of_shared_memory_on_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -314,45 +352,3 @@ def test_more_than_48_kib_of_shared_memory_on_a_gpu(
     out, n = cupy.zeros(1, "float32"), 14 * 1024
     Kernel("last.cu", "last", "out:f32* n:i32")(out, n, launch=Launch(1, 32, shared_bytes=4 * n))
     assert float(out[0]) == n - 1
-
-
-C_TYPES = {
-    "floatX": "floatX",
-    "float": "f32",
-    "float2": "f32",
-    "double": "f64",
-    "int": "i32",
-    "long long": "i64",
-    "unsigned": "u32",
-    "unsigned long long": "u64",
-    "__nv_bfloat16": "u16",
-}
-
-
-def declared_in_file(kernel: Kernel) -> list[tuple[str, str]]:
-    """(name, type code) of the parameters of the entry point in the .cu file."""
-    text = (CUDA_DIR / kernel.file).read_text()
-    entry = re.search(rf"__global__[^;{{]*?\b{kernel.name}\(([^)]*)\)\s*\{{", text)
-    assert entry, f"{kernel.file} has no kernel {kernel.name}"
-    found = []
-    for parameter in entry[1].split(","):
-        words = parameter.replace("const ", "").replace("*", " * ").split()
-        name, pointer = words[-1], "*" * ("*" in words)
-        ctype = " ".join(w for w in words[:-1] if w not in ("*", "__restrict__"))
-        found.append((name, C_TYPES[ctype] + pointer))
-    return found
-
-
-@pytest.mark.parametrize("kernel", DECLARED, ids=lambda k: k.name)
-def test_declaration_matches_the_file(kernel: Kernel) -> None:
-    codes = {dtype: code for code, dtype in kernels._DTYPES.items()} | {None: "floatX"}
-    declared = [(p.name, codes[p.dtype] + "*" * p.is_array) for p in kernel.parameters]
-    assert declared == declared_in_file(kernel)
-
-
-def test_every_kernel_is_declared() -> None:
-    entries = []
-    for path in sorted(CUDA_DIR.rglob("*.cu")):
-        text = re.sub(r"__launch_bounds__\([^)]*\)", "", path.read_text())
-        entries += re.findall(r"__global__\s+void\s+(\w+)\(", text)
-    assert sorted(entries) == sorted(kernel.name for kernel in DECLARED)

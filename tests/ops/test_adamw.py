@@ -10,7 +10,7 @@ from support.tolerance import EPSILON
 from cupygpt.config import GPTConfig
 from cupygpt.errors import KernelError
 from cupygpt.model.tensors import decay_segments, parameter_specs
-from cupygpt.ops.adamw import MAX_TOGGLES, _decay_toggles, adamw
+from cupygpt.ops.adamw import AFTER_ALL, MAX_CHANGES, _decay_changes, adamw
 
 SETTINGS = {"beta1": 0.9, "beta2": 0.95, "weight_decay": 0.1, "grad_clip": 1.0}
 
@@ -113,7 +113,7 @@ def test_stochastic_rounding_keeps_small_updates(dev: Device) -> None:
 
 
 def test_a_part_is_rounded_as_within_the_whole(dev: Device) -> None:
-    """`first` tells where the part begins, so that ranks may share an update out (ZeRO-1)."""
+    """`rng_offset` says where the part begins, so that ranks can share an update (ZeRO-1)."""
     if dev.floatX != "bfloat16":
         pytest.skip("float32 parameters are stored as they are")
     size, rate = 512, 0.3 * 2.0**-8
@@ -125,7 +125,7 @@ def test_a_part_is_rounded_as_within_the_whole(dev: Device) -> None:
         adamw(
             params, m, v, dev.input(np.ones(count), "float32"), dev.input([1.0], "float32"),
             dev.input([rate, 0.1, 0.05], "float32"), [(0, count, False)], **SETTINGS,
-            rng_state=dev.input([7, 0, 1, 0], "uint32"), first=start,
+            rng_state=dev.input([7, 0, 1, 0], "uint32"), rng_offset=start,
         )  # fmt: skip
         return dev.values(params)
 
@@ -142,10 +142,10 @@ def test_bfloat16_without_master_weights_or_random_numbers_is_refused(dev: Devic
         adamw(params, x, x, x, x, x, [(0, 8, True)], **SETTINGS)
 
 
-def test_toggles() -> None:
+def test_changes_of_decay() -> None:
     segments = [(0, 8, False), (8, 24, True), (24, 32, True), (32, 40, False)]
-    assert _decay_toggles(segments)[:3] == [8, 32, 2**63 - 1]
-    assert len(_decay_toggles(segments)) == MAX_TOGGLES
+    changes = _decay_changes(segments)["at"]
+    assert changes.tolist() == [8, 32] + (MAX_CHANGES - 2) * [AFTER_ALL]
 
 
 @pytest.mark.parametrize(
@@ -155,4 +155,4 @@ def test_toggles() -> None:
 )
 def test_segments_that_the_kernel_cannot_take(segments: list[tuple[int, int, bool]]) -> None:
     with pytest.raises(KernelError, match="weight decay changes at"):
-        _decay_toggles(segments)
+        _decay_changes(segments)

@@ -25,13 +25,20 @@ constexpr const char* element_code() {
     return "any";
 }
 
-// The fourth letter: a pointer, or a scalar.
+// One of the four letters for a parameter. A pointer or a scalar: the three letters of its type,
+// then * for a pointer. A struct: its size in three digits.
 template <class A>
 constexpr char argument_letter(int i) {
     using Element = std::remove_cv_t<std::remove_pointer_t<A>>;
-    static_assert(std::is_pointer_v<A> || std::is_arithmetic_v<A>,
-                  "kernel parameters are pointers and scalars");
-    return i < 3 ? element_code<Element>()[i] : std::is_pointer_v<A> ? '*' : ' ';
+    if constexpr (std::is_class_v<A>) {
+        static_assert(std::is_trivially_copyable_v<A> && sizeof(A) < 1000, "a small, plain struct");
+        const int powers[3] = {100, 10, 1};
+        return i < 3 ? '0' + sizeof(A) / powers[i] % 10 : ' ';
+    } else {
+        static_assert(std::is_pointer_v<A> || std::is_arithmetic_v<A>,
+                      "kernel parameters are pointers, scalars and structs");
+        return i < 3 ? element_code<Element>()[i] : std::is_pointer_v<A> ? '*' : ' ';
+    }
 }
 
 template <class... A>
