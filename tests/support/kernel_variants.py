@@ -5,6 +5,7 @@ extreme choice are listed.
 """
 
 DEFINES: dict[str, list[tuple[str, ...]]] = {
+    "adamw.cu": [("-DMAX_CHANGES=16",)],
     "bias.cu": [("-DSUM_THREADS=256", "-DROWS_IN_FLIGHT=4")],
     "classifier.cu": [("-DMAX_THREADS=768",), ("-DMAX_THREADS=1024",)],
     "gelu.cu": [("-DSUM_THREADS=256", "-DROWS_IN_FLIGHT=4")],
