@@ -175,13 +175,19 @@ def test_ranks_end_with_the_launcher_that_started_them(monkeypatch: pytest.Monke
     assert any("the process that started rank" in text for text in first.messages + second.messages)
 
 
-def test_advice_that_fails_does_not_delay_the_end() -> None:
+def no_disk() -> str:
+    raise OSError("the disk is gone")
+
+
+def slow_disk() -> str:
+    time.sleep(4.0)
+    return "too late"
+
+
+@pytest.mark.parametrize("on_abort", [no_disk, slow_disk])
+def test_advice_that_fails_or_hangs_does_not_delay_the_end(on_abort: Callable[[], str]) -> None:
     first, second = start(2)
-
-    def broken() -> str:
-        raise OSError("the disk is gone")
-
-    first.watchdog.on_abort = broken
+    first.watchdog.on_abort = on_abort
     second.vanish()
     wait_until(lambda: first.code is not None)
     assert first.messages[0].rstrip().endswith("All ranks end.")

@@ -20,7 +20,7 @@ from support.rank_runs import (
     train,
     wait_for,
 )
-from support.small_runs import main_log, metrics, write_files
+from support.small_runs import main_log, metrics, write_files, write_tokens
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.train import main
@@ -54,10 +54,10 @@ def sizes(num_gpus: int) -> list[int]:
 
 @pytest.mark.parametrize("zero", ["0", "1"])
 @pytest.mark.parametrize("more", [[], ["--no-graph"]], ids=["graph", "eager"])
-def test_gpus_train_as_one_with_all_rows(
+def test_several_gpus_train_as_one_gpu_with_all_rows(
     tmp_path: Path, num_gpus: int, zero: str, more: list[str]
 ) -> None:
-    """Accumulation, dropout, decay and validation included."""
+    """With accumulation, dropout, weight decay and validation."""
     flags = files(tmp_path, "-d", "384", "--dropout", "0.1", "-c", "0.1", "-n", "20")
     one = tmp_path / "one"
     assert main([*flags, "-b", "24", "-o", str(one)]) == 0
@@ -70,10 +70,10 @@ def test_gpus_train_as_one_with_all_rows(
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16"])
 @pytest.mark.parametrize("gpus", [2, 4])
-def test_runs_repeat_bit_for_bit_whatever_is_shared(
+def test_runs_repeat_bit_for_bit_with_and_without_graph_and_zero1(
     tmp_path: Path, num_gpus: int, gpus: int, precision: str
 ) -> None:
-    """Two runs, a run without the graph, and one with ZeRO-1: the same weights and log."""
+    """Two equal runs, one without the graph and one with ZeRO-1 give the same weights and log."""
     if num_gpus < gpus:
         pytest.skip(f"needs {gpus} GPUs, this machine shows {num_gpus}")
     flags = files(tmp_path, "-d", "128", "--dropout", "0.1", "-n", "20", precision=precision)
@@ -88,7 +88,7 @@ def test_runs_repeat_bit_for_bit_whatever_is_shared(
         np.testing.assert_array_equal(weights, ends[0][1])
 
 
-def test_bf16_without_master_weights_rounds_alike_in_parts(tmp_path: Path) -> None:
+def test_bf16_without_master_weights_rounds_alike_in_zero_shards(tmp_path: Path) -> None:
     flags = files(tmp_path, "-w", "0", "-n", "10", "--gpus", "2", precision="bf16")
     ends = []
     for zero in ("0", "1"):
@@ -108,13 +108,14 @@ def test_all_ranks_hold_the_same_parameters(
     program = f"""
 import os, sys
 import numpy as np
-from cupygpt import run, train
-close = run.Run.close
+from cupygpt import train
+from cupygpt.training.loop import Run
+close = Run.close
 def close_and_keep(self):
     weights = self.plan.device.download(self.trainer.params.flat)
     np.save({str(tmp_path)!r} + "/params" + os.environ["RANK"], weights)
     close(self)
-run.Run.close = close_and_keep
+Run.close = close_and_keep
 sys.exit(train.main({flags!r}))
 """
     gpus = sizes(num_gpus)[-1]
@@ -130,7 +131,9 @@ sys.exit(train.main({flags!r}))
 
 @pytest.mark.parametrize("zero", ["0", "1"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_straight_equals_stopped_and_resumed(tmp_path: Path, zero: str, precision: str) -> None:
+def test_a_resumed_run_equals_one_that_never_stopped(
+    tmp_path: Path, zero: str, precision: str
+) -> None:
     flags = files(tmp_path, "--dropout", "0.2", "-d", "128", precision=precision)
     ranks = ["--gpus", "2", "-z", zero]
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
@@ -143,7 +146,7 @@ def test_straight_equals_stopped_and_resumed(tmp_path: Path, zero: str, precisio
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_run_goes_on_with_other_numbers_of_gpus(
+def test_a_run_can_continue_with_another_number_of_gpus(
     tmp_path: Path, num_gpus: int, precision: str
 ) -> None:
     most = 4 if num_gpus >= 4 else 2
@@ -151,7 +154,7 @@ def test_a_run_goes_on_with_other_numbers_of_gpus(
     straight, changing = tmp_path / "straight", tmp_path / "changing"
     assert main([*flags, "-b", "16", "-n", "20", "-o", str(straight)]) == 0
     assert main([*flags, "-b", "16", "-n", "4", "-o", str(changing)]) == 0
-    # With four GPUs: 2 → 4 and 4 → 2, each with and without parts.
+    # With four GPUs: 2 → 4 and 4 → 2, each with and without ZeRO-1.
     for steps, gpus, zero in (
         (7, 2, "1"), (10, most, "0"), (13, 2, "0"), (16, most, "1"), (18, 2, "1"),
     ):  # fmt: skip
@@ -163,6 +166,7 @@ def test_a_run_goes_on_with_other_numbers_of_gpus(
 
 
 def endless(tmp_path: Path, run: Path) -> "Any":
+    """A run on two GPUs that has saved twice, and is still running when a test ends it."""
     flags = files(tmp_path, "-n", "1000000", "-v", "0", "--checkpoint-every", "20", "-z", "1")
     launcher = start(*flags, "--gpus", "2", "-o", str(run))
     wait_for(lambda: len(checkpoint_steps(run)) >= 2, launcher)
@@ -170,7 +174,7 @@ def endless(tmp_path: Path, run: Path) -> "Any":
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_all_at_the_same_step(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_stops_all_ranks_at_the_same_step(tmp_path: Path, number: signal.Signals) -> None:
     run = tmp_path / "run"
     launcher = endless(tmp_path, run)
     if number == signal.SIGINT:
@@ -186,8 +190,8 @@ def test_a_signal_stops_all_at_the_same_step(tmp_path: Path, number: signal.Sign
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_rank_that_is_killed_ends_all_within_seconds(tmp_path: Path, victim: int) -> None:
-    """The others wait for it inside NCCL at that moment."""
+def test_a_killed_rank_ends_all_ranks_within_seconds(tmp_path: Path, victim: int) -> None:
+    """At that moment the other ranks wait for it inside NCCL."""
     run = tmp_path / "run"
     launcher = endless(tmp_path, run)
     elapsed, err = kill_and_time(launcher, victim)
@@ -199,8 +203,8 @@ def test_a_rank_that_is_killed_ends_all_within_seconds(tmp_path: Path, victim: i
     train("--resume", str(run), "--gpus", "2", "-n", str(newest + 5))
 
 
-def test_a_rank_that_is_killed_ends_ranks_that_nobody_looks_after(tmp_path: Path) -> None:
-    """Without the launcher: the watchdog alone, as under mpirun on another host."""
+def test_a_killed_rank_ends_the_others_without_a_launcher(tmp_path: Path) -> None:
+    """Only the watchdog can notice it, as under mpirun on several hosts."""
     run = tmp_path / "run"
     flags = files(tmp_path, "-n", "1000000", "-v", "0", "--checkpoint-every", "20", "-o", str(run))
     first, second = [start(*flags, **environ) for environ in as_ranks(2)]
@@ -213,7 +217,7 @@ def test_a_rank_that_is_killed_ends_ranks_that_nobody_looks_after(tmp_path: Path
     assert f"continue from it with --resume {run}" in err
 
 
-def test_more_ranks_than_gpus(tmp_path: Path, num_gpus: int) -> None:
+def test_more_ranks_than_gpus_are_refused(tmp_path: Path, num_gpus: int) -> None:
     flags = files(tmp_path, "-n", "5", "-o", str(tmp_path / "run"))
     code, _, err = finish(start(*flags, "--gpus", str(num_gpus + 1)), 120.0)
     assert code == 2
@@ -222,22 +226,22 @@ def test_more_ranks_than_gpus(tmp_path: Path, num_gpus: int) -> None:
     assert err.count("error:") == 1
 
 
-def test_two_ranks_on_the_same_gpu(tmp_path: Path) -> None:
+def test_two_ranks_on_the_same_gpu_are_refused(tmp_path: Path) -> None:
     flags = files(tmp_path, "-n", "5", "-o", str(tmp_path / "run"))
     code, _, err = finish(start(*flags, "--gpus", "2", CUDA_VISIBLE_DEVICES="0"), 120.0)
     assert code == 2
     assert "ranks 0 and 1 both have GPU" in err
 
 
-def test_a_gpu_by_number_is_refused(tmp_path: Path) -> None:
+def test_a_gpu_that_is_named_by_number_is_refused(tmp_path: Path) -> None:
     flags = files(tmp_path, "-n", "5", "-o", str(tmp_path / "run"))
     code, _, err = finish(start(*flags, "--device", "cuda:1", "--gpus", "2"), 120.0)
     assert code == 2
     assert "CUDA_VISIBLE_DEVICES" in err
 
 
-def test_sharing_the_state_frees_memory(tmp_path: Path) -> None:
-    """The run's own figure of the memory taken, of a model whose optimizer state is 2 × 116 MiB."""
+def test_zero1_frees_memory(tmp_path: Path) -> None:
+    """By the memory that the run reports, for a model whose optimizer state is 2 × 116 MiB."""
     needs_the_gpu_alone()
     flags = files(tmp_path, "-e", "d6", "-n", "3", "--checkpoint-every", "0", "--log-every", "1")
     flags = [*flags, "-i", str(gpt2_tokens(tmp_path)), "-j", str(tmp_path / "val.bin")]
@@ -251,6 +255,4 @@ def test_sharing_the_state_frees_memory(tmp_path: Path) -> None:
 
 
 def gpt2_tokens(tmp_path: Path) -> Path:
-    from support.small_runs import write_tokens
-
     return write_tokens(tmp_path / "gpt2.bin", 4000, 50257)

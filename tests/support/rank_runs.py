@@ -1,4 +1,4 @@
-"""Whole runs of several ranks in processes of their own, on the CPU or on GPUs."""
+"""Whole runs of several ranks, each rank in its own process, on the CPU or on GPUs."""
 
 import os
 import re
@@ -17,12 +17,12 @@ from support.small_runs import main_log
 
 
 def start(*arguments: str, **environ: str) -> "subprocess.Popen[str]":
-    """`python -m cupygpt.train` in the background, its output captured."""
+    """Start `python -m cupygpt.train` in the background and capture its output."""
     return _start("-m", "cupygpt.train", *arguments, **environ)
 
 
 def start_program(text: str, **environ: str) -> "subprocess.Popen[str]":
-    """A Python program in the background, its output captured."""
+    """Start a Python program in the background and capture its output."""
     return _start("-c", text, **environ)
 
 
@@ -37,7 +37,7 @@ def _start(*arguments: str, **environ: str) -> "subprocess.Popen[str]":
 
 
 def finish(process: "subprocess.Popen[str]", timeout: float = 60.0) -> tuple[int, str, str]:
-    """Exit code, stdout and stderr."""
+    """Wait for a process; its exit code, stdout and stderr."""
     try:
         out, err = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -48,7 +48,7 @@ def finish(process: "subprocess.Popen[str]", timeout: float = 60.0) -> tuple[int
 
 
 def train(*arguments: str, timeout: float = 120.0) -> str:
-    """A run that must succeed; its stdout."""
+    """Run `python -m cupygpt.train`, which must succeed; its stdout."""
     code, out, err = finish(start(*arguments), timeout)
     assert code == 0, err
     assert err == ""
@@ -56,7 +56,7 @@ def train(*arguments: str, timeout: float = 120.0) -> str:
 
 
 def as_ranks(world: int) -> list[dict[str, str]]:
-    """What torchrun would set, without torchrun."""
+    """The environment of each rank, as torchrun sets it."""
     port = str(free_port(LOOPBACK))
     return [
         {
@@ -68,6 +68,7 @@ def as_ranks(world: int) -> list[dict[str, str]]:
 
 
 def wait_for(ready: Callable[[], object], process: "subprocess.Popen[str]") -> None:
+    """Wait for a condition while the process runs."""
     deadline = time.monotonic() + 60.0
     while not ready():
         assert process.poll() is None, process.communicate()
@@ -76,7 +77,7 @@ def wait_for(ready: Callable[[], object], process: "subprocess.Popen[str]") -> N
 
 
 def rank_pids(launcher: "subprocess.Popen[str]") -> list[int]:
-    """The processes that --gpus has started, by rank."""
+    """The ids of the processes that --gpus has started, in rank order."""
     children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     return sorted(int(pid) for pid in children)
 
@@ -90,7 +91,7 @@ def is_alive(pid: int) -> bool:
 
 
 def kill_and_time(launcher: "subprocess.Popen[str]", rank: int) -> tuple[float, str]:
-    """SIGKILL to one rank: seconds until all have ended, and stderr."""
+    """Kill one rank by SIGKILL; the seconds until all ranks have ended, and stderr."""
     pids = rank_pids(launcher)
     started = time.monotonic()
     os.kill(pids[rank], signal.SIGKILL)
@@ -102,7 +103,7 @@ def kill_and_time(launcher: "subprocess.Popen[str]", rank: int) -> tuple[float, 
 
 
 def losses(folder: Path) -> np.ndarray:
-    """Training losses and norms by step, then validation losses, as main.log has them."""
+    """From main.log: training losses by step, gradient norms by step, then validation losses."""
     lines = main_log(folder)
     train = [
         [float(x) for x in re.fullmatch(r"s:\d+ trl:(\S+) lr:\S+ norm:(\S+)", line).groups()]  # type: ignore[union-attr]
@@ -114,5 +115,5 @@ def losses(folder: Path) -> np.ndarray:
 
 
 def parameters(folder: Path) -> np.ndarray:
-    """Of the newest checkpoint, which is verified."""
+    """The parameters of the newest checkpoint, which is verified."""
     return load_checkpoint(folder, checkpoint_steps(folder)[-1]).state.params
