@@ -1,16 +1,27 @@
+import ast
 import json
 import subprocess
 import sys
 from pathlib import Path
 
+import bench_kernels
 import numpy as np
+import profile_step
 import pytest
-from support.small_runs import write_files
+import step_calls
+from bench import Ours
+from support.emulated_gpu import EmulatedGPU, EmulatedHopper
+from support.gpu import require_gpu
+from support.small_runs import TINY, write_files
 
 from cupygpt.checkpoint.model_file import load_model
+from cupygpt.config import GPTConfig
+from cupygpt.device.precision import BF16, FP32
+from cupygpt.model.memory_plan import shape_of_run
 from cupygpt.train import main
 
-TOOLS = Path(__file__).parents[1] / "tools"
+ROOT = Path(__file__).parents[1]
+TOOLS = ROOT / "tools"
 
 
 def tool(name: str, *arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -73,7 +84,7 @@ def test_bench_times_a_configuration(tmp_path: Path) -> None:
     assert report["ms"]["cupygpt"] > 0
 
 
-def test_bench_scaling_times_ranks_beside_one(tmp_path: Path) -> None:
+def test_bench_scaling_times_several_ranks_and_one(tmp_path: Path) -> None:
     flags = ["--config", "bytes", "--device", "cpu", "-b", "2", "-t", "32", "--gpus", "1", "2"]
     result = tool(
         "bench_scaling.py",
@@ -95,3 +106,122 @@ def test_bench_scaling_times_ranks_beside_one(tmp_path: Path) -> None:
     ]
     assert rows[0]["linear"] == 1.0
     assert all(row["tok_s"] > 0 for row in rows)
+
+
+def test_plan_memory_prints_a_batch_for_each_card(tmp_path: Path) -> None:
+    result = tool("plan_memory.py", "d12", "d48", "--gib", "8", "80", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[1].split() == ["8", "GiB", "card", "80", "GiB", "card"]
+    assert [line.split()[:3] for line in lines[2:]] == [
+        [model, "-r", recompute] for model in ("d12", "d48") for recompute in "012"
+    ]
+    small, large = (int(lines[2].split()[i]) for i in (3, 5))
+    assert 1 <= small < large
+    assert lines[5].split()[3] == "none"
+
+
+def test_plan_memory_refuses_an_unknown_model(tmp_path: Path) -> None:
+    result = tool("plan_memory.py", "d13", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "Known: small, d6" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["bench_kernels.py", "profile_step.py"])
+def test_the_tools_for_kernels_refuse_the_cpu(tmp_path: Path, name: str) -> None:
+    result = tool(name, "--device", "cpu", cwd=tmp_path)
+    assert result.returncode == 2
+    assert "for the CPU use tools/bench.py" in result.stderr
+
+
+def small_step(device: EmulatedGPU, *, hopper: bool) -> Ours:
+    config = GPTConfig(maxT=8, V=65, L=2, NH=1, C=64) if hopper else TINY
+    shape = shape_of_run(config, 1, 8, BF16 if hopper else FP32, on_gpu=True)
+    return Ours(device, shape, graph=False, dropout_p=0.1)
+
+
+def test_bench_kernels_times_what_a_step_executes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_kernels, "FLUSH_BYTES", 1 << 12)
+    device = EmulatedHopper()
+    calls = bench_kernels.calls_of_step(small_step(device, hopper=True))
+    outer = [call.name for call, _ in calls if call.depth == 0]
+    assert outer[:4] == ["encoder_forward", "dropout", "layernorm_forward", "linear_forward"]
+    assert outer[-3:] == ["loss_mean", "global_norm", "adamw"]
+    labels = [call.label for call, _ in calls]
+    assert "matmul 8×256, 64 terms gelu" in labels
+    assert "lm_head" in labels
+    assert "classifier" not in labels  # the fused kernels store no logits
+    bench_kernels.report(calls[:4], bench_kernels.Timer(device, 1), 1e12, 1e12)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 5
+    assert lines[4].startswith("linear_forward 8 rows, 64 to 192")
+
+
+@pytest.mark.parametrize("hopper", [False, True])
+def test_profile_step_times_each_call_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], hopper: bool
+) -> None:
+    monkeypatch.setattr(profile_step, "BUSY_BYTES", 16)
+    device = EmulatedHopper() if hopper else EmulatedGPU()
+    ours = small_step(device, hopper=hopper)
+    clock = profile_step.Clock(device)
+    clock.keep_busy()
+    with step_calls.intercepted(clock.time):
+        ours.step()
+    times = clock.times()
+    counts = {name: len(values) for name, values in times.items()}
+    assert counts["attention_backward"] == 2
+    assert counts["lm_head"] == counts["adamw"] == 1
+    assert not any(name.startswith("matmul") for name in counts)
+    profile_step.report(times, 1, 0.5)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(times) + 3
+    assert lines[-1].split()[-1] == "500.0"
+    calls = len(clock.times()["adamw"])
+    ours.step()
+    assert len(clock.times()["adamw"]) == calls  # nothing goes through the clock any more
+
+
+def test_every_op_of_a_step_has_its_cost() -> None:
+    imported = {
+        alias.name
+        for room in ("model", "training")
+        for file in (ROOT / "cupygpt" / room).glob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("cupygpt.ops.")
+        for alias in node.names
+    }
+    of_generation = {"attention_decode", "sample_token"}
+    ops = {name for name in imported if name.islower()} - of_generation
+    assert ops <= step_calls.OPS.keys(), ops - step_calls.OPS.keys()
+
+
+def test_costs_name_parameters_that_exist() -> None:
+    scratch = set()
+    for module in (ROOT / "cupygpt" / "ops").glob("*.py"):
+        for node in ast.parse(module.read_text()).body:
+            if isinstance(node, ast.FunctionDef) and node.name in step_calls.OPS:
+                names = {a.arg for a in (*node.args.args, *node.args.kwonlyargs)}
+                assert set(step_calls.OPS[node.name].twice) <= names, node.name
+                scratch |= names
+    assert set(step_calls.SCRATCH) <= scratch
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("name", "flags", "expected"),
+    [
+        ("bench_kernels.py", ["--repeats", "2"], ["limits: copy", "attention_backward", "adamw"]),
+        ("profile_step.py", ["--steps", "1"], ["the step as one CUDA graph", "attention_backward"]),
+    ],
+)
+def test_the_tools_for_kernels_on_a_gpu(
+    tmp_path: Path, name: str, flags: list[str], expected: list[str]
+) -> None:
+    require_gpu()
+    result = tool(name, *flags, "-b", "2", "-t", "64", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    for text in expected:
+        assert text in result.stdout

@@ -1,4 +1,4 @@
-"""Time training steps of a named configuration, beside PyTorch in the same run where asked.
+"""Time training steps of a named configuration; with --peer also those of PyTorch, in turn.
 
 python tools/bench.py --peer torch                  # 7.3M parameters, B 4, T 64
 python tools/bench.py --config bytes --peer torch   # byte-level model, B 8, T 128
@@ -55,7 +55,7 @@ CASES = {
 
 
 PEERS = {"torch": None, "torch-compile": "default", "torch-graphs": "reduce-overhead"}
-"""torch.compile's mode of each peer; None runs op by op, reduce-overhead makes CUDA graphs."""
+"""The mode of torch.compile of each peer; without one PyTorch runs op by op."""
 
 
 class Contestant(Protocol):
@@ -65,10 +65,10 @@ class Contestant(Protocol):
         """Queue one optimizer step on fresh tokens."""
 
     def window_ms(self, steps: int) -> float:
-        """Milliseconds per step over so many steps, from an idle device to an idle device."""
+        """Milliseconds per step over `steps` steps, from an idle device to an idle device."""
 
     def memory(self) -> str:
-        """What it holds, in words."""
+        """The memory that it holds, in words."""
 
 
 def main() -> int:
@@ -83,13 +83,13 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=3, help="the median window is reported")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", choices=["auto", "fp32", "tf32", "bf16"], default="auto")
-    parser.add_argument("--no-graph", action="store_true", help="launch each kernel by itself")
+    parser.add_argument("--no-graph", action="store_true", help="launch the kernels one by one")
     parser.add_argument(
         "--peer", choices=list(PEERS), action="append", default=[],
-        help="time the same model there too; may be repeated",
+        help="also time the same model in PyTorch; may be repeated",
     )  # fmt: skip
     parser.add_argument("-r", "--recompute", type=int, default=0, choices=(0, 1, 2))
-    parser.add_argument("--sample", type=int, default=0, help="also time decoding so many tokens")
+    parser.add_argument("--sample", type=int, default=0, help="also time decoding this many tokens")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     args = parser.parse_args()
@@ -97,7 +97,7 @@ def main() -> int:
 
 
 def bench(args: argparse.Namespace) -> None:
-    """Measure, alternating with the peers window by window, and print a table."""
+    """Measure windows of the contestants in turn, and print a table."""
     case = CASES[args.config]
     device = choose_device(args.device).device
     on_gpu = device.is_gpu
@@ -143,12 +143,18 @@ class Ours:
         shape: RunShape,
         *,
         graph: bool,
+        dropout_p: float = 0.0,
         collectives: Collectives = ONE_RANK_COLLECTIVES,
     ) -> None:
         self.device, self.shape = device, shape
         self._used_before = device.used_bytes() or 0
         self.trainer = Trainer(
-            device, shape, OptimizerSettings(), graph=graph, collectives=collectives
+            device,
+            shape,
+            OptimizerSettings(),
+            dropout_p=dropout_p,
+            graph=graph,
+            collectives=collectives,
         )
         if device.is_gpu:
             with measuring(None):
@@ -158,7 +164,7 @@ class Ours:
         self._count = 0
         self._held = 0
         self.host_s = math.inf
-        """Shortest time to queue a step on a GPU: a longer one has waited for the GPU."""
+        """Shortest time to queue a step on a GPU; the longer ones have waited for the GPU."""
 
     def step(self) -> None:
         """Queue a step; its loss is not waited for."""
@@ -166,7 +172,7 @@ class Ours:
         self._count += 1
 
     def window_ms(self, steps: int) -> float:
-        """By CUDA events on a GPU, else by the clock."""
+        """Milliseconds per step: by CUDA events on a GPU, else by the clock."""
         if self.device.is_gpu:
             device = self.device
             start = device.record()
@@ -181,19 +187,19 @@ class Ours:
         return 1e3 * (time.perf_counter() - started) / steps
 
     def memory(self) -> str:
-        """Planned and held bytes."""
+        """Bytes that were planned, and bytes that are held."""
         planned = sum(memory_plan(self.shape).values())
-        return f"{format_bytes(planned)} planned for buffers, {format_bytes(self._held)} taken"
+        return f"{format_bytes(planned)} planned for buffers, {format_bytes(self._held)} held"
 
     def warm_up(self) -> None:
-        """The first steps, and the memory held after them, before a peer takes any."""
+        """Make the first steps and note the memory held after them, before a peer takes any."""
         for _ in range(WARMUP_STEPS):
             self.window_ms(1)
         self._held = (self.device.used_bytes() or 0) - self._used_before
 
 
 def random_batches(config: GPTConfig, B: int, T: int) -> Iterator[np.ndarray]:
-    """A few packed batches of random ids, over and over: making them takes no time of a step."""
+    """A few packed batches of random ids, again and again: no step waits for a batch to be made."""
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, config.V, (B, T + 1), dtype=np.int32) for _ in range(4)]
     packed = [pack([(row[:, :-1], row[:, 1:])]) for row in rows]
@@ -221,12 +227,12 @@ def report(ours: Ours, precision: Precision, windows: dict[str, list[float]]) ->
             f"{ratio:.2f} × our time"
         )
     if ours.host_s < math.inf:
-        print(f"host time {1e6 * ours.host_s:.0f} µs per step at the least")
+        print(f"host time {1e6 * ours.host_s:.0f} µs per step at least")
     print(f"memory: {ours.memory()}")
 
 
 def report_decoding(device: Device, trainer: Trainer, case: Case, count: int) -> None:
-    """Time decoding over the cache of keys and values."""
+    """Time decoding with the cache of keys and values."""
     generator = Generator(device, case.config, trainer.params, trainer.shape.precision)
     list(generator.generate([0], 8, Sampling(), (0,)))
     started = time.perf_counter()

@@ -33,7 +33,7 @@ class Block(nn.Module):
 
 
 class PeerGPT(nn.Module):
-    """GPT-2 with the head tied to the token embedding."""
+    """GPT-2 with the LM head tied to the token embedding."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class PeerGPT(nn.Module):
     def optimizer(
         self, rate: float, betas: tuple[float, float], weight_decay: float
     ) -> torch.optim.Optimizer:
-        """AdamW with decay on the six matrices, as llm.c."""
+        """AdamW with weight decay on the matrices only, as in llm.c."""
         decayed = [p for p in self.parameters() if p.ndim >= 2]
         others = [p for p in self.parameters() if p.ndim < 2]
         groups = [
@@ -84,7 +84,7 @@ class PeerGPT(nn.Module):
 
 
 class Peer:
-    """Optimizer steps on fresh batches: forward, backward, clip at 1, AdamW."""
+    """Optimizer steps on new batches: forward, backward, clipping at norm 1, AdamW."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class Peer:
         self._optimizer.step()
 
     def window_ms(self, steps: int) -> float:
-        """Milliseconds per step, from idle to idle."""
+        """Milliseconds per step, from an idle device to an idle device."""
         self._synchronize()
         started = time.perf_counter()
         for _ in range(steps):
@@ -128,10 +128,10 @@ class Peer:
         return 1e3 * (time.perf_counter() - started) / steps
 
     def memory(self) -> str:
-        """The most that PyTorch held at once."""
+        """The most memory that PyTorch held at one time."""
         if self._device != "cuda":
             return "not known"
-        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at the most"
+        return f"{torch.cuda.max_memory_allocated() / 2**30:.2f} GiB at most"
 
     def _synchronize(self) -> None:
         if self._device == "cuda":
@@ -139,7 +139,7 @@ class Peer:
 
 
 def distributed(model: nn.Module) -> nn.Module:
-    """`model` with gradients averaged over the ranks that a launcher's environment names."""
+    """`model` with gradients averaged over the ranks that the launcher has started."""
     from torch.nn.parallel import DistributedDataParallel
 
     if torch.cuda.is_available():

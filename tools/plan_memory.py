@@ -1,4 +1,4 @@
-"""The largest batch for cards of 24, 80 and 141 GB: the plan of a run, without running it.
+"""The largest batch that fits cards of 24, 80 and 141 GB, by the plan of a run, without a GPU.
 
     python tools/plan_memory.py d24 d36 -t 1024
     python tools/plan_memory.py d12 --precision tf32 --gib 12 16
@@ -22,7 +22,7 @@ from cupygpt.model.memory_plan import (
 )
 
 RUNTIME_BYTES = 600 << 20
-"""What CUDA itself and the loaded kernels take of a card: about this on an H200."""
+"""Memory that CUDA itself and the loaded kernels take: about this much on an H200."""
 
 
 def main() -> int:
@@ -40,8 +40,8 @@ def main() -> int:
 
 
 def plan(args: argparse.Namespace) -> None:
-    """Print a line for each model and way of saving memory."""
-    print(f"largest -b at -t {args.seq_len} in {args.precision}, and the GiB that it plans")
+    """Print a line for each model and each -r."""
+    print(f"largest -b at -t {args.seq_len} in {args.precision} (GiB that it plans)")
     print(f"{'':24}" + "".join(f"{f'{gib:g} GiB card':>20}" for gib in args.gib))
     for name in args.models:
         for recompute in (0, 1, 2):

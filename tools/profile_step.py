@@ -3,33 +3,30 @@
     python tools/profile_step.py                                 # 7.3M parameters, B 32, T 256
     python tools/profile_step.py --config d12 -b 64 -t 1024 --precision tf32
 
-Every call that model.py and step.py make is put between two CUDA events. The GPU is kept busy while
-a step is being queued, so the times are those of the GPU; an event costs it about a microsecond.
+Every call of an op that the model and the trainer make is put between two CUDA events. The GPU is
+kept busy while a step is being queued, so the times are those of the GPU; an event costs it about a
+microsecond.
 """
 
 import argparse
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
+from cupygpt.cli import run_cli  # isort: skip - before NumPy: see cupygpt/__init__.py
 import numpy as np
 from bench import Ours
+from step_calls import Call, intercepted
 
-from cupygpt.cli import run_cli
 from cupygpt.config import config_from_descriptor
 from cupygpt.device.choose import choose_device
 from cupygpt.device.precision import chosen_precision
 from cupygpt.errors import ConfigError
-from cupygpt.model import gpt
 from cupygpt.model.memory_plan import shape_of_run
-from cupygpt.training import trainer
 
-OPS, CALLS_OPS = "cupygpt.ops.", "cupygpt.device.batch_split"
 BUSY_BYTES = 256 << 20
 BUSY_FILLS = 400
-"""Filling so much memory so often takes longer than queueing a step."""
+"""Filling that much memory that many times takes longer than queueing a step."""
 
 
 def main() -> int:
@@ -42,7 +39,7 @@ def main() -> int:
     parser.add_argument("-t", "--seq-len", type=int, default=256)
     parser.add_argument("-r", "--recompute", type=int, default=0, choices=(0, 1, 2))
     parser.add_argument("--precision", choices=["auto", "fp32", "tf32", "bf16"], default="auto")
-    parser.add_argument("--steps", type=int, default=5, help="the mean of so many is shown")
+    parser.add_argument("--steps", type=int, default=5, help="the mean of this many steps is shown")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     args = parser.parse_args()
@@ -50,7 +47,7 @@ def main() -> int:
 
 
 def profile(args: argparse.Namespace) -> None:
-    """Run a few steps op by op, and print the table beside the time of the captured step."""
+    """Run a few steps op by op, and print the table and the time of the captured step."""
     device: Any = choose_device(args.device).device
     if not device.is_gpu:
         raise ConfigError("profile_step times CUDA kernels; for the CPU use tools/bench.py.")
@@ -62,21 +59,25 @@ def profile(args: argparse.Namespace) -> None:
     captured = Ours(device, shape, graph=True)
     captured.warm_up()
     graph_ms = captured.window_ms(args.steps)
-    del captured  # its buffers make room for the next one's
+    del captured  # to make room for the buffers of the next one
     ours = Ours(device, shape, graph=False)
     ours.warm_up()
     clock = Clock(device)
-    with timed_calls(clock):
+    with intercepted(clock.time):
         for _ in range(args.steps):
             clock.keep_busy()
             ours.step()
         device.synchronize()
     print(f"{device.describe()}; {precision.name}\n{config.describe()}; B {shape.B}, T {shape.T}")
+    report(clock.times(), args.steps, graph_ms)
+
+
+def report(times: dict[str, list[float]], steps: int, graph_ms: float) -> None:
+    """Print a line for each operation, from the milliseconds of each call in so many steps."""
     print(f"{'operation':52}{'calls':>6}{'µs a call':>11}{'µs a step':>11}{'share':>8}")
-    times = clock.times()
-    total = sum(sum(values) for values in times.values()) / args.steps
+    total = sum(sum(values) for values in times.values()) / steps
     for name, values in sorted(times.items(), key=lambda item: -sum(item[1])):
-        calls, each = len(values) // args.steps, 1e3 * sum(values) / len(values)
+        calls, each = len(values) // steps, 1e3 * sum(values) / len(values)
         share = 100 * each * calls / (1e3 * total)
         print(f"{name:52}{calls:6}{each:11.1f}{each * calls:11.1f}{share:7.1f}%")
     print(f"{'sum':52}{'':17}{1e3 * total:11.1f}")
@@ -92,15 +93,18 @@ class Clock:
         self._events: list[tuple[str, Any, Any]] = []
 
     def keep_busy(self) -> None:
-        """Give the GPU something to do until the calls that follow are queued."""
+        """Give the GPU work until the calls that follow are queued."""
         for _ in range(BUSY_FILLS):
             self._busy.fill(0)
 
-    def timed(self, name: str, call: Callable[[], None]) -> None:
-        """Make a call between two events."""
+    def time(self, call: Call) -> None:
+        """Make a call of the model or the trainer between two events."""
+        if call.depth:
+            call.run()
+            return
         start = self._device.record()
-        call()
-        self._events.append((name, start, self._device.record()))
+        call.run()
+        self._events.append((call.label, start, self._device.record()))
 
     def times(self) -> dict[str, list[float]]:
         """Milliseconds of every call, by name."""
@@ -108,35 +112,6 @@ class Clock:
         for name, start, stop in self._events:
             out[name].append(self._device.elapsed_ms(start, stop))
         return out
-
-
-@contextmanager
-def timed_calls(clock: Clock) -> Iterator[None]:
-    """Every op that model.py and step.py import goes through the clock."""
-    replaced: list[tuple[Any, str, Any]] = []
-    for module in (gpt, trainer):
-        for name, function in vars(module).items():
-            home = getattr(function, "__module__", "")
-            if callable(function) and home.startswith(OPS) and home != CALLS_OPS:
-                replaced.append((module, name, function))
-    try:
-        for module, name, function in replaced:
-            setattr(module, name, _through(clock, name, function))
-        yield
-    finally:
-        for module, name, function in replaced:
-            setattr(module, name, function)
-
-
-def _through(clock: Clock, name: str, function: Callable[..., None]) -> Callable[..., None]:
-    def call(*args: Any, **named: Any) -> None:
-        label = name
-        if "linear" in name:
-            weight = next(x for x in args[1:] if getattr(x, "ndim", 0) == 2)
-            label = f"{name}, {args[0].size // args[0].shape[-1]} rows, {weight.shape}"
-        clock.timed(label, lambda: function(*args, **named))
-
-    return call
 
 
 if __name__ == "__main__":

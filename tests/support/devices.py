@@ -22,7 +22,7 @@ from support.gpu import require_gpu
 from support.tolerance import assert_close, limit
 
 STARTED_AT = 3.0
-"""What accumulated outputs hold before."""
+"""What accumulated outputs hold before the call."""
 
 
 class Device:
@@ -54,7 +54,7 @@ class Device:
         return array
 
     def output(self, shape: int | tuple[int, ...], dtype: str | None = None) -> Any:
-        """For a written output: NaN everywhere, so that a missed element shows."""
+        """For a written output: NaN everywhere, so that an element that is missed stays NaN."""
         return self.array(np.full(shape, math.nan), dtype)
 
     def accumulated(self, shape: int | tuple[int, ...], dtype: str | None = None) -> Any:
@@ -73,7 +73,7 @@ class Device:
 
     @contextmanager
     def unchecked(self) -> Iterator[None]:
-        """Without the emulator's access checker, for large vocabularies."""
+        """Inside this context the emulator checks no accesses: for large arrays."""
         yield
 
     def agree(
@@ -154,7 +154,7 @@ def round_to(values: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def make_device(name: str, floatX: str) -> Device:
-    """A device by name; skips the test, with the reason, where it cannot run."""
+    """A device by name; skips the test, with the reason, if it cannot run here."""
     if name == "cpu":
         return Device(floatX)
     if name == "cuda":

@@ -1,4 +1,4 @@
-"""The runs whose losses PyTorch has computed once (see make_golden_losses.py)."""
+"""The runs whose losses PyTorch has computed (see make_golden_losses.py)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from support.data_files import shakespeare_file
 
 @dataclass(frozen=True)
 class GoldenCase:
-    """A model, a batch shape and an optimizer; the weights are llm.c's of seed 42."""
+    """A model, a batch shape and an optimizer; the weights are those of llm.c with seed 42."""
 
     config: GPTConfig
     B: int
@@ -31,7 +31,7 @@ CASES = {
 def batches(case: GoldenCase) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """(tokens, targets) (B, T) int32 of each step."""
     if case.text:
-        # Byte pairs of TinyShakespeare serve as ids: real statistics, and no tokenizer needed.
+        # Pairs of bytes of TinyShakespeare are the ids: real statistics without a tokenizer.
         raw = np.frombuffer(shakespeare_file().read_bytes(), np.uint8)
         ids = (raw[0::2].astype(np.int32) * 256 + raw[1::2]) % case.config.V
     else:

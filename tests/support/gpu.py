@@ -1,4 +1,4 @@
-"""The GPU that tests run on, or the reason why they do not."""
+"""The GPU that tests run on, or the reason why they are skipped."""
 
 import os
 from functools import cache
@@ -27,9 +27,9 @@ def require_gpu() -> "CUDA":
 
 
 def needs_the_gpu_alone() -> None:
-    """Skips a test that measures memory where pytest-xdist runs others on the same GPU."""
+    """Skips a test that measures memory if pytest-xdist runs other tests on the same GPU."""
     if "PYTEST_XDIST_WORKER" in os.environ:
-        pytest.skip("other tests take memory of this GPU meanwhile: run it without -n")
+        pytest.skip("other tests use memory of this GPU at the same time: run it without -n")
 
 
 @cache

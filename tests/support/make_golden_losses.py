@@ -1,8 +1,9 @@
 """Write tests/golden/torch_losses.json: 20 losses of PyTorch on our weights and batches.
 
-    python tests/make_golden_losses.py       # needs PyTorch; $CUPYGPT_TEST_DATA for the second case
+    python tests/support/make_golden_losses.py
 
-Run it again only where a case changes. The test that reads it needs no PyTorch.
+It needs PyTorch, and for the second case the folder $CUPYGPT_TEST_DATA. Run it again only when a
+case changes. tests/training/test_golden_losses.py reads the file and needs no PyTorch.
 """
 
 import json
@@ -24,7 +25,7 @@ OUT = Path(__file__).parents[1] / "golden" / "torch_losses.json"
 
 
 def losses(case: GoldenCase) -> list[float]:
-    """Losses and updates of PyTorch, eager, float32, on the CPU."""
+    """The losses of PyTorch steps, eager, in float32, on the CPU."""
     model = PeerGPT(case.config)
     model.load(initial_parameters(case.config, 42))
     optimizer = model.optimizer(case.rate, (0.9, 0.95), case.weight_decay)
