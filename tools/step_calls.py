@@ -75,7 +75,7 @@ OPS = {
     "loss_mean": Cost(reads_only=True),
     "global_norm": Cost(reads_only=True),
     "adamw": Cost(("params", "m", "v", "master")),
-    "cast": Cost(),
+    "cast_to_bfloat16": Cost(),
 }
 """The ops of a training step, those that other ops call among them."""
 
