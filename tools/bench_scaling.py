@@ -152,7 +152,7 @@ def make_contestant(args: argparse.Namespace, ranks: Any, B: int, T: int) -> Con
     if args.contestant in PEERS:
         return make_peer(args, ranks, B, T, precision.name)
     shards = ranks.world if args.contestant == "cupygpt-zero1" else 1
-    shape = shape_of_run(config, B, T, precision, on_gpu=on_gpu, shards=shards)
+    shape = shape_of_run(config, B, T, precision, on_gpu=on_gpu, zero_shards=shards)
     collectives = make_collectives(device, ranks)
     # Rank 0 chooses the algorithms of the matmuls; the others find its choices in the cache.
     return rank0_first(

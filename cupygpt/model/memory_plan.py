@@ -29,7 +29,7 @@ class RunShape:
 
     `master` keeps a float32 copy of bfloat16 weights. `logits_limit` is the most rows of logits that
     exist at once with GPT-2's vocabulary; with a smaller one, as many more as take the same memory.
-    `shards` is the number of ranks that share the optimizer's state (ZeRO-1),
+    `zero_shards` is the number of ranks that share the optimizer's state (ZeRO-1),
     `workspace_bytes` what the library of matrix products takes for itself.
     """
 
@@ -40,7 +40,7 @@ class RunShape:
     training: bool = True
     precision: Precision = FP32
     master: bool = False
-    shards: int = 1
+    zero_shards: int = 1
     logits_limit: int = CPU_LOGITS_ROWS
     workspace_bytes: int = 0
 
@@ -66,7 +66,7 @@ def shape_of_run(
     on_gpu: bool,
     recompute: int = 0,
     master_weights: bool = True,
-    shards: int = 1,
+    zero_shards: int = 1,
 ) -> RunShape:
     """The shape of a training run in `precision`."""
     return RunShape(
@@ -76,7 +76,7 @@ def shape_of_run(
         recompute=recompute,
         precision=precision,
         master=precision.rounds_storage and master_weights,
-        shards=shards,
+        zero_shards=zero_shards,
         logits_limit=GPU_LOGITS_ROWS if on_gpu else CPU_LOGITS_ROWS,
         workspace_bytes=WORKSPACE_BYTES if on_gpu else 0,
     )
@@ -92,8 +92,8 @@ def memory_plan(shape: RunShape) -> dict[str, int]:
     acts = activation_specs(config, B, T, recompute=shape.recompute, training=shape.training)
     scratch = scratch_specs(config, B, T, training=shape.training, logits_rows=shape.logits_rows)
     P = config.num_parameters
-    kept = shard_size(P, shape.shards)
-    plan = {"parameters": kept * shape.shards * size_of("floatX")}
+    kept = shard_size(P, shape.zero_shards)
+    plan = {"parameters": kept * shape.zero_shards * size_of("floatX")}
     if shape.training:
         plan["gradients"] = P * size_of("float32")
         plan["optimizer"] = (3 if shape.master else 2) * kept * size_of("float32")

@@ -125,10 +125,10 @@ class Run:
     def _train_step(self) -> None:
         """Queue one step; report those that are done."""
         step, plan = self.progress.step, self.plan
-        rate = plan.schedule(step)
-        pending = self.trainer.step(self._next_input(), step, rate)
+        lr = plan.schedule(step)
+        pending = self.trainer.step(self._next_input(), step, lr)
         position = self._batches.position
-        self._pending.append(_Queued(step, rate, position, pending))
+        self._pending.append(_Queued(step, lr, position, pending))
         self.progress = replace(self.progress, step=step + 1, position=position)
         self._report(MAX_PENDING)
 
@@ -155,8 +155,8 @@ class Run:
         self._log.step(
             queued.step,
             result.loss,
-            queued.rate,
-            result.norm,
+            queued.lr,
+            result.grad_norm,
             ms=round(1e3 * elapsed, 3),
             epoch=round(epoch, 4),
         )
@@ -165,8 +165,8 @@ class Run:
                 queued.step + 1,
                 epoch,
                 result.loss,
-                queued.rate,
-                result.norm,
+                queued.lr,
+                result.grad_norm,
                 elapsed,
                 plan.tokens_per_step,
                 None
@@ -176,10 +176,10 @@ class Run:
         )
 
     def _require_finite(self, step: int, result: StepResult) -> None:
-        if math.isfinite(result.loss) and math.isfinite(result.norm):
+        if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
             return
         raise RunError(
-            f"step {step}: loss {result.loss}, gradient norm {result.norm}. The run stops; "
+            f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}. The run stops; "
             f"{self._last_checkpoint()} Try a smaller learning rate (-l), more warm-up (-u), or "
             f"gradient clipping."
         )
@@ -274,7 +274,7 @@ class _Queued:
     """A step that was handed to the device, and what to log with its result."""
 
     step: int
-    rate: float
+    lr: float
     position: Position
     result: PendingStep
 

@@ -248,7 +248,7 @@ def _run_shape(
         on_gpu=device.is_gpu,
         recompute=config.recompute,
         master_weights=bool(config.master_weights),
-        shards=world if config.zero_stage else 1,
+        zero_shards=world if config.zero_stage else 1,
     )
 
 

@@ -1,18 +1,19 @@
 """One optimizer step: micro-batches, norm, clip, update; and evaluation over batches.
 
 Everything between "the input is on the device" and "loss and norm are on the device" is one
-function without arguments, so that a GPU runs it as one captured graph. What changes from step to
-step (tokens, learning rate, dropout counter) lies in one input buffer, uploaded before.
+function that reads nothing else, so that a GPU runs it as one captured graph. What changes from
+step to step (tokens, learning rate, dropout counter) lies in one input buffer, uploaded before.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from cupygpt.checkpoint.train_state import Progress, TrainState
 from cupygpt.device.device import Device, PendingRead, Replay
-from cupygpt.distributed.collectives import Collectives
+from cupygpt.distributed.collectives import ONE_RANK_COLLECTIVES, Collectives
 from cupygpt.distributed.zero import segments_of_shard, shard_of, shard_size
 from cupygpt.model.gpt import GPT, Dropout
 from cupygpt.model.memory_plan import RunShape
@@ -50,7 +51,7 @@ class StepResult:
     """Mean loss in nats per token, and the norm of all gradients before clipping."""
 
     loss: float
-    norm: float
+    grad_norm: float
 
 
 class PendingStep:
@@ -65,8 +66,8 @@ class PendingStep:
 
     def result(self) -> StepResult:
         """Loss and norm; waits for them."""
-        loss, norm = self._read.value()
-        return StepResult(float(loss), float(norm))
+        loss, grad_norm = self._read.value()
+        return StepResult(float(loss), float(grad_norm))
 
 
 class Trainer:
@@ -78,7 +79,7 @@ class Trainer:
     algorithms.
 
     `collectives` sum the gradients and losses of all ranks, one layer at a time, in parallel with
-    the backward pass of the layers below. With `shape.shards` (ZeRO-1) a rank then updates only its
+    the backward pass of the layers below. With `shape.zero_shards` (ZeRO-1) a rank then updates only its
     `zero_shard` of the parameters, has m, v and master for that shard only, and the ranks gather
     the shards. All ranks still reduce all gradients: a reduce-scatter would move a third less, but
     a zero shard spans many layers, so it could start only after backward.
@@ -94,19 +95,20 @@ class Trainer:
         dropout_p: float = 0.0,
         seed: int = 0,
         graph: bool = False,
-        collectives: Collectives | None = None,
+        collectives: Collectives = ONE_RANK_COLLECTIVES,
     ) -> None:
         self.device, self.shape, self.settings = device, shape, settings
         self.accumulation = accumulation
         self._collectives = collectives
-        self.rank = collectives.rank if collectives else 0
-        self.world = collectives.world if collectives else 1
-        assert shape.shards in (1, self.world), (shape.shards, self.world)
+        self.rank, self.world = collectives.rank, collectives.world
+        assert shape.zero_shards in (1, self.world), (shape.zero_shards, self.world)
         config, specs = shape.config, parameter_specs(shape.config)
         dtypes, P = shape.dtypes, config.num_parameters
-        self.zero_shard = shard_of(P, shape.shards, self.rank if shape.shards > 1 else 0)
+        self.zero_shard = shard_of(P, shape.zero_shards, self.rank if shape.zero_shards > 1 else 0)
         # ZeRO-1 gathers the shards in place. They must be equal: leave room for a full last one.
-        self._gathered = device.zeros(shard_size(P, shape.shards) * shape.shards, dtypes["floatX"])
+        self._gathered = device.zeros(
+            shard_size(P, shape.zero_shards) * shape.zero_shards, dtypes["floatX"]
+        )
         self.params = cut_packed(self._gathered[:P], specs)
         self.master = (
             device.zeros(self.zero_shard.size, dtypes["float32"]) if shape.master else None
@@ -141,14 +143,14 @@ class Trainer:
         if self.master is not None:
             own = slice(self.zero_shard.start, self.zero_shard.stop)
             self.device.upload(self.master, weights[own] if master is None else master)
-        if self.master is not None and self.shape.shards == 1:
+        if self.master is not None and self.shape.zero_shards == 1:
             cast_to_bfloat16(self.params.flat, self.master)
         else:
             self.device.upload(self.params.flat, self.shape.precision.encode(weights))
 
     def state(self, progress: Progress) -> TrainState:
         """What this rank saves in a checkpoint, on the host; `progress` says where the run stands."""
-        download, sharded = self.device.download, self.shape.shards > 1
+        download, sharded = self.device.download, self.shape.zero_shards > 1
         has_state = self.rank == 0 or sharded
         has_master = has_state and self.master is not None
         return TrainState(
@@ -168,30 +170,28 @@ class Trainer:
         self.device.upload(self.m, state.m)
         self.device.upload(self.v, state.v)
 
-    def step(self, packed: np.ndarray, step: int, rate: float) -> PendingStep:
-        """Queue optimizer step `step` (0-based) at learning rate `rate`.
+    def step(self, packed: np.ndarray, step: int, lr: float) -> PendingStep:
+        """Queue optimizer step `step` (0-based) at learning rate `lr`.
 
-        `packed` (3, accumulation, B, T) int32 is made by feed.pack.
+        `packed` (3, accumulation, B, T) int32 is made by step_loader.pack.
         """
         assert packed.shape == self._batches.shape, (packed.shape, self._batches.shape)
-        self.device.upload(self._input, self._input_of(packed, step, rate))
+        self.device.upload(self._input, self._input_of(packed, step, lr))
         if self._graph is not None:
             self._graph.launch()
         elif self._wants_graph and self._is_warm:
-            self._graph = self.device.capture(self._compute)
+            self._graph = self.device.capture(lambda: self._compute(self._collectives))
             self._graph.launch()
         else:
-            self._compute()
+            self._compute(self._collectives)
             self._is_warm = True
         return PendingStep(self.device.read_later(self._results))
 
     def dry_run(self) -> None:
         """Make the calls of a run once, without the other ranks, to see what they launch."""
-        if self.master is not None and self.shape.shards == 1:
+        if self.master is not None and self.shape.zero_shards == 1:
             cast_to_bfloat16(self.params.flat, self.master)
-        collectives, self._collectives = self._collectives, None
-        self._compute()
-        self._collectives = collectives
+        self._compute(ONE_RANK_COLLECTIVES)
         self.model.forward(self._batches[0, 0])
         self.model.loss(self._batches[1, 0])
 
@@ -218,12 +218,12 @@ class Trainer:
                 sums.append((total, int(np.count_nonzero(wanted >= 0))))
         return sums
 
-    def _compute(self) -> None:
-        """The step itself, from the input buffer to loss and norm; no argument, no waiting."""
+    def _compute(self, collectives: Collectives) -> None:
+        """The step itself, from the input buffer to loss and norm; nothing here waits."""
         losses = self.model.acts.losses
         self.grads.flat.fill(0)
         losses.fill(0)
-        scale = 1.0 / (self.accumulation * losses.size * self.world)
+        dloss = 1.0 / (self.accumulation * losses.size * self.world)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             for micro_step in range(self.accumulation):
                 tokens, targets, order = self._batches[:, micro_step]
@@ -233,28 +233,25 @@ class Trainer:
                     tokens,
                     targets,
                     order.reshape(-1),
-                    scale,
+                    dloss,
                     micro_step=micro_step,
-                    layer_done=self._sum_layer if is_last and self._collectives else None,
+                    layer_done=partial(self._reduce_layer, collectives) if is_last else None,
                 )
-            loss_mean(self._results[:1], losses.reshape(-1), scale)
-            self._sum_rest()
+            loss_mean(self._results[:1], losses.reshape(-1), dloss)
+            collectives.all_reduce_async([*self.grads.outside_layers(), self._results[:1]])
+            collectives.wait()
             global_norm(self._results[1:], self.grads.flat, self.model.scratch.partials)
             self._update()
+            if self.shape.zero_shards > 1:
+                size = shard_size(self.params.flat.size, self.shape.zero_shards)
+                collectives.all_gather(self._gathered, self.rank * size, (self.rank + 1) * size)
 
-    def _sum_layer(self, layer: int) -> None:
+    def _reduce_layer(self, collectives: Collectives, layer: int) -> None:
         """Begin to sum a layer's gradients over the ranks, while backward continues below it."""
-        assert self._collectives is not None
-        self._collectives.all_reduce_async([grad for _, grad in self.grads.layer(layer).items()])
-
-    def _sum_rest(self) -> None:
-        """Sum what belongs to no layer, and the loss, over the ranks; wait for all sums."""
-        if self._collectives is None:
-            return
-        self._collectives.all_reduce_async([*self.grads.outside_layers(), self._results[:1]])
-        self._collectives.wait()
+        collectives.all_reduce_async([grad for _, grad in self.grads.layer(layer).items()])
 
     def _update(self) -> None:
+        """AdamW on this rank's zero shard of the parameters."""
         settings, own = self.settings, slice(self.zero_shard.start, self.zero_shard.stop)
         adamw(
             self.params.flat[own],
@@ -272,9 +269,6 @@ class Trainer:
             rng_state=self._rng_state,
             rng_offset=self.zero_shard.start,
         )
-        if self.shape.shards > 1 and self._collectives is not None:
-            size = shard_size(self.params.flat.size, self.shape.shards)
-            self._collectives.all_gather(self._gathered, self.rank * size, (self.rank + 1) * size)
 
     def _cut_input(self, num_ids: int) -> None:
         """One buffer of 32-bit words, so that one copy brings all that a step needs."""
@@ -284,10 +278,10 @@ class Trainer:
         self._controls = self._input[num_ids:stop].view(np.float32)
         self._rng_state = self._input[stop:].view(np.uint32)
 
-    def _input_of(self, packed: np.ndarray, step: int, rate: float) -> np.ndarray:
+    def _input_of(self, packed: np.ndarray, step: int, lr: float) -> np.ndarray:
         t, settings = step + 1, self.settings
         corrections = (1.0 - settings.beta1**t, 1.0 - settings.beta2**t)
-        controls = np.array([rate, *corrections], np.float32).view(np.int32)
+        controls = np.array([lr, *corrections], np.float32).view(np.int32)
         words = np.array([*self._seed_words, step, 0], np.uint32).view(np.int32)
         return np.concatenate([packed.reshape(-1), controls, words])
 

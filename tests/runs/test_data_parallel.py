@@ -48,7 +48,7 @@ def tokens(tmp_path: Path) -> Path:
 
 
 def make_trainer(ranks: Any, B: int, *, zero: bool = False, **options: Any) -> Trainer:
-    shape = RunShape(CONFIG, B, T, shards=ranks.world if zero else 1)
+    shape = RunShape(CONFIG, B, T, zero_shards=ranks.world if zero else 1)
     trainer = Trainer(
         CPU(),
         shape,
@@ -81,7 +81,7 @@ def train(
         results = [
             trainer.step(feed.next_batch().packed, step, 1e-2).result() for step in range(STEPS)
         ]
-        return Result(trainer, [r.loss for r in results], [r.norm for r in results])
+        return Result(trainer, [r.loss for r in results], [r.grad_norm for r in results])
 
     return run_ranks(world, rank)
 
@@ -148,7 +148,7 @@ def test_the_planned_memory_of_zero1_is_what_is_allocated() -> None:
         trainer = make_trainer(ranks, 4, zero=True)
         return [trainer._gathered.nbytes, trainer.m.nbytes + trainer.v.nbytes]
 
-    plan = memory_plan(RunShape(CONFIG, 4, T, shards=3))
+    plan = memory_plan(RunShape(CONFIG, 4, T, zero_shards=3))
     alone = memory_plan(RunShape(CONFIG, 4, T))
     assert plan["optimizer"] < alone["optimizer"] / 3 + 2 * 4 * ALIGNMENT
     everyone = run_ranks(3, allocated)
@@ -163,7 +163,7 @@ def test_with_zero1_a_larger_batch_fits() -> None:
     free = int(sum(memory_plan(RunShape(CONFIG, 4, T)).values()) / 0.95) - 1
     with pytest.raises(DeviceError):
         check_fits(RunShape(CONFIG, 4, T), free)
-    check_fits(RunShape(CONFIG, 4, T, shards=2), free)
+    check_fits(RunShape(CONFIG, 4, T, zero_shards=2), free)
 
 
 # Checkpoints of several ranks

@@ -55,7 +55,7 @@ def test_losses_norms_and_weights_agree(
     for device in (CPU(), emulated_gpu):
         trainer = make(device, dropout_p=dropout_p, recompute=recompute)
         results = [trainer.step(x, i, 1e-2).result() for i, x in enumerate(batches())]
-        figures = [[r.loss, r.norm] for r in results]
+        figures = [[r.loss, r.grad_norm] for r in results]
         ends.append((np.array(figures), np.asarray(trainer.params.flat)))
     np.testing.assert_allclose(ends[1][0], ends[0][0], rtol=2e-6)
     np.testing.assert_allclose(ends[1][1], ends[0][1], atol=2e-4)
@@ -70,7 +70,7 @@ def test_bfloat16_trains_like_float32(emulated_gpu: EmulatedGPU, master: bool) -
     ):
         trainer = make(device, dropout_p=0.1, **options)
         results = [trainer.step(x, i, 1e-2).result() for i, x in enumerate(batches())]
-        figures = np.array([[r.loss, r.norm] for r in results])
+        figures = np.array([[r.loss, r.grad_norm] for r in results])
         ends.append((figures, trainer))
     np.testing.assert_allclose(ends[1][0][:, 0], ends[0][0][:, 0], atol=0.02)
     np.testing.assert_allclose(ends[1][0][:, 1], ends[0][0][:, 1], rtol=0.05)

@@ -43,7 +43,7 @@ def test_accumulation_equals_one_large_batch() -> None:
             pack([(x[i : i + 2], y[i : i + 2]) for i in range(0, 8, 2)]), step, 1e-2
         ).result()
         assert small.loss == pytest.approx(large.loss, rel=1e-6)
-        assert small.norm == pytest.approx(large.norm, rel=1e-5)
+        assert small.grad_norm == pytest.approx(large.grad_norm, rel=1e-5)
     np.testing.assert_allclose(parts.params.flat, whole.params.flat, atol=2e-4)
 
 
@@ -80,8 +80,8 @@ def test_update_follows_the_formula() -> None:
     p0 = trainer.params.flat.astype(np.float64)
     result = trainer.step(pack([rows(4)]), 0, 1e-2).result()
     gradient = trainer.grads.flat.astype(np.float64)
-    assert result.norm == pytest.approx(np.sqrt((gradient**2).sum()), rel=1e-6)
-    gradient *= min(1.0, 1.0 / result.norm)
+    assert result.grad_norm == pytest.approx(np.sqrt((gradient**2).sum()), rel=1e-6)
+    gradient *= min(1.0, 1.0 / result.grad_norm)
     m_hat = gradient  # (1 - β1) g / (1 - β1)
     v_hat = gradient**2
     decay = np.zeros_like(p0)
