@@ -113,7 +113,7 @@ def test_hopper_kernels_train_like_the_others() -> None:
         trainer = make(device, HOPPER, precision=BF16, master=True)
         files = {job[1] for job in record_kernels(trainer.dry_run)}
         results = [trainer.step(x, i, 1e-2).result() for i, x in enumerate(batches())]
-        ends.append((files, np.array([[r.loss, r.norm] for r in results])))
+        ends.append((files, np.array([[r.loss, r.grad_norm] for r in results])))
     only_hopper = {"lm_head.cu", "attention/wgmma_forward.cu", "attention/wgmma_backward.cu"}
     assert only_hopper <= ends[1][0]
     assert not only_hopper & ends[0][0]
