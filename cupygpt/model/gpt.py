@@ -22,8 +22,15 @@ from cupygpt.arrays import Array
 from cupygpt.config import GPTConfig
 from cupygpt.device.batch_split import num_slices, run_slices
 from cupygpt.device.precision import Precision
-from cupygpt.model.layers import Layer, Norm, cut_layers
-from cupygpt.model.tensors import Tensors, activation_specs, cut_batch_rows, scratch_specs
+from cupygpt.model.tensors import (
+    Layer,
+    Norm,
+    Tensors,
+    activation_specs,
+    cut_batch_rows,
+    cut_layers,
+    scratch_specs,
+)
 from cupygpt.ops.attention import attention_backward, attention_forward
 from cupygpt.ops.dropout import dropout
 from cupygpt.ops.encoder import encoder_backward, encoder_forward

@@ -82,7 +82,6 @@ class TrainConfig:
         demo=5e-3,
         range=POSITIVE,
         fixed=True,
-        label="learning rate",
         help="peak learning rate",
     )
     schedule: str = flag(
@@ -101,7 +100,6 @@ class TrainConfig:
         demo=50,
         range=NOT_NEGATIVE,
         fixed=True,
-        label="warm-up",
         help="warm-up steps",
     )
     final_fraction: float = flag(
@@ -360,17 +358,17 @@ def new_run_config(given: Mapping[str, Any]) -> TrainConfig:
 
 def flags_of(name: str) -> str:
     """The flags of a field as a user writes them: `-b/--batch-size`."""
-    return "/".join(_metadata(name)["names"])
+    names = next(item.metadata["names"] for item in fields(TrainConfig) if item.name == name)
+    return "/".join(names)
 
 
-def labelled(name: str, value: float) -> str:
-    """A field's value with its label, as the console shows it: `weight decay 0.1`."""
-    return f"{label_of(name)} {value:g}"
-
-
-def label_of(name: str) -> str:
-    """What the console calls a field."""
-    return str(_metadata(name)["label"])
+def labelled_values(config: TrainConfig) -> list[str]:
+    """The fields that have a label, as the console shows them: `weight decay 0.1`."""
+    return [
+        f"{item.metadata['label']} {getattr(config, item.name):g}"
+        for item in fields(config)
+        if item.metadata["label"]
+    ]
 
 
 def parse_given(arguments: Sequence[str] | None) -> dict[str, Any]:
@@ -390,7 +388,3 @@ def parse_given(arguments: Sequence[str] | None) -> dict[str, Any]:
             *item.metadata["names"], dest=item.name, help=text, **item.metadata["argument"]
         )
     return vars(parser.parse_args(arguments))
-
-
-def _metadata(name: str) -> Mapping[str, Any]:
-    return next(item.metadata for item in fields(TrainConfig) if item.name == name)

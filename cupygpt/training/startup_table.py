@@ -6,7 +6,7 @@ from pathlib import Path
 from cupygpt.console import format_bytes
 from cupygpt.data.token_files import TokenShard
 from cupygpt.model.memory_plan import RunShape, memory_plan
-from cupygpt.training.flags import label_of, labelled
+from cupygpt.training.flags import labelled_values
 from cupygpt.training.plan import Data, Plan
 
 
@@ -38,14 +38,10 @@ def _describe_batch(plan: Plan) -> str:
 
 def _describe_optimizer(plan: Plan) -> str:
     config, schedule = plan.config, plan.schedule
-    lr = f"{label_of('learning_rate')} {schedule.kind} from {schedule.peak:g}"
+    lr = f"learning rate {schedule.kind} from {schedule.peak:g}"
     if schedule.kind != "constant":
-        lr += f", {labelled('warmup', schedule.warmup)}"
-        lr += f", to {schedule.peak * schedule.final_fraction:g}"
-    more = [
-        labelled(name, getattr(config, name)) for name in ("weight_decay", "grad_clip", "dropout")
-    ]
-    return ", ".join(["AdamW", lr, *more])
+        lr += f", warm-up {schedule.warmup}, to {schedule.peak * schedule.final_fraction:g}"
+    return ", ".join(["AdamW", lr, *labelled_values(config)])
 
 
 def _describe_memory(plan: Plan) -> str:
