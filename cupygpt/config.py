@@ -8,10 +8,12 @@ from cupygpt.errors import ConfigError
 VOCAB_MULTIPLE = 128
 """Vp is V rounded up to this, so that the head's products and 128-bit accesses stay aligned."""
 
-MAX_VOCAB = 65536
+MAX_VOCAB = 2**16
 """Token files hold uint16."""
 
 GPT2_VOCAB = 50257
+BYTES_VOCAB = 257
+"""The 256 bytes and end of text."""
 
 _GPT2_CHANNELS_HEADS = {
     6: (384, 6),

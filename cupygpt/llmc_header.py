@@ -1,73 +1,75 @@
-"""The 1024-byte header that all llm.c files share, and checksummed, atomic writing."""
+"""The 1024-byte header that all llm.c files share: which kinds there are, and how it is read."""
 
-import zlib
-from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 
 import numpy as np
 
-from cupygpt.atomic_file import atomic_write
-from cupygpt.errors import CheckpointError
+from cupygpt.errors import CheckpointError, CupyGPTError
 
 HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
-_BLOCK_BYTES = 1 << 24
-
-KINDS = {
-    20240326: "a model",
-    20240327: "a debug state",
-    20240328: "a tokenizer",
-    20240520: "GPT-2 tokens",
-    20240522: "an evaluation set",
-    20240527: "a training state",
-    20240801: "Llama 3 tokens",
-    20240803: "a Llama 3 model",
-}
 
 
-def read_header(path: Path) -> np.ndarray:
-    """The 256 int32 of a file. Raises CheckpointError if it is missing or shorter than that."""
+class FileKind(Enum):
+    """The kinds of llm.c's files: the magic number that opens one, and its name in messages."""
+
+    MODEL = 20240326, "a model"
+    DEBUG_STATE = 20240327, "a debug state"
+    TOKENIZER = 20240328, "a tokenizer"
+    TOKENS = 20240520, "a GPT-2 token file"
+    EVALUATION = 20240522, "a multiple-choice evaluation file"
+    STATE = 20240527, "a training state"
+    LLAMA3_TOKENS = 20240801, "a Llama 3 token file"
+    LLAMA3_MODEL = 20240803, "a Llama 3 model"
+
+    def __init__(self, magic: int, title: str) -> None:
+        self.magic = magic
+        self.title = title
+
+
+def kind_of(magic: int) -> FileKind | None:
+    """The kind of file that a magic number opens; None if it is no file of llm.c's."""
+    return next((kind for kind in FileKind if kind.magic == magic), None)
+
+
+def read_header(path: Path, error: type[CupyGPTError] = CheckpointError) -> np.ndarray:
+    """The 256 int32 of a file. Raises `error` if it cannot be read or is shorter than that."""
     try:
         with path.open("rb") as file:
             raw = file.read(HEADER_BYTES)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except OSError as reason:
+        raise error(
+            f"{path}: could not be read ({reason.strerror or reason}). "
+            f"Check the path and its permissions."
+        ) from reason
+    return parse_header(path, raw, error)
+
+
+def parse_header(path: Path, raw: bytes, error: type[CupyGPTError] = CheckpointError) -> np.ndarray:
+    """The 256 int32 at the start of `raw`, the content of `path`; `error` if they are not all there."""
     if len(raw) < HEADER_BYTES:
-        raise CheckpointError(
-            f"{path}: {len(raw)} bytes; even the header has {HEADER_BYTES}. "
-            f"The file is cut short; copy it again."
+        raise error(
+            f"{path}: {len(raw)} bytes, but the header alone has {HEADER_BYTES:,}. "
+            f"The file is empty or cut short; make or copy it again."
         )
-    return np.frombuffer(raw, "<i4").astype(np.int32)
+    return np.frombuffer(raw, "<i4", count=HEADER_INTS).astype(np.int32)
 
 
-def check_magic(path: Path, header: np.ndarray, magic: int) -> None:
-    """Raise CheckpointError unless the file is of the wanted kind; say what it is instead."""
-    found = int(header[0])
-    if found != magic:
-        kind = KINDS.get(found, "no file of llm.c's formats")
-        raise CheckpointError(
-            f"{path}: magic number {found} where {magic} ({KINDS[magic]}) is expected: "
-            f"this is {kind}."
-        )
-
-
-def write_parts(path: Path, parts: Sequence[np.ndarray]) -> int:
-    """Write arrays one after the other, atomically; returns the CRC-32 of the bytes."""
-    checksum = 0
-    with atomic_write(path) as file:
-        for part in parts:
-            raw = memoryview(np.ascontiguousarray(part).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
-            for start in range(0, len(raw), _BLOCK_BYTES):
-                block = raw[start : start + _BLOCK_BYTES]
-                file.write(block)
-                checksum = zlib.crc32(block, checksum)
-    return checksum
-
-
-def file_checksum(path: Path) -> int:
-    """CRC-32 of a file."""
-    checksum = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK_BYTES):
-            checksum = zlib.crc32(block, checksum)
-    return checksum
+def check_kind(
+    path: Path,
+    header: np.ndarray,
+    wanted: FileKind,
+    error: type[CupyGPTError] = CheckpointError,
+    advice: str = "",
+) -> None:
+    """Raise `error` unless the file is of the wanted kind: what it is instead, and the `advice`."""
+    magic = int(header[0])
+    if magic == wanted.magic:
+        return
+    kind = kind_of(magic)
+    this_is = f"this is {kind.title}, not" if kind else "this is not"
+    raise error(
+        f"{path}: {this_is} {wanted.title} "
+        f"(magic number {magic}, expected {wanted.magic}). {advice}".rstrip()
+    )

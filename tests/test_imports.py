@@ -40,7 +40,8 @@ GROUND_FLOOR = {
     "config": {"errors"},
     "console": {"errors"},
     "atomic_file": {"errors"},
-    "llmc_header": {"errors", "atomic_file"},
+    "cache_dir": set(),
+    "llmc_header": {"errors"},
 }
 """The files directly in cupygpt/ that every room may use, and what these use of each other."""
 
@@ -50,8 +51,8 @@ COMMANDS = {"train", "sample", "prepare"}
 IMPORTED_LATE = {"cupy", "cupyx", "cuda", "tiktoken", "mpi4py", "resource", "matplotlib"}
 """Packages that may be imported inside a function: they are slow, optional, or not everywhere."""
 
-STILL_LATE = {"data.tokenizer", "distributed.collectives", "distributed.launcher_env"}
-STILL_LATE |= {"distributed.rank_device", "prepare"}
+STILL_LATE = {"distributed.collectives", "distributed.launcher_env"}
+STILL_LATE |= {"distributed.rank_device"}
 """Modules that are still to be brought under the rule."""
 
 

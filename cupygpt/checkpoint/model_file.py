@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
+from cupygpt.checkpoint.array_file import write_arrays
 from cupygpt.config import GPTConfig
 from cupygpt.errors import CheckpointError, ConfigError
-from cupygpt.llmc_header import HEADER_BYTES, HEADER_INTS, check_magic, read_header, write_parts
+from cupygpt.llmc_header import HEADER_BYTES, HEADER_INTS, FileKind, check_kind, read_header
 
-MODEL_MAGIC = 20240326
 VERSIONS = {"fp32": 3, "bf16": 5}
 _ELEMENT_BYTES = {3: 4, 5: 2}
 
@@ -42,10 +42,10 @@ def save_model(path: Path, config: GPTConfig, parameters: np.ndarray, precision:
     body = to_bfloat16(parameters) if precision == "bf16" and not is_bfloat16 else parameters
     header = np.zeros(HEADER_INTS, np.int32)
     header[:8] = (
-        MODEL_MAGIC, VERSIONS[precision], config.maxT, config.V, config.L, config.NH, config.C,
+        FileKind.MODEL.magic, VERSIONS[precision], config.maxT, config.V, config.L, config.NH, config.C,
         config.Vp,
     )  # fmt: skip
-    return write_parts(path, [header, body])
+    return write_arrays(path, [header, body])
 
 
 def load_model(path: Path) -> ModelFile:
@@ -55,7 +55,7 @@ def load_model(path: Path) -> ModelFile:
     logits for gradients, which ruins a run. Raises CheckpointError.
     """
     header = read_header(path)
-    check_magic(path, header, MODEL_MAGIC)
+    check_kind(path, header, FileKind.MODEL)
     config, precision = _shape(path, header)
     element_bytes = _ELEMENT_BYTES[int(header[1])]
     expected = HEADER_BYTES + element_bytes * config.num_parameters

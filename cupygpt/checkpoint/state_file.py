@@ -13,13 +13,13 @@ from pathlib import Path
 
 import numpy as np
 
+from cupygpt.checkpoint.array_file import write_arrays
 from cupygpt.checkpoint.train_state import Progress, TrainState
 from cupygpt.data.rows import START, Position
 from cupygpt.distributed.zero import ZeroShard
 from cupygpt.errors import CheckpointError
-from cupygpt.llmc_header import HEADER_BYTES, HEADER_INTS, check_magic, read_header, write_parts
+from cupygpt.llmc_header import HEADER_BYTES, HEADER_INTS, FileKind, check_kind, read_header
 
-STATE_MAGIC = 20240527
 STATE_VERSION = 1
 SHARD_VERSION = 1001
 
@@ -44,7 +44,7 @@ def save_state(path: Path, state: TrainState, *, rank: int = 0, num_shards: int 
     assert state.v is not None
     progress, shard = state.progress, state.zero_shard
     header = np.zeros(HEADER_INTS, np.int32)
-    header[0] = STATE_MAGIC
+    header[0] = FileKind.STATE.magic
     header[_VERSION] = STATE_VERSION if num_shards == 1 else SHARD_VERSION
     header[_WORLD], header[_RANK] = num_shards, rank
     header[_MASTER] = state.master is not None
@@ -58,7 +58,7 @@ def save_state(path: Path, state: TrainState, *, rank: int = 0, num_shards: int 
         assert shard is not None
         header[_SHARD : _SHARD + 4].view(np.uint64)[...] = (shard.start, shard.stop)
     master = [] if state.master is None else [state.master]
-    return write_parts(path, [header, state.m, state.v, *master])
+    return write_arrays(path, [header, state.m, state.v, *master])
 
 
 def read_progress(path: Path) -> Progress:
@@ -113,7 +113,7 @@ class _ShardFile:
 
 def _read_state_header(path: Path) -> np.ndarray:
     header = read_header(path)
-    check_magic(path, header, STATE_MAGIC)
+    check_kind(path, header, FileKind.STATE)
     return header
 
 

@@ -1,4 +1,4 @@
-"""Built-in texts: TinyShakespeare as llm.c tokenises it, and the prose that every Python carries."""
+"""Built-in texts: TinyShakespeare as llm.c tokenises it, and the prose in every Python."""
 
 import hashlib
 import urllib.error
@@ -55,8 +55,8 @@ def tinyshakespeare_text(source: Path | None = None) -> str:
 def tinyshakespeare_tokens(text: str, tokenizer: Tokenizer) -> npt.NDArray[np.uint16]:
     """(n,) uint16: each passage preceded by end of text, as llm.c's dev/data/tinyshakespeare.py.
 
-    A passage ends at a blank line, and the two line feeds stay with it. Each is encoded by
-    itself.
+    A passage ends at a blank line; the two line feeds belong to it. Each passage is encoded
+    separately.
     """
     passages = [passage + "\n\n" for passage in text.split("\n\n")]
     passages[-1] = passages[-1].removesuffix("\n\n")
@@ -76,8 +76,7 @@ def python_docs_tokens(
     """Train and validation tokens (n,) uint16 of the built-in corpus, in bytes by default.
 
     Every 20th document is held out for validation, about 5 % of the tokens. Each document is
-    preceded by end of text (256 for bytes). The tokens depend on the Python installation
-    only.
+    preceded by end of text (256 for bytes). The tokens depend only on the Python installation.
     """
     train, val = hold_out((docs or python_docs_text()).documents)
     tokenizer = tokenizer or ByteTokenizer()
@@ -85,7 +84,7 @@ def python_docs_tokens(
 
 
 def hold_out(documents: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Training and validation documents: whole ones, every 20th from the 10th on held out."""
+    """Training and validation documents: the 10th, 30th, 50th, ... are held out."""
     held_out = range(HELD_OUT_EVERY // 2 - 1, len(documents), HELD_OUT_EVERY)
     train = [text for i, text in enumerate(documents) if i not in held_out]
     return train, [documents[i] for i in held_out]

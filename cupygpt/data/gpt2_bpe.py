@@ -1,73 +1,76 @@
 """GPT-2's BPE through tiktoken, which downloads two files once: found, or an error in seconds."""
 
-import hashlib
-import os
-import tempfile
 import threading
 import urllib.error
 import urllib.request
-from pathlib import Path
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from concurrent.futures import Future, wait
+from typing import TYPE_CHECKING, TypeVar
 
 from cupygpt.errors import TokenizerError
 
 if TYPE_CHECKING:
     import tiktoken
 
-URLS = (
-    "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe",
-    "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json",
-)
+DOWNLOAD_URL = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe"
+"""One of the two files; only asked whether it can be reached."""
 PATIENCE_S = 8.0
+
+Result = TypeVar("Result")
 
 
 def load_encoding() -> "tiktoken.Encoding":
-    """GPT-2's encoding from tiktoken. Raises TokenizerError, within seconds, if it cannot be had."""
-    if not all(path.is_file() for path in cached_paths()):
-        _check_reachable()
+    """GPT-2's encoding, from tiktoken's cache or the network.
+
+    Raises TokenizerError, within seconds, if it is not cached and cannot be downloaded. tiktoken's
+    download itself has no time limit.
+    """
     import tiktoken
 
+    loading = _in_background(lambda: tiktoken.get_encoding("gpt2"))
+    if not wait([loading], PATIENCE_S).done and (reason := _why_unreachable()):
+        raise _unavailable(reason)
     try:
-        return tiktoken.get_encoding("gpt2")
+        return loading.result()
     # requests' errors are OSErrors; a file that fails its checksum is a ValueError.
     except (OSError, ValueError) as error:
-        raise _unavailable(str(error)) from error
+        raise _unavailable(_why_unreachable() or str(error)) from error
 
 
-def cached_paths() -> list[Path]:
-    """Where tiktoken keeps its copies of the two files (as tiktoken/load.py names them)."""
-    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR"))
-    base = Path(tempfile.gettempdir()) / "data-gym-cache" if folder is None else Path(folder)
-    return [base / hashlib.sha1(url.encode()).hexdigest() for url in URLS]
-
-
-def _check_reachable() -> None:
-    """Ask for the first file's headers; tiktoken itself would wait without limit."""
-    outcome: list[str | None] = []
+def _why_unreachable() -> str | None:
+    """Why the server with GPT-2's files does not answer; None if it does."""
 
     def ask() -> None:
-        try:
-            request = urllib.request.Request(URLS[0], method="HEAD")
-            urllib.request.urlopen(request, timeout=PATIENCE_S).close()
-            outcome.append(None)
-        except (OSError, ValueError) as error:
-            outcome.append(str(error.reason if isinstance(error, urllib.error.URLError) else error))
+        request = urllib.request.Request(DOWNLOAD_URL, method="HEAD")
+        urllib.request.urlopen(request, timeout=PATIENCE_S).close()
 
-    # On a thread, because the look-up of a host name knows no time limit.
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(PATIENCE_S)
-    failure = outcome[0] if outcome else f"no answer within {PATIENCE_S:.0f} s"
-    if failure is not None:
-        raise _unavailable(failure)
+    # In the background, because the look-up of a host name has no time limit.
+    answer = _in_background(ask)
+    if not wait([answer], PATIENCE_S).done:
+        return f"no answer within {PATIENCE_S:.0f} s"
+    error = answer.exception()
+    return None if error is None else str(getattr(error, "reason", error))
+
+
+def _in_background(function: Callable[[], Result]) -> Future[Result]:
+    """Call `function` on a daemon thread, which never keeps the program from ending."""
+    future: Future[Result] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except Exception as error:  # noqa: BLE001 (whoever reads the result gets it)
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
 
 
 def _unavailable(reason: str) -> TokenizerError:
-    names = " and ".join(path.name for path in cached_paths())
     return TokenizerError(
         f"the GPT-2 tokenizer's files are not on this machine and could not be downloaded "
-        f'({reason}). Connect once to the internet; or run python -c "import tiktoken; '
-        f"tiktoken.get_encoding('gpt2')\" on a machine that is connected, with "
-        f"TIKTOKEN_CACHE_DIR=FOLDER, copy the two files it leaves there ({names}) and set "
-        f"TIKTOKEN_CACHE_DIR to them here; or use --tokenizer bytes, which needs no files."
+        f"({reason}). Connect once to the internet; or, on a machine that is connected, set "
+        f'TIKTOKEN_CACHE_DIR to a new folder, run python -c "import tiktoken; '
+        f"tiktoken.get_encoding('gpt2')\", copy the folder here and set TIKTOKEN_CACHE_DIR to "
+        f"it; or use --tokenizer bytes, which needs no files."
     )

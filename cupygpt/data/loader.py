@@ -1,7 +1,7 @@
-"""From token shards to batches: shuffled epochs that are resumed from two numbers.
+"""From token files to batches: shuffled epochs that can be resumed from two numbers.
 
-Names: B rows per batch and rank, T tokens per row, V vocabulary size. A row is T + 1 consecutive
-tokens of one shard: T inputs and the same shifted by one as targets.
+Names: B rows per batch and rank, T tokens per row, V vocabulary size, shard: a token file. A row is
+T + 1 consecutive tokens of one shard: T inputs, and the same tokens shifted by one as targets.
 """
 
 import functools
@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.data.prefetch import Prefetcher
 from cupygpt.data.rows import (
     START,
     Batch,
@@ -25,26 +24,25 @@ from cupygpt.data.rows import (
 from cupygpt.data.token_files import TokenShard
 from cupygpt.errors import DataError
 
-__all__ = ["Batch", "Position", "Prefetcher", "TrainLoader", "ValidationBatches"]
-
 IGNORED_TARGET = -1
 
 
 class TrainLoader:
     """Batches without end, over epochs that each visit every row once.
 
-    With `shuffle`, epoch e cuts all shards into rows from an offset in [0, T) of its own, and
-    takes the rows of all shards in a random order; offset and order depend on (seed, e) alone. A
-    batch consumes B * num_ranks rows of the order, of which rank r gets rows [r * B, (r + 1) * B);
-    one that meets the end of an epoch goes on with the next. So the whole state is a `Position`,
-    and a run may go on from it with another B or number of ranks and sees each remaining row once.
-    A shard of at least T + 1 tokens gives at least one row; up to T - 1 tokens before the offset
-    and up to T - 1 after the last row wait for another epoch's offset. Memory: 4 bytes per row.
+    With `shuffle`, epoch e has its own offset in [0, T), from which all shards are cut into rows,
+    and takes the rows of all shards in a random order. Offset and order depend only on (seed, e). A
+    batch consumes the next B * num_ranks rows of this order; rank r gets rows [r * B, (r + 1) * B)
+    of them. A batch that reaches the end of an epoch continues with the next epoch. The whole state
+    is therefore a `Position`: a run can be resumed from it with another B or number of ranks, and
+    still sees each remaining row once. A shard of at least T + 1 tokens gives at least one row. Up
+    to T - 1 tokens before the offset, and up to T - 1 after the last row, are left out of an epoch;
+    another epoch's offset includes them. Memory: 4 bytes per row.
 
-    Without `shuffle` the batches are those of llm.c's unshuffled loader (llmc/dataloader.h): each
-    shard, in order, gives floor((n - 1) / (num_ranks * B * T)) batches of consecutive rows from
-    its beginning, its tail is dropped, and the whole repeats. Resumed with another B the tails
-    differ, and so may the rows around them.
+    Without `shuffle` the batches are those of llm.c's unshuffled loader (llmc/dataloader.h). Each
+    shard of n tokens, in order, gives floor((n - 1) / (num_ranks * B * T)) batches of consecutive
+    rows from its beginning; the rest of the shard is dropped. Then it all repeats. With another B
+    on resume the dropped tokens differ, and so may the rows around them.
 
     Raises DataError if no row fits, if a shard is too short for one unshuffled batch, if
     `position` lies beyond the epoch, or, from `next_batch`, if a token id is not below V.
@@ -79,21 +77,21 @@ class TrainLoader:
         self.position = self._checked(position)
 
     def rows_per_epoch(self, epoch: int) -> int:
-        """Rows of all shards in `epoch`; epochs differ by up to one row per shard."""
+        """The rows of all shards in `epoch`; epochs differ by up to one row per shard."""
         return self._cut(epoch).num_rows
 
     def next_batch(self) -> Batch:
-        """The next batch of this rank; advances `position` by B * num_ranks rows."""
+        """The next batch of this rank; moves `position` on by B * num_ranks rows."""
         before = self.rank * self.B
         after = (self.num_ranks - 1 - self.rank) * self.B
         start = self._advance(self.position, before)
         rows = np.empty((self.B, self.T + 1), np.int32)
         end = self._read(start, rows)
         self.position = self._advance(end, after)
-        return Batch(rows[:, :-1].copy(), rows[:, 1:].copy(), self.position)
+        return Batch(rows[:, :-1], rows[:, 1:])
 
     def _read(self, position: Position, out: Ids) -> Position:
-        """Fill `out` (n, T + 1) with the rows from `position` on; returns where they end."""
+        """Fill `out` (n, T + 1) with the rows after `position`; returns the position after them."""
         filled = 0
         while filled < len(out):
             cut = self._cut(position.epoch)
@@ -105,7 +103,7 @@ class TrainLoader:
         return position
 
     def _advance(self, position: Position, rows: int) -> Position:
-        """`position` moved on by `rows`, into later epochs where this one ends."""
+        """The position `rows` later, in a later epoch if this one ends before."""
         epoch, reached = position.epoch, position.rows + rows
         while reached >= (num_rows := self.rows_per_epoch(epoch)):
             epoch, reached = epoch + 1, reached - num_rows
@@ -127,15 +125,15 @@ class TrainLoader:
             return np.arange(position.rows, stop, dtype=np.int64)
         if self._order_epoch != position.epoch:
             random = self._random(position.epoch)
-            random.random_sample()  # The offset: the order is what the stream gives after it.
+            random.random_sample()  # The first number is the offset; the order comes after it.
             self._order = np.arange(num_rows, dtype=np.uint32)
             random.shuffle(self._order)
             self._order_epoch = position.epoch
         return self._order[position.rows : stop].astype(np.int64)
 
     def _random(self, epoch: int) -> np.random.RandomState:
-        # RandomState's streams are frozen by NumPy's policy (NEP 19), Generator's are not: a run
-        # resumed under another NumPy must see the same order.
+        # NumPy promises that RandomState never changes its numbers (NEP 19), but not Generator. A
+        # run that is resumed with another NumPy must see the same order.
         words = [self.seed & 0xFFFFFFFF, self.seed >> 32, epoch]
         return np.random.RandomState(words)
 
@@ -174,14 +172,15 @@ class ValidationBatches:
 
     Iterating yields (inputs, targets, num_rows): inputs and targets (B, T) int32, of which the
     first num_rows rows count. `len()` is the number of batches of this rank, equal on all ranks. A
-    batch consumes B * num_ranks rows as in training. Where the rows run out, in the last batch
-    only, the rest is padded with copies of the first row whose targets are all -1, which the loss ignores,
-    so that shapes never change and a file of one row works with any B; num_rows may then be less
-    than B, and 0 on later ranks. The rows are read once per iteration and never kept.
+    batch consumes B * num_ranks rows, as in training. The last batch may have too few rows. It is
+    filled with copies of the first row whose targets are all -1, which the loss ignores, so that
+    shapes never change and a file of one row works with any B. Its num_rows may be below B, and 0
+    on later ranks. The rows are read again by every iteration and never kept.
 
-    `max_batches` counts batches of B rows of all ranks together, so that they see the rows that one
-    rank would, batch i * num_ranks + rank of its batches each; None means all rows. Raises DataError if no row fits or `max_batches` is below 1,
-    and, while iterating, if a token id is not below V.
+    `max_batches` counts batches of B rows on all ranks together; None means all rows. The ranks
+    then see the rows that one rank would see alone, and batch i of a rank is batch
+    i * num_ranks + rank of those. Raises DataError if no row fits, if `max_batches` is below 1 and,
+    while iterating, if a token id is not below V.
     """
 
     def __init__(

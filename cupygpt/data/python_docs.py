@@ -21,6 +21,7 @@ from typing import Any
 
 import cupygpt
 from cupygpt.atomic_file import atomic_write
+from cupygpt.cache_dir import cache_dir
 from cupygpt.errors import DataError, RunError
 
 # Tests, and packages that are data, other languages' text or third-party code.
@@ -48,10 +49,10 @@ class PythonDocs:
 def python_docs_text() -> PythonDocs:
     """The corpus of the running Python; one installation always gives the same documents.
 
-    Takes 2 to 4 s on one core the first time; the result is then kept in $CUPYGPT_CACHE_DIR, or
-    ~/.cache/cupygpt, where that can be written, by Python version and location and by version of
-    this package. Where the library's sources are missing (a zipped or compiled Python) the
-    topics remain, and a note says so. Raises DataError if there is no text at all.
+    The first call takes 2 to 4 s on one core. The result is kept in the cache folder if that can be
+    written, under a name that depends on Python's version and location and on this package's
+    version. If the library's sources are missing (a zipped or compiled Python), the corpus is the
+    topics alone, and a note says so. Raises DataError if there is no text at all.
     """
     library = Path(sysconfig.get_path("stdlib"))
     path = _cache_path(library)
@@ -64,7 +65,7 @@ def python_docs_text() -> PythonDocs:
 
 
 def read_python_docs(library: Path) -> PythonDocs:
-    """The corpus of the topics and of the sources in the folder `library`, read afresh."""
+    """The corpus of the topics and of the sources in the folder `library`, not from the cache."""
     notes = []
     topics = _topics()
     if not topics:
@@ -95,7 +96,7 @@ def _topics() -> list[str]:
 
 def _docstrings(library: Path) -> list[str]:
     paths = sorted(_sources(library), key=lambda path: path.relative_to(library).as_posix())
-    # A quarter of the time would go to the collector, looking through trees that have no cycles.
+    # The garbage collector would take a quarter of the time, though syntax trees have no cycles.
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -116,52 +117,51 @@ def _sources(library: Path) -> Iterator[Path]:
 
 
 def _parsed(path: Path) -> ast.Module:
-    """The syntax tree; empty for a file without docstrings or that this Python cannot parse."""
+    """The syntax tree; empty for a file that has no docstrings or cannot be parsed."""
     try:
         source = path.read_bytes()
         if b'"""' not in source and b"'''" not in source:
             return EMPTY_MODULE
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Of escapes in old sources, which are not ours.
+            warnings.simplefilter("ignore")  # about old sources that are not ours
             return ast.parse(source)
     except (OSError, SyntaxError, ValueError):
         return EMPTY_MODULE
 
 
 def _docstrings_below(node: ast.AST) -> Iterator[str]:
-    """Docstrings of `node` and of what its statements define, in source order."""
+    """The docstrings of `node` and of what is defined in it, in source order."""
     if isinstance(node, DOCUMENTED):
         docstring = ast.get_docstring(node)
         if docstring:
             yield docstring + "\n"
     for field in STATEMENT_LISTS:
         children: Any = getattr(node, field, None)
-        # A lambda's or conditional expression's `body` is one node, never a statement.
+        # The `body` of a lambda or a conditional expression is one node, not a list of statements.
         if isinstance(children, list):
             for child in children:
                 yield from _docstrings_below(child)
 
 
 def _cache_path(library: Path) -> Path | None:
-    """Where the corpus is kept; None for a user without a home folder."""
-    try:
-        base = Path(os.environ.get("CUPYGPT_CACHE_DIR") or "~/.cache/cupygpt").expanduser()
-    except RuntimeError:
+    """The file that keeps the corpus; None if there is no cache folder."""
+    folder = cache_dir()
+    if folder is None:
         return None
     identity = f"{sys.version} {library} {cupygpt.__version__}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
-    return base / f"python-docs-{platform.python_version()}-{digest}.json"
+    return folder / f"python-docs-{platform.python_version()}-{digest}.json"
 
 
 def _load(path: Path) -> PythonDocs | None:
-    """The kept corpus, or None if there is none or it is damaged."""
+    """The kept corpus; None if there is none or it is damaged."""
     try:
         record = json.loads(path.read_bytes())
         documents, notes = record["documents"], record["notes"]
         if record["sha256"] == _digest(documents):
             return PythonDocs(tuple(documents), tuple(notes))
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # Read afresh and written over.
+        pass  # the sources are read again, and the file is replaced
     return None
 
 
@@ -176,7 +176,7 @@ def _save(path: Path, docs: PythonDocs) -> None:
         with atomic_write(path) as file:
             file.write(json.dumps(record).encode())
     except (OSError, RunError):
-        pass  # The cache only saves time: without a writable place the next run reads again.
+        pass  # the cache only saves time: the next run reads the sources again
 
 
 def _digest(documents: Any) -> str:

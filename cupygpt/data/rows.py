@@ -1,12 +1,12 @@
-"""Rows: how token shards are cut into them, and how they are read.
+"""Rows: how token files are cut into them, how they are read, and what a batch of them is.
 
-Names: B rows per batch and rank, T tokens per row, V vocabulary size, S shards. A row is T + 1
-consecutive tokens of one shard: T inputs and the same shifted by one as targets.
+Names: B rows per batch and rank, T tokens per row, V vocabulary size, S shards (token files). A row
+is T + 1 consecutive tokens of one shard: T inputs, and the same tokens shifted by one as targets.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ Counts: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands in its data: rows consumed by all ranks together in this epoch."""
+    """Where a run stands in its data: the epoch, and the rows of it that all ranks have consumed."""
 
     epoch: int
     rows: int
@@ -29,32 +29,44 @@ class Position:
 START = Position(epoch=0, rows=0)
 
 
-@dataclass(frozen=True)
-class Batch:
-    """One batch of one rank, and the position after it, which a checkpoint stores."""
+class Batch(NamedTuple):
+    """One batch of one rank: two views (B, T) int32 of the same rows.
+
+    `targets[b, t]` is the token that follows `inputs[b, t]`.
+    """
 
     inputs: Ids
-    """(B, T) int32."""
     targets: Ids
-    """(B, T) int32, targets[b, t] follows inputs[b, t]."""
+
+
+Item_co = TypeVar("Item_co", covariant=True)
+
+
+class BatchSource(Protocol[Item_co]):
+    """What gives batches: a TrainLoader, a StepLoader, or a Prefetcher of one of them."""
+
     position: Position
+    """Where the data continues after the last batch that was given; a checkpoint stores it."""
+
+    def next_batch(self) -> Item_co:
+        """The next batch; moves `position` past it."""
 
 
 @dataclass(frozen=True)
 class Cut:
-    """How an epoch cuts the shards into rows: starts (tokens) and rows of each shard, both (S,)."""
+    """How an epoch cuts the shards into rows: first token and number of rows of each shard, (S,)."""
 
     starts: Counts
     rows: Counts
 
     @property
     def num_rows(self) -> int:
-        """Rows of all shards together."""
+        """The rows of all shards together."""
         return int(self.rows.sum())
 
 
 def read_rows(shards: Sequence[TokenShard], cut: Cut, indices: Counts, V: int, out: Ids) -> None:
-    """Copy rows number `indices` (n,) of `cut`, counted through all shards, to `out`.
+    """Copy the rows with the numbers `indices` (n,) to `out`; numbers count through all shards.
 
     Written: out (n, T + 1) int32. Raises DataError if a token id is not below V.
     """
@@ -81,9 +93,9 @@ def check_row_fits(shards: Sequence[TokenShard], T: int) -> None:
 
 
 def check_sizes(B: int, T: int, rank: int, num_ranks: int) -> None:
-    """Raise DataError for a batch, row or rank that cannot be."""
+    """Raise DataError for an impossible batch size, row length or rank."""
     if B < 1 or T < 1 or not 0 <= rank < num_ranks:
         raise DataError(
             f"B {B}, T {T}, rank {rank} of {num_ranks}: B and T must be at least 1, "
-            f"and a rank lies in [0, ranks)."
+            f"and the rank must be below the number of ranks."
         )

@@ -14,10 +14,10 @@ from cupygpt.errors import DataError
 
 
 class ShardSeries:
-    """Writes tokens to `<stem>.bin` or, past `shard_tokens`, to `<stem>_000001.bin` and on.
+    """Writes tokens to `<stem>.bin` or, above `shard_tokens`, to `<stem>_000001.bin` and so on.
 
-    A context manager; an exception inside removes what it has written. `shard_tokens` is at least
-    2. A single token left over at the end joins the shard before it, as a file needs two.
+    A context manager; an exception inside removes what was written. `shard_tokens` is at least 2. A
+    single token left over at the end joins the shard before it, because a file needs two.
     """
 
     def __init__(self, folder: Path, stem: str, shard_tokens: int) -> None:
@@ -32,7 +32,7 @@ class ShardSeries:
         self._append: Callable[[npt.ArrayLike], None] | None = None
 
     def append(self, tokens: npt.NDArray[np.uint16]) -> None:
-        """Write tokens (n,), beginning a new file where one is full."""
+        """Write tokens (n,); when a file is full, a new one begins."""
         self.num_tokens += tokens.size
         while tokens.size:
             room = self._shard_tokens - self._in_shard
@@ -84,8 +84,8 @@ class ShardSeries:
 def remove_stale(folder: Path, name: str, written: list[Path]) -> list[Path]:
     """Delete token files that an earlier run left under the same name; returns their paths.
 
-    Otherwise a pattern such as `name_train*.bin` would mix two data sets. Only whole token files
-    named `<name>_train.bin`, `<name>_train_NNNNNN.bin` or `<name>_val.bin` go.
+    Otherwise a pattern such as `name_train*.bin` would mix two data sets. Only valid token files
+    named `<name>_train.bin`, `<name>_train_NNNNNN.bin` or `<name>_val.bin` are deleted.
     """
     ours = re.compile(re.escape(name) + r"_(train(_\d{6})?|val)\.bin")
     removed = []
@@ -97,7 +97,7 @@ def remove_stale(folder: Path, name: str, written: list[Path]) -> list[Path]:
 
 
 def split_off_end(tokens: Tokens, owed: float) -> tuple[Tokens, Tokens, float]:
-    """`tokens` without its last int(owed), these, and what is still owed after them."""
+    """Split the last int(owed) tokens off: the rest, these tokens, and what is still owed."""
     count = min(int(owed), tokens.size)
     return tokens[: tokens.size - count], tokens[tokens.size - count :], owed - count
 

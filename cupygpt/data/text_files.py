@@ -12,8 +12,9 @@ BLOCK_BYTES = 2**22
 def read_text(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
     """The UTF-8 text of a file, without a byte order mark, in pieces of about `block_bytes`.
 
-    The pieces' tokens, joined, are the whole text's: a cut lies before a line feed that a visible
-    character follows, where GPT-2's pattern always splits. Line ends are kept as they are.
+    The tokens of the pieces, joined, are those of the whole text, because a piece ends only before
+    a line feed with a visible character after it: there GPT-2's pattern always splits. Line ends
+    are kept as they are.
     Raises DataError if the file cannot be read, is empty, or is not UTF-8 (naming the offset).
     """
     pending = ""
@@ -38,7 +39,7 @@ def _decoded(path: Path, block_bytes: int) -> Iterator[str]:
         with path.open("rb") as file:
             while True:
                 block = file.read(block_bytes)
-                start = offset - len(decoder.getstate()[0])  # Of what the decoder looks at now.
+                start = offset - len(decoder.getstate()[0])  # where the decoder's bytes begin
                 text = decoder.decode(block, final=not block)
                 if offset == 0:
                     text = text.removeprefix("\ufeff")
@@ -59,7 +60,7 @@ def _decoded(path: Path, block_bytes: int) -> Iterator[str]:
 
 
 def _last_cut(text: str) -> int:
-    """The last place before a line feed with a visible character after it; 0 or less if none."""
+    """Index of the last line feed that a visible character follows; 0 or less if there is none."""
     cut = text.rfind("\n", 0, len(text) - 1)
     while cut > 0 and text[cut + 1].isspace():
         cut = text.rfind("\n", 0, cut)

@@ -1,13 +1,15 @@
-"""Token shards: llm.c's GPT-2 token files, written atomically, validated and memory-mapped.
+"""Token files (shards): llm.c's GPT-2 format, written atomically, validated and memory-mapped.
 
-A file is a header of 256 little-endian int32 (magic 20240520, version 1, number of tokens n, the
-rest 0) followed by n uint16 token ids, and nothing else. Format: llm.c llmc/dataloader.h and
+A file is a header of 256 little-endian int32 (magic number, version 1, number of tokens n, the rest
+0) followed by n uint16 token ids, and nothing else. Format: llm.c llmc/dataloader.h and
 dev/data/data_common.py.
 """
 
 import contextlib
 import functools
+import glob
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,30 +19,17 @@ import numpy as np
 import numpy.typing as npt
 
 from cupygpt.atomic_file import atomic_write
-from cupygpt.data.paths import matching_files
 from cupygpt.errors import DataError
+from cupygpt.llmc_header import HEADER_BYTES, FileKind, check_kind, kind_of, read_header
 
 Tokens: TypeAlias = npt.NDArray[np.uint16]
 
-MAGIC = 20240520
 VERSION = 1
-HEADER_INTS = 256
-HEADER_BYTES = 4 * HEADER_INTS
 TOKEN_DTYPE = np.dtype("<u2")
 MAX_TOKENS = 2**31 - 1  # The count is a signed 32-bit int in the header.
 
-LLAMA3_MAGIC = 20240801
-NOT_TOKENS = {
-    20240326: "a model",
-    20240327: "a debug state",
-    20240328: "a tokenizer",
-    20240522: "a multiple-choice evaluation file",
-    20240527: "a training state",
-    20240803: "a Llama-3 model",
-}
-
-# A mapping holds a file descriptor; many systems allow a process 256 (macOS) or 1024 (Linux).
 MAX_MAPPED = 128
+"""A mapping holds a file descriptor; many systems allow a process 256 (macOS) or 1024 (Linux)."""
 
 SCAN_BUDGET_TOKENS = 2**28
 SCAN_BLOCK_TOKENS = 2**22
@@ -63,7 +52,7 @@ class TokenShard:
         """(num_tokens,) uint16, read-only, backed by the file.
 
         At most 128 files of one `open_shards` call are mapped at a time; an older one is mapped
-        again when it is next read. Raises DataError if the file has changed its size meanwhile.
+        again when it is next read. Raises DataError if the size of the file has changed.
         """
         return self._mapped(self.path, self.num_tokens)
 
@@ -72,8 +61,8 @@ class TokenShard:
 def shard_writer(path: Path) -> Iterator[Callable[[npt.ArrayLike], None]]:
     """Write a token file piece by piece: yields `append(tokens)`; the file appears at the end.
 
-    `tokens` is 1-d, integers in [0, 65535]. An exception inside the block leaves the old file, or
-    none. Raises DataError for ids outside that range, fewer than 2 or more than 2**31 - 1 tokens;
+    `tokens` is 1-d, integers in [0, 65535]. After an exception inside the block the old file is
+    still there, or none. Raises DataError for ids outside that range, fewer than 2 or more than 2**31 - 1 tokens;
     RunError if the file cannot be written.
     """
     count = 0
@@ -98,7 +87,7 @@ def shard_writer(path: Path) -> Iterator[Callable[[npt.ArrayLike], None]]:
                 f"(one to read, one to predict). Give more text."
             )
         file.seek(0)
-        file.write(np.array([MAGIC, VERSION, count], dtype="<i4").tobytes())
+        file.write(np.array([FileKind.TOKENS.magic, VERSION, count], dtype="<i4").tobytes())
 
 
 def write_shard(path: Path, tokens: npt.ArrayLike) -> None:
@@ -123,12 +112,34 @@ def open_shards(pattern: str) -> list[TokenShard]:
     return [TokenShard(path, _checked_num_tokens(path), mapped) for path in paths]
 
 
+def matching_files(pattern: str, *, kind: str, example: str, hint: str) -> list[Path]:
+    """The file called `pattern`, else the files that match it as a glob, sorted by byte value.
+
+    A path that exists is taken literally, even if it holds `*`, `?` or `[`; folders never match.
+    Raises DataError for a folder, with the `kind` of files and an `example` of a pattern, and if
+    nothing matches, with the `hint`.
+    """
+    expanded = os.path.expanduser(pattern)  # noqa: PTH111 (leaves an unknown ~user as it is)
+    literal = Path(expanded)
+    if literal.is_dir():
+        raise DataError(
+            f"{pattern}: this is a folder. Name the {kind} in it, for example '{literal / example}'."
+        )
+    if literal.exists():
+        return [literal]
+    paths = map(Path, glob.glob(expanded))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    files = sorted((path for path in paths if not path.is_dir()), key=os.fsencode)
+    if not files:
+        raise DataError(f"{pattern}: no such file, and no file matches it as a pattern. {hint}")
+    return files
+
+
 def check_ids(shards: Sequence[TokenShard], V: int) -> None:
     """Raise DataError, naming file, position and id, if a token id is not below V.
 
-    Reads all tokens of data sets up to 2**28 tokens (512 MiB, under a second from memory). Larger
-    ones get an equal share of that for the beginning of each shard, which finds data made with
-    another tokenizer; the loader checks every batch it hands out besides.
+    Data sets of up to 2**28 tokens (512 MiB, under a second from memory) are read completely. Of
+    larger ones only the beginning of each shard is read, which is enough to find data made with
+    another tokenizer. The loader also checks every batch.
     """
     if V >= 2**16:
         return
@@ -153,12 +164,12 @@ def id_error(shard: TokenShard, position: int, token: int, V: int) -> DataError:
 
 
 def fingerprint(shards: Iterable[TokenShard]) -> list[dict[str, Any]]:
-    """What identifies the data, in order, ready for JSON: name, tokens, sha256, hashed.
+    """What identifies each shard, ready for JSON: name, tokens, sha256, hashed.
 
-    `hashed` is "all" and `sha256` that of the whole file up to 32 MiB. Larger files are "sampled":
-    the hash covers the size in bytes (8 bytes, little-endian) and 64 blocks of 64 KiB spread
-    evenly, the header in the first and the file's end in the last, so that a data set of any size
-    is identified within seconds.
+    For files of up to 32 MiB `hashed` is "all" and `sha256` covers the whole file. For larger files
+    it is "sampled", so that a data set of any size is identified within seconds: the hash covers
+    the size in bytes (8 bytes, little-endian) and 64 blocks of 64 KiB spread evenly, from the
+    header to the end of the file.
     """
     return [_fingerprint(shard) for shard in shards]
 
@@ -200,17 +211,11 @@ def _as_token_ids(path: Path, tokens: npt.ArrayLike) -> Tokens:
 
 
 def _checked_num_tokens(path: Path) -> int:
+    header = read_header(path, DataError)
+    _check_format(path, header)
+    count = int(header[2])
     with _reading(path):
         size = path.stat().st_size
-        with path.open("rb") as file:
-            raw = file.read(HEADER_BYTES)
-    if len(raw) < HEADER_BYTES:
-        raise DataError(
-            f"{path}: {len(raw)} bytes, shorter than the header of a token file "
-            f"({HEADER_BYTES} bytes). The file is empty or was cut off; make or copy it again."
-        )
-    magic, version, count = (int(word) for word in np.frombuffer(raw, "<i4", count=3))
-    _check_kind(path, magic, version)
     if count < 2:
         raise DataError(
             f"{path}: its header counts {count} token(s); at least 2 are needed "
@@ -220,24 +225,23 @@ def _checked_num_tokens(path: Path) -> int:
     if size != expected:
         raise DataError(
             f"{path}: {size:,} bytes, but its header counts {count:,} tokens, which take "
-            f"{expected:,} bytes. The file was cut off or damaged; make or copy it again."
+            f"{expected:,} bytes. The file is cut short or damaged; make or copy it again."
         )
     return count
 
 
-def _check_kind(path: Path, magic: int, version: int) -> None:
-    if magic == LLAMA3_MAGIC:
-        raise DataError(
-            f"{path}: a Llama-3 token file (magic {magic}, version {version}, 4 bytes per token). "
-            f"Token ids must fit 2 bytes here; prepare the text again with a GPT-2 tokenizer."
+def _check_format(path: Path, header: np.ndarray) -> None:
+    magic, version = int(header[0]), int(header[1])
+    kind = kind_of(magic)
+    if kind is None:
+        advice = (
+            f"If this is text, turn it into tokens first: python -m cupygpt.prepare {path.name}"
         )
-    if magic != MAGIC:
-        kind = NOT_TOKENS.get(magic)
-        found = f"{kind} file of llm.c" if kind else "not a token file"
-        raise DataError(
-            f"{path}: {found} (magic {magic}, expected {MAGIC}). If this is text, turn it into "
-            f"tokens first: python -m cupygpt.prepare {path.name}"
-        )
+    elif kind is FileKind.LLAMA3_TOKENS:
+        advice = "Token ids must fit 2 bytes here, Llama 3's take 4: prepare the text with gpt2."
+    else:
+        advice = "Make token files from text with python -m cupygpt.prepare; -e takes a model."
+    check_kind(path, header, FileKind.TOKENS, DataError, advice)
     if version != VERSION:
         raise DataError(
             f"{path}: token file of version {version}; only version {VERSION} is known. "

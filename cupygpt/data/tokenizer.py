@@ -1,6 +1,6 @@
 """Tokenizers: text to ids and back. GPT-2's BPE, bytes, any tiktoken rank file, llm.c's table.
 
-Ids fit in 16 bits, because token files hold uint16. tiktoken is imported when first needed.
+Ids fit in 16 bits, because token files hold uint16. tiktoken is imported only when it is needed.
 """
 
 import codecs
@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB
 from cupygpt.data import tokenizer_files
+from cupygpt.data.gpt2_bpe import load_encoding
 from cupygpt.errors import TokenizerError
 
 if TYPE_CHECKING:
     import tiktoken
 
-GPT2_VOCAB_SIZE = 50257
-BYTES_VOCAB_SIZE = 257
 END_OF_TEXT = b"<|endoftext|>"
 
 
@@ -38,7 +38,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> npt.NDArray[np.uint16]:
-        """The ids (n,) uint16 of ordinary text; the name of a special token is text like any other.
+        """The ids (n,) uint16 of ordinary text; `<|endoftext|>` in it is text like any other.
 
         Half of a surrogate pair, which UTF-8 cannot hold, becomes U+FFFD. Raises TokenizerError
         if this tokenizer can only decode.
@@ -78,12 +78,9 @@ class ByteTokenizer(Tokenizer):
 class BPETokenizer(Tokenizer):
     """Byte-pair encoding by tiktoken, with GPT-2's split pattern."""
 
-    def __init__(self, name: str, encoding: "tiktoken.Encoding", ranks: dict[bytes, int]) -> None:
-        table = [b""] * (max(ranks.values()) + 2)
-        for token, rank in ranks.items():
-            table[rank] = token
-        table[-1] = END_OF_TEXT
-        super().__init__(name, table, len(table) - 1)
+    def __init__(self, name: str, encoding: "tiktoken.Encoding") -> None:
+        table = [_token_bytes(encoding, token) for token in range(encoding.n_vocab)]
+        super().__init__(name, table, encoding.eot_token)
         self._encoding = encoding
 
     def encode(self, text: str) -> npt.NDArray[np.uint16]:
@@ -103,18 +100,18 @@ class DecodeOnlyTokenizer(Tokenizer):
 
 
 class StreamDecoder:
-    """Text from ids that come one by one, never breaking a character that spans several ids."""
+    """Text from ids that come one by one; a character that spans several ids is never broken."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
     def feed(self, token: int) -> str:
-        """The text that became complete with this id; often all of it, sometimes none."""
+        """The text that is complete with this id: often one word, sometimes nothing."""
         return self._utf8.decode(self._tokenizer.decode_bytes([token]))
 
     def flush(self) -> str:
-        """What is left of an unfinished character (U+FFFD, or nothing); starts afresh."""
+        """U+FFFD for an unfinished character, else nothing. The next id starts a new text."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
@@ -124,16 +121,16 @@ def load_tokenizer(spec: str) -> Tokenizer:
     """The tokenizer named by `spec`: "gpt2", "bytes", or the path of a file.
 
     gpt2: GPT-2's BPE, V = 50257, end of text 50256, from tiktoken's cache or the network.
-    A `.tiktoken` file (lines of base64 token and rank): V = highest rank + 2, the last id being
-    end of text; text is split by GPT-2's pattern, whatever the file was made with.
-    llm.c's tokenizer.bin, told by its magic number or its name: decoding only.
+    A `.tiktoken` file (lines of base64 token and rank): V = highest rank + 2, and the last id is
+    end of text. Text is split by GPT-2's pattern, whatever pattern the file was made with.
+    llm.c's tokenizer.bin, recognised by its magic number or its name: decoding only.
 
-    Raises TokenizerError, saying what is missing or damaged and what to do instead.
+    Raises TokenizerError that says what is missing or damaged, and what to do instead.
     """
     if spec == "bytes":
         return ByteTokenizer()
     if spec == "gpt2":
-        return _load_gpt2()
+        return BPETokenizer("gpt2", load_encoding())
     path = Path(spec).expanduser()
     content = tokenizer_files.read(path)
     if path.suffix == ".bin" or tokenizer_files.is_llmc(content):
@@ -143,27 +140,31 @@ def load_tokenizer(spec: str) -> Tokenizer:
 
 def default_tokenizer_spec(V: int) -> str | None:
     """The tokenizer that a vocabulary of V ids suggests: "bytes", "gpt2" or None."""
-    return {BYTES_VOCAB_SIZE: "bytes", GPT2_VOCAB_SIZE: "gpt2"}.get(V)
-
-
-def _load_gpt2() -> Tokenizer:
-    from cupygpt.data import gpt2_bpe as gpt2_files
-
-    encoding = gpt2_files.load_encoding()
-    return BPETokenizer("gpt2", encoding, encoding._mergeable_ranks)
+    return {BYTES_VOCAB: "bytes", GPT2_VOCAB: "gpt2"}.get(V)
 
 
 def _bpe_from_ranks(name: str, ranks: dict[bytes, int]) -> Tokenizer:
     import tiktoken
 
     encoding = tiktoken.Encoding(
-        name, pat_str=tokenizer_files.GPT2_SPLIT, mergeable_ranks=ranks, special_tokens={}
+        name,
+        pat_str=tokenizer_files.GPT2_SPLIT,
+        mergeable_ranks=ranks,
+        special_tokens={END_OF_TEXT.decode(): max(ranks.values()) + 1},
     )
-    return BPETokenizer(name, encoding, ranks)
+    return BPETokenizer(name, encoding)
+
+
+def _token_bytes(encoding: "tiktoken.Encoding", token: int) -> bytes:
+    """The bytes of a token id; none if no token has this id."""
+    try:
+        return encoding.decode_single_token_bytes(token)
+    except KeyError:
+        return b""
 
 
 def _encodable(text: str) -> str:
-    """`text` with lone surrogates replaced, as tiktoken does and as UTF-8 requires."""
+    """`text` with lone surrogates replaced, as tiktoken does; UTF-8 cannot hold them."""
     if text.isascii():
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -4,18 +4,12 @@ import base64
 import binascii
 from pathlib import Path
 
-import numpy as np
-
+from cupygpt.config import GPT2_VOCAB, MAX_VOCAB
 from cupygpt.errors import TokenizerError
-
-MAX_IDS = 2**16  # Token files hold uint16.
+from cupygpt.llmc_header import HEADER_BYTES, FileKind, check_kind, kind_of, parse_header
 
 # GPT-2's pattern, in the form without possessive quantifiers (openai/gpt-2, src/encoder.py).
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-
-LLMC_MAGIC = 20240328
-LLMC_HEADER_BYTES = 1024
-LLMC_VERSION1_VOCAB = 50257
 
 
 def read(path: Path) -> bytes:
@@ -31,34 +25,31 @@ def read(path: Path) -> bytes:
 
 def is_llmc(content: bytes) -> bool:
     """Whether the file starts with the magic number of llm.c's tokenizer.bin."""
-    return content[:4] == LLMC_MAGIC.to_bytes(4, "little")
+    return kind_of(int.from_bytes(content[:4], "little")) is FileKind.TOKENIZER
 
 
 def parse_llmc(path: Path, content: bytes) -> tuple[list[bytes], int]:
     """The bytes of each id, and the id of end of text, of llm.c's tokenizer.bin.
 
-    Layout (llm.c llmc/tokenizer.h): 256 int32: magic 20240328, version 1 or 2, V, end of text
-    (version 2; 50256 in version 1, whose V is 50257); then V times a length byte, 1 to 255, and
-    that many bytes. Raises TokenizerError unless the file is exactly that.
+    Layout (llm.c llmc/tokenizer.h): 256 int32: magic number, version 1 or 2, V, end of text (in
+    version 2 only; version 1 has V 50257 and end of text 50256). V times a length byte, 1 to 255,
+    and that many bytes follow. Raises TokenizerError unless the file is exactly that.
     """
-    if len(content) < LLMC_HEADER_BYTES or not is_llmc(content):
-        raise TokenizerError(
-            f"{path}: not a tokenizer of llm.c ({len(content):,} bytes, magic number "
-            f"{int.from_bytes(content[:4], 'little')}, expected {LLMC_MAGIC}). "
-            f"llm.c's train_gpt2.py writes one as gpt2_tokenizer.bin."
-        )
-    version, V, eot = (int(word) for word in np.frombuffer(content, "<i4", count=4)[1:])
+    advice = "llm.c's train_gpt2.py writes a tokenizer as gpt2_tokenizer.bin."
+    header = parse_header(path, content, TokenizerError)
+    check_kind(path, header, FileKind.TOKENIZER, TokenizerError, advice)
+    version, V, eot = (int(word) for word in header[1:4])
     if version not in (1, 2):
         raise TokenizerError(f"{path}: tokenizer of version {version}; 1 and 2 are known.")
     if version == 1:
-        eot = LLMC_VERSION1_VOCAB - 1
-        if V != LLMC_VERSION1_VOCAB:
+        eot = GPT2_VOCAB - 1
+        if V != GPT2_VOCAB:
             raise TokenizerError(
-                f"{path}: {V:,} ids in a version 1 tokenizer, which has 50,257. It is damaged."
+                f"{path}: {V:,} ids in a version 1 tokenizer, which has {GPT2_VOCAB:,}. It is damaged."
             )
-    if not 1 <= V <= MAX_IDS or not 0 <= eot < V:
+    if not 1 <= V <= MAX_VOCAB or not 0 <= eot < V:
         raise TokenizerError(
-            f"{path}: {V:,} ids with end of text {eot}; expected 1 to {MAX_IDS:,} ids and an end "
+            f"{path}: {V:,} ids with end of text {eot}; expected 1 to {MAX_VOCAB:,} ids and an end "
             f"of text among them. The file is damaged, or for another model."
         )
     return _parse_lengths(path, content, V), eot
@@ -66,7 +57,7 @@ def parse_llmc(path: Path, content: bytes) -> tuple[list[bytes], int]:
 
 def _parse_lengths(path: Path, content: bytes, V: int) -> list[bytes]:
     table = []
-    at = LLMC_HEADER_BYTES
+    at = HEADER_BYTES
     for token in range(V):
         length = content[at] if at < len(content) else 0
         if length == 0 or at + 1 + length > len(content):
@@ -85,11 +76,13 @@ def _parse_lengths(path: Path, content: bytes, V: int) -> list[bytes]:
 
 
 def parse_ranks(path: Path, content: bytes) -> dict[bytes, int]:
-    """Token bytes to rank, of a tiktoken rank file: lines of base64, a space, a number.
+    """The rank of each token in a tiktoken rank file: lines of base64, a space, a number.
 
     Raises TokenizerError for anything else, a repeated token or rank, a missing single byte
     (every text must be encodable), or ranks that leave no room for end of text below 65536.
     """
+    # tiktoken.load.load_tiktoken_bpe reads such files too, but it takes repeated tokens and broken
+    # base64 as they come, and keeps a copy under the path's name that it reads ever after.
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip():
@@ -106,10 +99,10 @@ def parse_ranks(path: Path, content: bytes) -> dict[bytes, int]:
         )
     if len(set(ranks.values())) < len(ranks):
         raise TokenizerError(f"{path}: two tokens have the same rank. The file is damaged.")
-    if max(ranks.values()) + 2 > MAX_IDS:
+    if max(ranks.values()) + 2 > MAX_VOCAB:
         raise TokenizerError(
             f"{path}: {max(ranks.values()) + 2:,} ids with end of text, but token files hold "
-            f"{MAX_IDS:,}. Use a smaller vocabulary, such as gpt2."
+            f"{MAX_VOCAB:,}. Use a smaller vocabulary, such as gpt2."
         )
     return ranks
 

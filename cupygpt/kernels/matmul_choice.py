@@ -6,7 +6,6 @@ machine, and in the run folder, so that a resumed run repeats bit for bit.
 """
 
 import json
-import os
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cupygpt.atomic_file import atomic_write
+from cupygpt.cache_dir import cache_dir
 from cupygpt.errors import KernelError, RunError
 
 FILE_NAME = "products.json"
@@ -49,8 +49,8 @@ def measuring(run_folder: Path | None, *, keep: bool = True) -> Iterator[None]:
         return
     if run_folder is not None and _read(run_folder / FILE_NAME) != _choices:
         _write(run_folder / FILE_NAME, _choices)
-    if len(_choices) > known:
-        path = cache_file()
+    path = cache_file()
+    if len(_choices) > known and path is not None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             _write(path, {**_choices, **_read(path)})  # another run may have written
@@ -70,12 +70,10 @@ def choose(identity: str, candidates: Sequence[Callable[[], None]], flops: int, 
     return _choices.get(identity, 0)
 
 
-def cache_file() -> Path:
-    """The user's cache: a file in CUPYGPT_CACHE_DIR, or below XDG_CACHE_HOME or ~/.cache."""
-    folder = os.environ.get("CUPYGPT_CACHE_DIR")
-    if folder:
-        return Path(folder) / FILE_NAME
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cupygpt" / FILE_NAME
+def cache_file() -> Path | None:
+    """The user's cache: a file in the cache folder; None if there is none."""
+    folder = cache_dir()
+    return None if folder is None else folder / FILE_NAME
 
 
 def _fastest(candidates: Sequence[Callable[[], None]], repeats: int, stream: Any) -> int:
@@ -110,8 +108,10 @@ def _fastest(candidates: Sequence[Callable[[], None]], repeats: int, stream: Any
     return min(times, key=lambda index: times[index])
 
 
-def _read(path: Path) -> dict[str, int]:
+def _read(path: Path | None) -> dict[str, int]:
     """The choices in a file; none if it is missing or damaged, and then it is written again."""
+    if path is None:
+        return {}
     try:
         loaded = json.loads(path.read_text(encoding="utf-8"))
         return {str(name): max(0, int(choice)) for name, choice in loaded.items()}

@@ -13,7 +13,7 @@ from cupygpt.checkpoint.train_state import Progress
 from cupygpt.console import Console, StepLine
 from cupygpt.data.prefetch import Prefetcher
 from cupygpt.data.rows import START, Position
-from cupygpt.data.step_loader import StepBatch, StepLoader
+from cupygpt.data.step_loader import Packed, StepLoader
 from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.ranks import Ranks, rank0_first
 from cupygpt.errors import ConfigError, RunError
@@ -135,7 +135,7 @@ class Run:
     def _next_input(self) -> np.ndarray:
         if self._overfit_batch is not None:
             return self._overfit_batch
-        packed = self._batches.next_batch().packed
+        packed = self._batches.next_batch()
         if self.plan.config.overfit:
             self._overfit_batch = packed
         return packed
@@ -260,7 +260,7 @@ def _make_trainer(plan: Plan, ranks: Ranks) -> Trainer:
     )
 
 
-def _step_batches(plan: Plan, data: Data, progress: Progress, rank: int) -> Prefetcher[StepBatch]:
+def _step_batches(plan: Plan, data: Data, progress: Progress, rank: int) -> Prefetcher[Packed]:
     """The input of each step, prepared on a thread, from where `progress` stands."""
     position = progress.position or START
     loader = train_loader(

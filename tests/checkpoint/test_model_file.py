@@ -51,8 +51,8 @@ def test_nonzero_padding_rows_are_zeroed_with_a_warning(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("position", "value", "message"),
     [
-        (0, 20240520, "this is GPT-2 tokens"),
-        (0, 7, "no file of llm.c's formats"),
+        (0, 20240520, "this is a GPT-2 token file, not a model"),
+        (0, 7, r"this is not a model \(magic number 7, expected 20240326\)"),
         (1, 4, "version 4"),
         (5, 3, "16 channels do not divide by 3 heads"),
         (7, 256, "padded vocabulary 256"),
@@ -70,10 +70,10 @@ def test_damaged_headers_are_named(tmp_path: Path, position: int, value: int, me
 
 
 def test_missing_and_short_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    with pytest.raises(CheckpointError, match="could not be read"):
         load_model(tmp_path / "none.bin")
     (tmp_path / "short.bin").write_bytes(b"x" * 100)
-    with pytest.raises(CheckpointError, match="even the header has 1024"):
+    with pytest.raises(CheckpointError, match="the header alone has 1,024"):
         load_model(tmp_path / "short.bin")
 
 

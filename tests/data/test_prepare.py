@@ -16,7 +16,7 @@ from support.data_files import shakespeare_file, write_ranks
 
 from cupygpt import prepare
 from cupygpt.cli import run_cli
-from cupygpt.data import python_docs
+from cupygpt.data import prepare_files, python_docs
 from cupygpt.data.shard_writer import ShardSeries
 from cupygpt.data.text_files import read_text
 from cupygpt.data.token_files import open_shards, write_shard
@@ -112,17 +112,21 @@ def test_a_failed_run_leaves_the_earlier_files(
 
 
 def test_gpt2_is_the_default_for_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cupygpt.data.tokenizer._load_gpt2", ByteTokenizer)
+    asked = []
+    monkeypatch.setattr(
+        prepare_files, "load_tokenizer", lambda spec: asked.append(spec) or ByteTokenizer()
+    )
     (tmp_path / "my book.txt").write_text("text " * 100)
     assert prepare.main([str(tmp_path / "my book.txt"), "-o", str(tmp_path)]) == 0
     assert (tmp_path / "text_train.bin").exists()
+    assert asked == ["gpt2"]
 
 
 def test_python_docs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     docs = python_docs.PythonDocs(tuple(f"document {i}\n" for i in range(40)), ("sources missing",))
-    monkeypatch.setattr(python_docs, "python_docs_text", lambda: docs)
+    monkeypatch.setattr(prepare_files, "python_docs_text", lambda: docs)
     assert prepare.main(["python-docs", "-o", str(tmp_path)]) == 0
     assert text_of(tmp_path / "python_docs_val.bin") == "#document 9\n#document 29\n"
     assert text_of(tmp_path / "python_docs_train.bin").startswith("#document 0\n#document 1\n")
@@ -170,8 +174,8 @@ ERRORS = [
     (["ok.txt", "--tokenizer", "gpt9"], r"tokenizer gpt9: could not be read"),
     (["ok.txt", "--tokenizer", "ok.txt"], r"line 1 is not a base64 token"),
     (["ok.txt", "--tokenizer", "gpt2"], r"could not be downloaded .*--tokenizer bytes"),
-    (["tinyshakespeare", "ok.txt"], r"goes alone"),
-    (["ok.txt", "python-docs"], r"goes alone.*\./python-docs"),
+    (["tinyshakespeare", "ok.txt"], r"must be the only one"),
+    (["ok.txt", "python-docs"], r"must be the only one.*\./python-docs"),
     (["python-docs", "--val-fraction", "0.1"], r"fixed split"),
     (["tinyshakespeare"], r"could not be downloaded .*--source FILE"),
     (["tinyshakespeare", "--source", "no.txt"], r"no\.txt: could not be read"),
@@ -191,6 +195,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "ok.txt").write_text("text " * 100)
     for name, value in OFFLINE.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})  # what other tests have loaded
     return tmp_path
 
 

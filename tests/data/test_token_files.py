@@ -97,10 +97,13 @@ def test_a_path_with_glob_characters_is_taken_literally(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "0 bytes, shorter than the header"),
-        (b"First Citizen:\n" * 100, r"not a token file .*cupygpt\.prepare a\.bin"),
-        (header(20240326, 3), "a model file of llm.c"),
-        (header(20240801, 7, 2) + bytes(8), "a Llama-3 token file .*version 7, 4 bytes"),
+        (b"", "0 bytes, but the header alone has 1,024"),
+        (
+            b"First Citizen:\n" * 100,
+            r"this is not a GPT-2 token file .*text.*cupygpt\.prepare a\.bin",
+        ),
+        (header(20240326, 3), r"this is a model, not a GPT-2 token file .*20240326, .*20240520"),
+        (header(20240801, 7, 2) + bytes(8), "a Llama 3 token file, .* Llama 3's take 4: prepare"),
         (header(20240520, 2, 2) + bytes(4), "version 2; only version 1"),
         (header(20240520, 1, 0), r"counts 0 token\(s\)"),
         (header(20240520, 1, 1) + bytes(2), r"counts 1 token\(s\)"),

@@ -5,6 +5,7 @@ import io
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -12,11 +13,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiktoken
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.data_files import use_gpt2_files, write_ranks
 
-from cupygpt.data import gpt2_bpe as gpt2_files
+from cupygpt.data import gpt2_bpe
 from cupygpt.data.tokenizer import (
     ByteTokenizer,
     StreamDecoder,
@@ -96,6 +98,14 @@ def test_rank_file(bpe: Tokenizer) -> None:
     assert bpe.decode([257, bpe.eot]) == "the<|endoftext|>"
 
 
+def test_a_rank_file_may_hold_the_name_of_end_of_text(tmp_path: Path) -> None:
+    path = write_ranks(tmp_path / "named.tiktoken", [b"<|endoftext|>"])
+    tokenizer = load_tokenizer(str(path))
+    assert (tokenizer.vocab_size, tokenizer.eot) == (258, 257)
+    assert tokenizer.decode([256, 257]) == 2 * "<|endoftext|>"
+    assert tokenizer.encode("<|endoftext|>").tolist() != [257]
+
+
 def test_unused_ids_decode_to_nothing(tmp_path: Path) -> None:
     path = write_ranks(tmp_path / "gap.tiktoken")
     with path.open("ab") as file:
@@ -159,8 +169,9 @@ def test_llmc_tokenizer_version_1(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "not a tokenizer of llm.c"),
-        (llmc_bytes([b"a"])[:1000], "not a tokenizer of llm.c"),
+        (b"", "0 bytes, but the header alone has 1,024"),
+        (llmc_bytes([b"a"])[:1000], "1000 bytes, but the header alone has 1,024"),
+        (np.full(256, 20240326, "<i4").tobytes(), "this is a model, not a tokenizer"),
         (b"\0" * 2000, "magic number 0, expected 20240328"),
         (llmc_bytes([b"a"], version=3), "version 3"),
         (llmc_bytes([], eot=0), "0 ids"),
@@ -201,14 +212,17 @@ def test_missing_file(tmp_path: Path) -> None:
             load_tokenizer(spec)
 
 
-@pytest.mark.parametrize("failure", [urllib.error.URLError("no route"), TimeoutError("no route")])
-def test_gpt2_without_network(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+NO_ROUTE = urllib.error.URLError("no route")
+
+
+@pytest.mark.parametrize("failure", [NO_ROUTE, TimeoutError("no route")])
+def test_without_network_gpt2_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, failure: Exception
 ) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise failure
 
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(tiktoken, "get_encoding", unreachable)
     monkeypatch.setattr(urllib.request, "urlopen", unreachable)
     with pytest.raises(
         TokenizerError, match=r"\(no route\).*TIKTOKEN_CACHE_DIR.*--tokenizer bytes"
@@ -216,19 +230,54 @@ def test_gpt2_without_network(
         load_tokenizer("gpt2")
 
 
-def test_gpt2_behind_a_silent_firewall(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_download_of_gpt2_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(name: str) -> None:
+        raise ValueError("Hash mismatch")
+
+    monkeypatch.setattr(tiktoken, "get_encoding", damaged)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: io.BytesIO())
+    with pytest.raises(TokenizerError, match=r"\(Hash mismatch\)"):
+        load_tokenizer("gpt2")
+
+
+def test_gpt2_behind_a_silent_firewall_fails_within_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     released = threading.Event()
 
     def silent(*args: object, **kwargs: object) -> io.BytesIO:
         released.wait(10)
         return io.BytesIO()
 
-    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tmp_path))
-    monkeypatch.setattr(gpt2_files, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(tiktoken, "get_encoding", silent)
     monkeypatch.setattr(urllib.request, "urlopen", silent)
+    monkeypatch.setattr(gpt2_bpe, "PATIENCE_S", 0.05)
     with pytest.raises(TokenizerError, match="no answer within"):
         load_tokenizer("gpt2")
     released.set()
+
+
+def test_a_slow_download_of_gpt2_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    encoding = object()
+
+    def slow(name: str) -> object:
+        time.sleep(0.3)
+        return encoding
+
+    monkeypatch.setattr(tiktoken, "get_encoding", slow)
+    monkeypatch.setattr(urllib.request, "urlopen", lambda *args, **kwargs: io.BytesIO())
+    monkeypatch.setattr(gpt2_bpe, "PATIENCE_S", 0.05)
+    assert gpt2_bpe.load_encoding() is encoding
+
+
+def test_the_network_is_not_asked_for_files_that_are_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*args: object, **kwargs: object) -> None:
+        raise AssertionError(args)
+
+    use_gpt2_files(monkeypatch)
+    monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})  # what other tests have loaded
+    monkeypatch.setattr(urllib.request, "urlopen", asked)
+    assert load_tokenizer("gpt2").vocab_size == 50257
 
 
 def test_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:

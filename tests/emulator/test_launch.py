@@ -20,7 +20,7 @@ from emulator.emulate import (
     precompile,
     substituted,
 )
-from emulator.toolchain import cache_dir
+from support.cache import cache_folder
 
 f32, i32 = np.float32, np.int32
 
@@ -180,7 +180,7 @@ def test_precompile_fills_the_cache(
     monkeypatch.setenv("CUPYGPT_CACHE_DIR", str(tmp_path))
     made = precompile([(samples / "matmul.cu", ()), (samples / "matmul.cu", ("-DBUG=early_exit",))])
     assert len({m.library for m in made}) == 2
-    assert all(m.library.parent == cache_dir() for m in made)
+    assert all(m.library.parent == cache_folder("emulator") for m in made)
     stamp = made[0].library.stat().st_mtime_ns
     assert precompile([(samples / "matmul.cu", ())])[0] == made[0]
     assert made[0].library.stat().st_mtime_ns == stamp

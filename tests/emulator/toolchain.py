@@ -23,6 +23,7 @@ from emulator.preprocessed import (
     uses_dynamic_shared,
 )
 from emulator.report import INCLUDE_DIR, CompileError
+from support.cache import cache_folder
 
 RUNTIME_DIR = Path(__file__).parent / "runtime"
 MAX_SHARED_BYTES = 227 << 10
@@ -56,14 +57,6 @@ def missing_toolchain() -> str | None:
         if shutil.which(tool) is None:
             return f"{tool} is not installed (Debian: apt-get install g++)"
     return None
-
-
-def cache_dir() -> Path:
-    """Where compiled files are kept: CUPYGPT_CACHE_DIR, else ~/.cache/cupygpt; emulator/ in it."""
-    root = os.environ.get("CUPYGPT_CACHE_DIR")
-    folder = (Path(root) if root else Path.home() / ".cache" / "cupygpt") / "emulator"
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 @dataclass(frozen=True)
@@ -105,7 +98,7 @@ def compile_module(
     flags = _flags(source, options, checked=checked)
     runtime = _runtime_library(portable_switch=portable_switch)
     key = _digest(str(source), *flags, runtime.name, *_texts(source, flags))
-    library = cache_dir() / f"{source.stem}-{key}.so"
+    library = cache_folder("emulator") / f"{source.stem}-{key}.so"
     record = library.with_suffix(".json")
     if not record.exists():
         entries = _build(source, flags, library, runtime)
@@ -211,7 +204,7 @@ def _runtime_library(*, portable_switch: bool) -> Path:
     flags = [*_COMMON, *_machine_flags(), "-O2", f"-I{INCLUDE_DIR}"]
     if portable_switch:
         flags.append("-DEMULATOR_UCONTEXT")
-    library = cache_dir() / f"libemulator-{_digest(*flags, *texts)}.so"
+    library = cache_folder("emulator") / f"libemulator-{_digest(*flags, *texts)}.so"
     if not library.exists():
         _link([*flags, *map(str, sources)], library)
     return library
@@ -219,7 +212,7 @@ def _runtime_library(*, portable_switch: bool) -> Path:
 
 def _link(arguments: list[str], library: Path) -> None:
     """Make a shared library under a temporary name, then move it to its place."""
-    with tempfile.TemporaryDirectory(dir=cache_dir()) as folder:
+    with tempfile.TemporaryDirectory(dir=cache_folder("emulator")) as folder:
         made = Path(folder) / library.name
         _run([_compiler(), "-shared", *arguments, "-o", str(made)])
         made.replace(library)
@@ -269,7 +262,7 @@ def _build(source: Path, flags: list[str], library: Path, runtime: Path) -> list
     reject_unsupported(text)
     entries = find_entries(text)
     dynamic = uses_dynamic_shared(text)
-    with tempfile.TemporaryDirectory(dir=cache_dir()) as name:
+    with tempfile.TemporaryDirectory(dir=cache_folder("emulator")) as name:
         folder = Path(name)
         unit = folder / "module.ii"
         unit.write_text(text + _entry_points((e.name, e.max_threads) for e in entries))

@@ -120,3 +120,12 @@ def test_products_are_measured_and_still_right(monkeypatch: pytest.MonkeyPatch) 
     np.testing.assert_allclose(device.download(on_gpu[0]), a @ b, atol=1e-3)
     (name,) = json.loads(cache_file().read_text())
     assert "product out (512, 512) float32 = (512, 512) @ (512, 512) float32" in name
+
+
+def test_without_a_cache_folder_the_run_folder_keeps_the_choices(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, timed: list[int]
+) -> None:
+    monkeypatch.setattr("cupygpt.kernels.matmul_choice.cache_dir", lambda: None)
+    with measuring(tmp_path):
+        choose("p", three(), 1, None)
+    assert json.loads((tmp_path / "products.json").read_text()) == {"p": 2}

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.cache import cache_folder
 from support.kernel_variants import is_for_hopper, option_sets
 
 CUDA_DIR = Path(__file__).parents[2] / "cuda"
@@ -88,9 +89,7 @@ class Nvrtc:
         self._nvrtc, self._include_dir = nvrtc, include_dir
         headers = "".join(p.read_text() for p in sorted(CUDA_DIR.rglob("*.cuh")))
         self._base = f"{nvrtc.getVersion()} {headers}"
-        root = os.environ.get("CUPYGPT_CACHE_DIR")
-        self._cache = (Path(root) if root else Path.home() / ".cache" / "cupygpt") / "nvrtc"
-        self._cache.mkdir(parents=True, exist_ok=True)
+        self._cache = cache_folder("nvrtc")
 
     def log(self, file: str, architecture: int | str, options: Sequence[str]) -> str:
         """The compiler's log; AssertionError with that log if it fails."""

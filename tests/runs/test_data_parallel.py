@@ -78,9 +78,7 @@ def train(
             open_shards(str(tokens)), B, T, CONFIG.V, seed=7, rank=ranks.rank, num_ranks=world
         )
         feed = StepLoader(loader, accumulation)
-        results = [
-            trainer.step(feed.next_batch().packed, step, 1e-2).result() for step in range(STEPS)
-        ]
+        results = [trainer.step(feed.next_batch(), step, 1e-2).result() for step in range(STEPS)]
         return Result(trainer, [r.loss for r in results], [r.grad_norm for r in results])
 
     return run_ranks(world, rank)
