@@ -70,7 +70,7 @@ class PeerGPT(nn.Module):
         self.lnf.bias.copy_(torch.from_numpy(p.lnfb))
 
     def optimizer(
-        self, rate: float, betas: tuple[float, float], weight_decay: float
+        self, lr: float, betas: tuple[float, float], weight_decay: float
     ) -> torch.optim.Optimizer:
         """AdamW with weight decay on the matrices only, as in llm.c."""
         decayed = [p for p in self.parameters() if p.ndim >= 2]
@@ -80,7 +80,7 @@ class PeerGPT(nn.Module):
             {"params": others, "weight_decay": 0.0},
         ]
         fused = self.wte.weight.is_cuda
-        return torch.optim.AdamW(groups, lr=rate, betas=betas, eps=1e-8, fused=fused)
+        return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=1e-8, fused=fused)
 
 
 class Peer:

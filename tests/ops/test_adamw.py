@@ -37,7 +37,7 @@ def check(
     decays = np.zeros(size)
     for start, stop, decay in segments:
         decays[start:stop] = decay
-    update = partial(oracle.adamw, norm=norm, rate=rate, step=step, **settings)
+    update = partial(oracle.adamw, grad_norm=norm, lr=rate, step=step, **settings)
     want, plain = twice(
         update,
         *(dev.values(x) for x in (params if master is None else master, m, v, grads)),

@@ -75,11 +75,11 @@ def test_classifier_of_equal_logits() -> None:
 
 
 def test_adamw_by_hand() -> None:
-    """First step from zero: both moments are corrected to the gradient, decay comes on top."""
+    """First step from zero: both moments are corrected to the gradient, then decay is added."""
     zeros = np.zeros(2)
     params, m, v = oracle.adamw(
         np.array([1.0, 1.0]), zeros, zeros, np.array([0.5, -2.0]), np.array([0.0, 1.0]),
-        norm=1.0, rate=0.1, step=1, beta1=0.9, beta2=0.99, weight_decay=0.2, grad_clip=2.0,
+        grad_norm=1.0, lr=0.1, step=1, beta1=0.9, beta2=0.99, weight_decay=0.2, grad_clip=2.0,
     )  # fmt: skip
     np.testing.assert_allclose(m, [0.05, -0.2])
     np.testing.assert_allclose(v, [0.0025, 0.04])

@@ -78,8 +78,8 @@ def inputs(
     return out
 
 
-def train(trainer: Trainer, batches: list[np.ndarray], rate: float = 1e-3) -> list[StepResult]:
-    return [trainer.step(batch, i, rate).result() for i, batch in enumerate(batches)]
+def train(trainer: Trainer, batches: list[np.ndarray], lr: float = 1e-3) -> list[StepResult]:
+    return [trainer.step(batch, i, lr).result() for i, batch in enumerate(batches)]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -88,9 +88,9 @@ def test_losses_equal_the_cpu(gpu: Any, name: str, precision: str, limit: float)
     config, B, T = SHAPES[name]
     options = {"dropout_p": 0.1, "accumulation": 2, "seed": 5}
     batches = inputs(config, B, T, 20, accumulation=2)
-    rate = 1e-3 if config.C < 1000 else 1e-4  # at a rate that makes the loss jump, rounding grows
-    wanted = train(make(CPU(), config, B, T, **options), batches, rate)
-    got = train(make(gpu, config, B, T, precision=precision, graph=True, **options), batches, rate)
+    lr = 1e-3 if config.C < 1000 else 1e-4  # rounding errors grow where the loss jumps
+    wanted = train(make(CPU(), config, B, T, **options), batches, lr)
+    got = train(make(gpu, config, B, T, precision=precision, graph=True, **options), batches, lr)
     losses = np.array([[a.loss, b.loss] for a, b in zip(got, wanted, strict=True)])
     assert np.abs(losses[:, 0] - losses[:, 1]).max() < limit
 

@@ -16,7 +16,7 @@ class GoldenCase:
     config: GPTConfig
     B: int
     T: int
-    rate: float
+    lr: float
     weight_decay: float
     text: bool = False
     steps: int = 20

@@ -28,8 +28,8 @@ def losses(case: GoldenCase) -> list[float]:
     """The losses of PyTorch steps, eager, in float32, on the CPU."""
     model = PeerGPT(case.config)
     model.load(initial_parameters(case.config, 42))
-    optimizer = model.optimizer(case.rate, (0.9, 0.95), case.weight_decay)
-    schedule = Schedule("cosine", case.rate, 5, case.steps, 0.1)
+    optimizer = model.optimizer(case.lr, (0.9, 0.95), case.weight_decay)
+    schedule = Schedule("cosine", case.lr, 5, case.steps, 0.1)
     out = []
     for step, (tokens, targets) in enumerate(batches(case)):
         for group in optimizer.param_groups:

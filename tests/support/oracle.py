@@ -1,8 +1,8 @@
-"""What each op computes, in plain NumPy: the formulas, with no regard for speed or memory.
+"""What each op computes, in plain NumPy: the formulas, written without regard to speed or memory.
 
-Every function computes in the dtype of its inputs. In float64 it is the truth that the devices are
-compared with; in float32 it shows how far plain rounding leads away from it. Nothing here shares
-code with cupygpt/ops; test_oracle.py checks the gradients by central differences.
+Every function computes in the dtype of its inputs. Its float64 result is what the devices are
+compared with; its float32 result shows the error that plain rounding makes. Nothing here shares
+code with cupygpt/ops. tests/ops/test_oracle.py checks the gradients by central differences.
 """
 
 import math
@@ -81,26 +81,26 @@ def adamw(
     grads: Array,
     decays: Array,
     *,
-    norm: float,
-    rate: float,
+    grad_norm: float,
+    lr: float,
     step: int,
     beta1: float,
     beta2: float,
     weight_decay: float,
     grad_clip: float,
 ) -> tuple[Array, Array, Array]:
-    """params, m and v after update number `step` (1-based); decays (P,) holds 0 or 1."""
-    if grad_clip and norm > grad_clip:
-        grads = grads * (grad_clip / norm)
+    """params, m and v after update `step`, counted from 1; decays (P,) holds 0 or 1."""
+    if grad_clip and grad_norm > grad_clip:
+        grads = grads * (grad_clip / grad_norm)
     m = beta1 * m + (1.0 - beta1) * grads
     v = beta2 * v + (1.0 - beta2) * grads**2
     unbiased_m, unbiased_v = m / (1.0 - beta1**step), v / (1.0 - beta2**step)
     update = unbiased_m / (np.sqrt(unbiased_v) + 1e-8) + weight_decay * decays * params
-    return params - rate * update, m, v
+    return params - lr * update, m, v
 
 
 def philox_words(counter: list[int], key: list[int]) -> list[int]:
-    """Philox4x32-10 by the text of Salmon et al. 2011, in Python integers."""
+    """Philox4x32-10 as Salmon et al. 2011 describe it, in Python integers."""
     (c0, c1, c2, c3), (k0, k1) = counter, key
     for _ in range(10):
         product0, product1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
@@ -115,7 +115,7 @@ def philox_words(counter: list[int], key: list[int]) -> list[int]:
 
 
 def dropout(inp: Array, seed: int, step: int, site: int, p: float) -> Array:
-    """Flat inp through the mask of element i: word i % 4 of counter i // 4."""
+    """Flat `inp` with dropout: word i % 4 of counter i // 4 decides about element i."""
     out = np.zeros_like(inp)
     for i in range(inp.size):
         index = i // 4

@@ -24,7 +24,7 @@ def test_losses_equal_pytorch(name: str) -> None:
     settings = OptimizerSettings(weight_decay=case.weight_decay)
     trainer = Trainer(CPU(), RunShape(case.config, case.B, case.T), settings)
     trainer.params.flat[:] = initial_parameters(case.config, 42)
-    schedule = Schedule("cosine", case.rate, 5, case.steps, 0.1)
+    schedule = Schedule("cosine", case.lr, 5, case.steps, 0.1)
     losses = [
         trainer.step(pack([batch]), step, schedule(step)).result().loss
         for step, batch in enumerate(batches(case))
