@@ -76,6 +76,31 @@ def test_every_command_names_a_file_that_exists() -> None:
             assert (ROOT / words[1]).exists(), words[1]
 
 
+TEXTS = ["README.md", ".github/CONTRIBUTING.md", "tests/emulator/README.md"]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_every_path_in_a_text_exists(name: str) -> None:
+    text = (ROOT / name).read_text()
+    folders = "|".join(["cupygpt", "cuda", "tests", "tools", r"\.github", r"\.ci"])
+    paths = re.findall(rf"`((?:{folders})/[\w./]*)`", text)
+    paths += re.findall(r"\]\((\.?\w[\w./]*)\)", text)
+    planned = {path for path in paths if "swish" in path}  # the example of CONTRIBUTING
+    planned.add("tests/ops/test_every_op_is_complete.py")
+    missing = {path for path in paths if not (ROOT / path).exists()} - planned
+    assert paths
+    assert not missing, missing
+
+
+def test_the_readme_shows_every_room() -> None:
+    text = (ROOT / "README.md").read_text()
+    shown = set(re.findall(r"^\| `([\w/]+)/` \|", text, re.MULTILINE))
+    rooms = {"cupygpt", "cuda", "tests", "tools"}
+    rooms |= {file.parent.relative_to(ROOT).as_posix() for file in ROOT.glob("cupygpt/*/*.py")}
+    rooms |= {file.parent.relative_to(ROOT).as_posix() for file in ROOT.glob("cuda/*/*.cu*")}
+    assert rooms <= shown, rooms - shown
+
+
 def lines_of_ci() -> list[list[str]]:
     """Each line of .ci/run, split into words, without `--quiet`."""
     lines = (ROOT / ".ci" / "run").read_text().splitlines()
