@@ -1,5 +1,5 @@
-// Replaces the C library's <assert.h>, which ends the process instead of reporting a thread.
-// No include guard, like the original: every inclusion defines the macro anew.
+// Replaces the C library's <assert.h>, which ends the process and does not report the thread. There
+// is no include guard: as with the original, every inclusion defines the macro again.
 #undef assert
 #ifdef NDEBUG
 #define assert(condition) ((void)0)

@@ -1,11 +1,11 @@
-// Atomics. One CPU thread runs all emulated threads, so the plain operation is indivisible; what
-// matters is that the checker hears of it as an atomic one.
+// Atomics. One CPU thread runs all emulated threads, so a plain operation is atomic; the checker
+// must be told that it is.
 #pragma once
 #include "emulator_abi.h"
 
 namespace emu {
 
-// Not instrumented, or the checker would also see a plain read and a plain write.
+// Not instrumented: otherwise the checker would also see a plain read and a plain write.
 template <class T, class Update>
 __attribute__((noinline)) EMU_UNCHECKED T update_in_place(T* address, Update update) {
     T old = *address;

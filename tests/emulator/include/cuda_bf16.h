@@ -1,5 +1,5 @@
-// bfloat16 as storage and conversion. Arithmetic on it is left out on purpose: kernels compute in
-// float, and an operator missing here fails to compile with its name.
+// bfloat16: storage and conversion. It has no arithmetic, on purpose: kernels compute in float, and
+// the compiler's message names the operator that is missing.
 #pragma once
 #include "math_functions.h"
 #include "vector_types.h"

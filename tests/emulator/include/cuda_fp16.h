@@ -1,17 +1,18 @@
-// Half precision as storage and conversion; see cuda_bf16.h on why there is no arithmetic.
+// Half precision: storage and conversion. cuda_bf16.h says why there is no arithmetic.
 #pragma once
 #include "math_functions.h"
 #include "vector_types.h"
 
 namespace emu {
 
-// Round to nearest even. Written out because _Float16 is not in every supported g++.
+// Round to nearest even, in integers: not every supported g++ has _Float16.
 inline unsigned short half_bits(float value) {
     unsigned u = bits<unsigned>(value), sign = u >> 16 & 0x8000u, magnitude = u & 0x7fffffffu;
     if (magnitude > 0x7f800000u) return 0x7fff;
     if (magnitude >= 0x477ff000u) return (unsigned short)(sign | 0x7c00u);
     if (magnitude < 0x38800000u) {
-        // Subnormal: the float adder rounds when 0.5 puts the last bit of a half in its own last.
+        // Subnormal: after adding 0.5, the last bit of the float is the last bit of the half, so
+        // the addition rounds.
         float shifted = bits<float>(magnitude) + 0.5f;
         return (unsigned short)(sign | (bits<unsigned>(shifted) - bits<unsigned>(0.5f)));
     }

@@ -21,7 +21,7 @@
 // Last: these are macros.
 #include "keywords.h"
 
-// For code that needs another form under the emulator (TMA); cuda/lib/ptx.cuh is one.
+// For code that needs another form under the emulator, such as cuda/lib/ptx.cuh.
 #define CUPYGPT_EMULATOR 1
 #define __CUDACC__ 1
 #define __CUDACC_RTC__ 1

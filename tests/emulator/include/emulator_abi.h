@@ -1,13 +1,12 @@
-// What compiled kernels and the runtime say to each other. Everything else is private to one side.
+// The interface between compiled kernels and the runtime.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
-// Who calls: default arguments are evaluated at the call, so the place is the kernel author's line.
+// The caller's place: default arguments are evaluated at the call, so it is a line of the kernel.
 #define EMU_CALL_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-// For code of the emulator that is compiled together with a kernel: its accesses are not the
-// kernel's.
+// For code of the emulator that is compiled into a kernel: its accesses are not the kernel's.
 #define EMU_UNCHECKED __attribute__((no_sanitize("thread")))
 
 struct uint3 {
@@ -24,8 +23,8 @@ typedef void (*emu_combine)(void** lanes);
 enum emu_access { EMU_READ = 0, EMU_WRITE = 1, EMU_ATOMIC = 2 };
 
 extern "C" {
-// Constant for as long as a thread runs, hence `const`: the compiler may keep them in registers,
-// and no load is left for the access checker to look at.
+// `const` because they do not change while a thread runs: the compiler may keep them in registers,
+// and the checker sees no loads of them.
 uint3 emu_thread_index() __attribute__((const));
 uint3 emu_block_index() __attribute__((const));
 dim3 emu_block_size() __attribute__((const));
@@ -33,15 +32,15 @@ dim3 emu_grid_size() __attribute__((const));
 unsigned emu_lane() __attribute__((const));
 
 void emu_barrier(const char* file, int line);
-// Rendezvous of the whole warp; `orders_memory` only for __syncwarp.
+// All lanes of the warp wait for each other; only __syncwarp orders memory.
 void emu_warp(const char* operation, unsigned mask, void* data, emu_combine combine,
               int orders_memory, const char* file, int line);
 
-// Tells the checker of an access that the compiler's instrumentation does not see.
+// Tells the checker about an access that the compiler does not instrument.
 void emu_check(const void* address, size_t bytes, int access);
 void emu_fence();
 
-// Where the shared memory of the running block begins.
+// The start of the shared memory of the running block.
 void* emu_shared_memory() __attribute__((const));
 
 void emu_async_copy(void* shared, const void* global, size_t bytes, size_t source_bytes);

@@ -1,5 +1,5 @@
-// Device mathematics that the C library lacks. Fast variants are exact here: their error on a GPU
-// is not modelled.
+// Mathematical functions of the device that the C library does not have. The fast variants are
+// exact here: their error on a GPU is not modelled.
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -13,7 +13,7 @@ inline To bits(From from) {
     __builtin_memcpy(&to, &from, sizeof to);
     return to;
 }
-// Volatile keeps the compiler from contracting a product and a sum into one rounding.
+// Volatile prevents the compiler from fusing a product and a sum, which would round once only.
 inline float rounded(float value) {
     volatile float kept = value;
     return kept;
@@ -43,7 +43,7 @@ inline float __fsub_rn(float a, float b) { return emu::rounded(a) - emu::rounded
 inline float __fmul_rn(float a, float b) { return emu::rounded(a * b); }
 inline float __saturatef(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 
-// glibc declares functions of these names that it does not export: macros step around them.
+// glibc declares functions of these names but does not export them; macros avoid the conflict.
 #define __expf(x) expf(x)
 #define __exp10f(x) powf(10.0f, x)
 #define __logf(x) logf(x)
@@ -62,7 +62,7 @@ inline float __uint_as_float(unsigned x) { return emu::bits<float>(x); }
 inline long long __double_as_longlong(double x) { return emu::bits<long long>(x); }
 inline double __longlong_as_double(long long x) { return emu::bits<double>(x); }
 
-// To nearest, ties to even; NaN becomes 0 and the rest saturates, as on the device.
+// Round to nearest, ties to even; NaN becomes 0 and other values saturate, as on the device.
 inline int __float2int_rn(float x) {
     if (x != x) return 0;
     if (x >= 2147483648.0f) return INT32_MAX;

@@ -1,4 +1,4 @@
-// Cached loads and stores: hints to a GPU, plain accesses here.
+// Loads and stores with a cache hint: plain accesses here.
 #pragma once
 #include <cstring>
 #include "emulator_abi.h"
@@ -17,7 +17,7 @@ EMU_LOAD(__ldg) EMU_LOAD(__ldca) EMU_LOAD(__ldcg) EMU_LOAD(__ldcs) EMU_LOAD(__ld
 EMU_STORE(__stwb) EMU_STORE(__stcg) EMU_STORE(__stcs) EMU_STORE(__stwt)
 
 namespace emu {
-// The library's own memcpy is not instrumented: say what it touches.
+// The library's memcpy is not instrumented: tell the checker what it reads and writes.
 inline __attribute__((always_inline)) void* checked_memcpy(void* to, const void* from,
                                                            size_t bytes) {
     emu_check(from, bytes, EMU_READ);

@@ -65,7 +65,7 @@ struct Tf32K8 {
 struct MatrixLane {
     unsigned* registers;
     const void* row;
-    const char* element[4][2];  // where this lane's two elements of each matrix came from
+    const char* element[4][2];  // the source of this lane's two elements of each matrix
 };
 
 // Lane 8 m + i gives row i of matrix m; lane 4 i + j receives elements (i, 2 j) and (i, 2 j + 1),
@@ -103,8 +103,8 @@ inline __attribute__((always_inline)) void ldmatrix(const char* name, unsigned* 
     }
     MatrixLane data{registers, row, {}};
     emu_warp(name, 0xffffffffu, &data, &load_matrices<COUNT, TRANSPOSED>, 0, file, line);
-    // A lane reads what it receives, too: a row written by the lane that gives its address is not
-    // ordered before the others' reads.
+    // A lane also reads what it receives: a row that was written by the lane that gives its
+    // address is not ordered before the reads of the other lanes.
     for (int m = 0; m < COUNT; m++)
         for (int h = 0; h < 2; h++) emu_check(data.element[m][h], 2, EMU_READ);
 }
@@ -158,7 +158,8 @@ EMU_CP_ASYNC(cp_async8, 8)
 EMU_CP_ASYNC(cp_async16, 16)
 
 namespace emu {
-// By thread: copies were waited for and fence_for_wgmma (ptx_hopper_emulated.h) not called since.
+// By thread: it has waited for copies and has not called fence_for_wgmma since (see
+// ptx_hopper_emulated.h).
 inline bool copies_not_fenced[1024];
 EMU_UNCHECKED inline void note_copies() {
     const uint3 i = emu_thread_index();
@@ -174,8 +175,8 @@ inline __attribute__((always_inline)) void cp_async_wait() {
     emu::note_copies();
 }
 
-// All threads wait, not only those of the group: correct for kernels whose groups meet it equally
-// often, and the checker then cannot see what groups do to one another without a barrier.
+// All threads of the block wait, not only those of the group. This is right for kernels whose
+// groups call it equally often; but the checker cannot see a race between two groups.
 template <int THREADS>
 inline void sync_group(int, EMU_CALL_SITE) {
     emu_barrier(file, line);

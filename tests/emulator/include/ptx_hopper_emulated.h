@@ -1,20 +1,21 @@
-// Host version of cuda/lib/ptx_hopper.cuh: same names, and the matrix descriptors of the PTX ISA
-// ("Matrix descriptor format", "Strides"; 128-byte swizzle only).
+// Host version of cuda/lib/ptx_hopper.cuh: the same names, and the matrix descriptors of the PTX
+// ISA ("Matrix descriptor format", "Strides"; 128-byte swizzle only).
 //
-// A product is carried out when it is waited for, the latest moment a GPU may choose: until then
-// its accumulator holds NaN, and what is written to its tiles is used, or reported as a race. Each
-// warp computes its 16 rows; that the four warps of a group do the same is not checked.
+// A product is computed when the kernel waits for it, the latest moment that a GPU may choose.
+// Until then its accumulator holds NaN, and a write to its tiles changes the result or is reported
+// as a race. Each warp computes its 16 rows; nothing checks that the four warps of a group do the
+// same.
 #pragma once
 #include "ptx_emulated.h"
 
 namespace emu {
 
-constexpr int kMostProducts = 32;  // in flight, of one thread
+constexpr int kMostProducts = 32;  // that one thread may have in flight
 constexpr int kMostColumns = 128;
 
 struct Product {
     float* d;
-    float before[kMostColumns / 2];  // what d held
+    float before[kMostColumns / 2];  // the values of d before
     bool chained;                    // d is the result of a product that was still in flight
     bool accumulate, a_in_registers, b_is_rows;
     int columns;
@@ -22,7 +23,7 @@ struct Product {
     unsigned long long a_descriptor, b_descriptor;
 };
 
-// In order; group_ends counts the products up to the end of each committed group.
+// Oldest first; group_ends counts the products up to the end of each committed group.
 struct Products {
     Product list[kMostProducts];
     int count, group_ends[kMostProducts], groups;
@@ -36,7 +37,7 @@ EMU_UNCHECKED inline int linear_thread() {
     return i.x + size.x * (i.y + size.y * i.z);
 }
 
-// A matrix in shared memory: 8 rows of 128 bytes are a pattern of 1024; 64 columns a panel.
+// A matrix in shared memory. The swizzle repeats every 8 rows of 128 bytes; 64 columns are a panel.
 struct Matrix {
     char* start;
     size_t panel_stride, rows_stride;
@@ -51,8 +52,8 @@ struct Matrix {
         panel_stride = (descriptor >> 16 & 0x3fff) * 16;
         rows_stride = (descriptor >> 32 & 0x3fff) * 16;
     }
-    // Where the element of a row of memory lies. Swizzled by address, not by row: that is what
-    // makes a tile that does not begin at a multiple of 1024 bytes wrong.
+    // The address of an element. The swizzle follows the address, not the row: a tile that does not
+    // begin at a multiple of 1024 bytes is read wrongly.
     EMU_UNCHECKED char* at(int row, int column) const {
         uintptr_t address = uintptr_t(start) + column / 64 * panel_stride + row / 8 * rows_stride +
                             row % 8 * 128 + column % 64 * 2;
@@ -108,7 +109,7 @@ EMU_UNCHECKED inline void perform_products(void** lanes) {
     }
 }
 
-// Tells the checker what this lane stands for: a 32nd of the tiles' 16-byte units.
+// Tells the checker about this lane's share of the reads: every 32nd unit of 16 bytes of the tiles.
 EMU_UNCHECKED inline void check_reads(const Product& p, int thread) {
     const int lane = thread % 32, warp = thread / 32 % 4;
     const Matrix b(p.b_descriptor);

@@ -1,4 +1,4 @@
-// Built-in vector types, with CUDA's alignment: a misaligned 128-bit access is an error to report.
+// Built-in vector types with CUDA's alignment: a misaligned 128-bit access is reported.
 #pragma once
 #include "emulator_abi.h"
 

@@ -33,7 +33,7 @@ inline T shuffle(const char* name, unsigned mask, T value, unsigned source, cons
     return data.received;
 }
 
-// First lane of the caller's segment of `width` lanes.
+// The first lane in the caller's segment of `width` lanes.
 inline unsigned segment(int width) {
     return emu_lane() & ~unsigned(width - 1);
 }

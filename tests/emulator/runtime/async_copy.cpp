@@ -1,5 +1,5 @@
-// cp.async: a copy takes place when it is waited for, the latest moment a GPU may choose. Whoever
-// forgets to wait does not see the data.
+// cp.async: a copy is performed when the kernel waits for it, the latest moment that a GPU may
+// choose. A kernel that forgets to wait does not see the data.
 #include <cstring>
 
 #include "block.h"

@@ -24,7 +24,7 @@ struct Thread {
     uint3 index;
     unsigned linear, lane, warp;
     State state;
-    Place place;  // of the barrier or warp operation it waits at
+    Place place;  // the barrier or warp operation where it waits
     const char* operation;
     void* warp_data;
     // Committed groups, oldest first; the last one is open.
@@ -55,10 +55,10 @@ struct Block {
 
 extern Block block;
 
-// Runs all threads of the block `index` to their end.
+// Runs all threads of the block `index` until they end.
 void run_block(uint3 index, uint32_t number);
 
-// Ends in fail() if a thread leaves copies behind.
+// Calls fail() if the thread has not waited for all of its copies.
 void check_no_copies_left(Thread& thread);
 
 }  // namespace emu

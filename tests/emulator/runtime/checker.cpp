@@ -10,7 +10,7 @@
 
 namespace emu {
 
-// The history of one granule. `pending` is the place of an asynchronous copy still in flight.
+// The history of one granule. `pending` is the place of an asynchronous copy that is in flight.
 struct Cell {
     Stamp write, read;
     uint32_t write_pc, read_pc, pending;
@@ -39,12 +39,12 @@ static std::vector<Array> arrays;
 
 uint64_t module_offset(uintptr_t pc) {
     const Memory& memory = *checked_memory;
-    // One back from the return address: inside the call, so on its line.
+    // One byte before the return address lies inside the call, so on its line.
     return pc > memory.module_begin && pc <= memory.module_end ? pc - memory.module_begin - 1 : 0;
 }
 
 static Cell* map_cells(uint64_t bytes, unsigned granule) {
-    // Fresh pages are zero, and only those that are touched cost memory.
+    // New pages hold zeros, and only pages that are accessed take memory.
     size_t size = (bytes / granule + 2) * sizeof(Cell);
     void* cells = mmap(nullptr, size, PROT_READ | PROT_WRITE,
                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -85,9 +85,9 @@ struct Access {
     size_t bytes;
     int kind;
     Stamp now;
-    const char* shared_array;  // what is touched: a shared array, or else an argument
+    const char* shared_array;  // the array that is accessed: this shared one, or else an argument
     int argument;
-    uint64_t offset;  // in bytes, into it
+    uint64_t offset;  // in bytes, from the start of the array
 
     Place place() const { return {nullptr, 0, module_offset(pc)}; }
 };
@@ -114,7 +114,7 @@ struct Description {
 static void touch(Cell& cell, const Access& access, bool shared) {
     const Stamp now = access.now;
     if (shared) {
-        // Shared memory begins anew with each block.
+        // What earlier blocks did to shared memory does not count.
         if (cell.write && !same_block(cell.write, now)) cell.write = 0;
         if (cell.read && !same_block(cell.read, now)) cell.read = 0;
         if (cell.pending)
@@ -165,7 +165,7 @@ static void check_shared(Access& access) {
             if (holds(memory.shared_arrays[i])) last = &memory.shared_arrays[i];
     }
     const SharedArray* nearest = last;
-    if (!last) {  // between or behind the arrays: name the one that begins before it
+    if (!last) {  // between or after the arrays: name the one that begins before it
         for (uint64_t i = 0; i < memory.num_shared_arrays; i++) {
             const SharedArray& a = memory.shared_arrays[i];
             if (a.offset <= offset && (!nearest || a.offset > nearest->offset)) nearest = &a;
@@ -183,7 +183,7 @@ static void check_shared(Access& access) {
 }
 
 [[noreturn]] static void report_wild(const Access& access) {
-    // Name the argument that it most likely overran: the nearest one.
+    // Name the nearest argument: the kernel most likely ran past its end.
     const Array* nearest = nullptr;
     uintptr_t distance = ~uintptr_t(0);
     for (const Array& array : arrays) {

@@ -29,20 +29,20 @@ struct Memory {
     size_t stacks_bytes;
 };
 
-// Null while unchecked.
+// Null in runs without the checker.
 extern const Memory* checked_memory;
 
 // Maps shadow memory for everything in `memory` and starts checking.
 void start_checking(const Memory& memory);
 
-// Checks one access by the running thread; ends in fail() if it is wrong. `pc` is a return address.
+// Checks one access of the running thread; calls fail() if it is wrong. `pc` is a return address.
 void check_access(uintptr_t pc, const void* address, size_t bytes, int access);
 
-// An asynchronous copy into [address, address + bytes) begins: until it ends, touching it is wrong.
+// An asynchronous copy to [address, address + bytes) begins: until it ends, no access is allowed.
 void begin_async_write(uintptr_t pc, const void* address, size_t bytes);
 void end_async_write(uintptr_t pc, const void* address, size_t bytes);
 
-// Where the latest access was checked: where a thread is that is interrupted inside the checker.
+// The place of the latest checked access, for a thread that is interrupted inside the checker.
 extern uintptr_t last_access_pc;
 
 // The return address as an offset into the kernel's library, for Place::pc.

@@ -21,7 +21,7 @@ void switch_context(Context& from, Context& to) { swapcontext(&from.saved, &to.s
 
 #else
 
-// Saves what the System V ABI asks a callee to keep; the rest is dead across a call anyway.
+// Saves the registers that a callee must keep (System V ABI); a call destroys the others anyway.
 extern "C" void emu_switch_stack(void** save_to, void* load_from);
 asm(R"(
 .text
@@ -50,7 +50,7 @@ emu_switch_stack:
 void prepare(Context& context, char* low, size_t bytes, void (*entry)()) {
     auto top = reinterpret_cast<uintptr_t>(low + bytes) & ~uintptr_t(63);
     void** stack = reinterpret_cast<void**>(top);
-    *--stack = nullptr;  // a return address for entry(), which keeps the stack 16-byte aligned
+    *--stack = nullptr;  // a return address, so that entry() finds the stack 16-byte aligned
     *--stack = reinterpret_cast<void*>(entry);
     for (int saved_register = 0; saved_register < 6; saved_register++) *--stack = nullptr;
     context.stack_pointer = stack;

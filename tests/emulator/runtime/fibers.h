@@ -1,8 +1,8 @@
-// Switching between stacks: each emulated thread runs on its own.
+// Switching between stacks: each emulated thread has its own.
 #pragma once
 #include <cstddef>
 
-// The hand-written switch takes about 10 ns, swapcontext about 400 ns because of its system call.
+// The switch written here takes about 10 ns, swapcontext about 400 ns because of its system call.
 #if !defined(__x86_64__)
 #define EMULATOR_UCONTEXT 1
 #endif

@@ -1,5 +1,5 @@
-// What g++'s -fsanitize=thread and -fsanitize=bounds,alignment make a checked kernel call. The
-// sanitizers' own libraries are not linked: these functions are all there is.
+// The functions that a checked kernel calls because g++ compiled it with -fsanitize=thread and
+// -fsanitize=bounds,alignment. They take the place of the sanitizers' own libraries.
 #include <cstdint>
 
 #include "block.h"

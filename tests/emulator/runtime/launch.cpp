@@ -1,5 +1,5 @@
-// One launch: a child process runs the blocks one after another on memory shared with its parent,
-// so that whatever a kernel does to its process, the process that launched it lives on.
+// One launch: a child process runs the blocks one after another, on memory shared with its parent.
+// Whatever a kernel does to its process, the process that launched it survives.
 #include <algorithm>
 #include <cerrno>
 #include <csignal>
@@ -50,7 +50,7 @@ static int find_module(dl_phdr_info* info, size_t, void* data) {
         end = std::max<uintptr_t>(end, info->dlpi_addr + header.p_vaddr + header.p_memsz);
     }
     if (wanted->probe < begin || wanted->probe >= end) return 0;
-    // Offsets that addr2line understands count from the load address.
+    // addr2line counts offsets from the load address.
     wanted->begin = info->dlpi_addr;
     wanted->end = end;
     return 1;
@@ -76,7 +76,7 @@ static bool on_guard_page(uintptr_t address) {
 static void on_signal(int number, siginfo_t* info, void* context) {
     uintptr_t pc = interrupted_at(context);
     if (pc < memory.module_begin || pc >= memory.module_end) pc = last_access_pc;
-    checked_memory = &memory;  // module_offset() needs the bounds in unchecked mode too
+    checked_memory = &memory;  // module_offset() needs the bounds without the checker too
     const Place place{nullptr, 0, module_offset(pc + 1)};
     const auto address = uintptr_t(info->si_addr);
     if (number == SIGPROF)
@@ -99,7 +99,7 @@ static void catch_signals(int timeout_s) {
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     for (int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT, SIGPROF})
         sigaction(number, &action, nullptr);
-    signal(SIGINT, SIG_DFL);  // not Python's handler, which would only set a flag
+    signal(SIGINT, SIG_DFL);  // replaces Python's handler, which would only set a flag
     sigset_t all;
     sigfillset(&all);
     sigprocmask(SIG_UNBLOCK, &all, nullptr);
@@ -107,7 +107,7 @@ static void catch_signals(int timeout_s) {
     setitimer(ITIMER_PROF, &timer, nullptr);
 }
 
-// Fills it with NaN in every float type, so that unchecked runs notice as well.
+// Fills shared memory with NaN in every float type, so that runs without the checker notice too.
 static void forget_shared_memory() {
     for (uint64_t i = 0; i < memory.num_shared_arrays; i++) {
         const SharedArray& array = memory.shared_arrays[i];
@@ -162,7 +162,7 @@ extern "C" {
 
 // 0: the kernel ran. 1: `report` says what went wrong. Negative: no process could be started.
 int emu_launch(const Request* request, Report* shared_report) {
-    fflush(nullptr);  // or the child would print the parent's buffers again
+    fflush(nullptr);  // otherwise the child would print the parent's buffers again
     const pid_t child = fork();
     if (child < 0) return -errno;
     if (child == 0) {

@@ -30,7 +30,7 @@ void fail(const char* kind, const Place& where, const Place& other, const char* 
         memcpy(report->block, at, sizeof at);
         report->in_thread = 1;
     }
-    fflush(stdout);  // what the kernel printed so far
+    fflush(stdout);  // what the kernel has printed until now
     _exit(1);
 }
 

@@ -1,4 +1,4 @@
-// Which thread runs next; barriers; the meeting of a warp's lanes.
+// Which thread runs next; barriers; operations that all lanes of a warp do together.
 #include <cstring>
 
 #include "block.h"
@@ -17,7 +17,7 @@ static void resume(Context& from, Thread* next) {
     switch_context(from, next ? next->context : block.launcher);
 }
 
-// Hands over to the next ready thread, or to the launcher when there is none.
+// Switches to the next ready thread, or to the launcher if there is none.
 static void run_another(Thread& self) {
     if (block.ready.empty()) return resume(self.context, nullptr);
     Thread& next = block.threads[block.ready.front()];
@@ -56,7 +56,7 @@ static void thread_main() {
     __builtin_unreachable();
 }
 
-// Nobody can run and not all have finished.
+// No thread is ready, and not all have finished.
 [[noreturn]] static void report_deadlock() {
     Thread* barrier = block.at_barrier ? block.first_at_barrier : nullptr;
     Thread* warp = nullptr;
@@ -69,7 +69,7 @@ static void thread_main() {
     Thread* first = warp ? warp : barrier;
     block.running = first;
     fail("deadlock", first->place, barrier && warp ? barrier->place : Place{},
-         "no thread can go on: %u at __syncthreads(), %u at a warp operation%s%s, %u returned",
+         "no thread can continue: %u at __syncthreads(), %u at a warp operation%s%s, %u returned",
          block.at_barrier, at_warp, warp ? ", the first at " : "", warp ? warp->operation : "",
          block.finished);
 }
@@ -96,7 +96,7 @@ void run_block(uint3 index, uint32_t number) {
         thread.lane = i % 32;
         thread.warp = i / 32;
         char* low = block.stacks + i * (kStackBytes + kGuardBytes) + kGuardBytes;
-        // Equal stack offsets would share few cache sets: stagger the tops.
+        // With equal offsets the tops of the stacks would share few cache sets.
         prepare(thread.context, low, kStackBytes - i % 16 * 256, thread_main);
         make_ready(thread);
     }

@@ -1,4 +1,4 @@
-// When a memory cell was last touched, and whether that lies before now.
+// When a cell of memory was last accessed, and whether that access is ordered before one now.
 #pragma once
 #include <cstdint>
 
@@ -7,8 +7,8 @@
 namespace emu {
 
 // One 64-bit word: block + 1 | __syncthreads passed | __syncwarp passed | thread | flags.
-// Zero means never. A counter that wraps can only hide a race between accesses exactly one
-// period apart.
+// Zero means never. The counters wrap around, which can hide a race only between accesses that are
+// exactly one period apart.
 typedef uint64_t Stamp;
 
 constexpr int kThreadShift = 4, kWarpShift = 14, kBarrierShift = 26, kBlockShift = 42;
@@ -16,7 +16,7 @@ constexpr uint64_t kThreadMask = 1023, kWarpMask = 4095, kBarrierMask = 65535;
 
 // On a write:
 constexpr Stamp kAtomic = 1;
-// On a read: others have read too, ...
+// On a read: other threads have read too, ...
 constexpr Stamp kOtherLane = 2;   // of the same warp, since its last __syncwarp
 constexpr Stamp kOtherWarp = 4;   // of the same block, since its last __syncthreads
 constexpr Stamp kOtherBlock = 8;  // of the same grid
@@ -46,7 +46,7 @@ inline bool ordered(Stamp before, Stamp now) {
     return same_warp(before, now) && !same_warp_sync(before, now);
 }
 
-// The flags for a new read stamp, given the last one.
+// The flags of a new read stamp that follows the stamp `last`.
 inline Stamp other_readers(Stamp last, Stamp now) {
     if (!last) return 0;
     if (!same_block(last, now)) return kOtherBlock;
@@ -58,7 +58,7 @@ inline Stamp other_readers(Stamp last, Stamp now) {
     return flags | (thread_of(last) == thread_of(now) ? last & kOtherLane : kOtherLane);
 }
 
-// Are all reads that `last` stands for ordered before a write now?
+// Are all reads that `last` records ordered before a write now?
 inline bool all_reads_ordered(Stamp last, Stamp now) {
     if (!last) return true;
     if (last & kOtherBlock || !same_block(last, now)) return false;

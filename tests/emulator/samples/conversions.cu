@@ -2,7 +2,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-// The compiler's choice of floatX, as the project's kernels use it.
+// floatX is chosen by a compiler option, as in the kernels of cuda/.
 extern "C" __global__ void to_floatX(floatX* out, const float* inp, int n) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;
     if (i < n) out[i] = (floatX)inp[i];

@@ -1,4 +1,4 @@
-// Kernels that go wrong, one each; the reported line carries the kernel's name.
+// Kernels with one fault each; the line that must be reported carries the kernel's name.
 
 extern "C" __global__ void endless_loop(volatile int* flag) {
     while (*flag == 0) {  // FAULT: endless_loop
@@ -62,7 +62,7 @@ extern "C" __global__ void writes_device_variable(int* out) {
     if (threadIdx.x == 0) counter = out[0];  // FAULT: writes_device_variable
 }
 
-// Beyond its view, inside the allocation that the view is cut from.
+// Writes outside its view, but inside the allocation of which the view is a part.
 extern "C" __global__ void leaves_its_view(float* view, int n) {
     view[n + threadIdx.x] = 1.0f;  // FAULT: leaves_its_view
 }
@@ -74,7 +74,7 @@ extern "C" __global__ void reads_other_block(float* data, float* out) {
     out[i] = data[(i + 32) % (gridDim.x * 32)];  // FAULT: reads_other_block
 }
 
-// Half a 128-bit vector off.
+// The address is half a 128-bit vector off.
 extern "C" __global__ void misaligned_global(float4* out, const float* inp) {
     out[threadIdx.x] = *(const float4*)(inp + 2 + 4 * threadIdx.x);  // FAULT: misaligned_global
 }

@@ -1,4 +1,4 @@
-// One warp multiplies 16 x K by K x 8: the fragments of ptx.cuh against plain matrices.
+// One warp multiplies 16 x K by K x 8 with the fragments of ptx.cuh.
 #include "lib/ptx.cuh"
 
 // d = a b^T + c; a (16, 16) and b (8, 16) bf16, c and d (16, 8). Through shared memory and
@@ -32,7 +32,7 @@ extern "C" __global__ void mma_tf32(float* d, const float* a, const float* b, co
     for (int r = 0; r < 4; r++) d[(g + r / 2 * 8) * 8 + t * 2 + r % 2] = fd[r];
 }
 
-// As mma_tf32, with operands as they are: what does the hardware make of the low 13 bits?
+// As mma_tf32 without rounding the operands: what does the hardware do with the low 13 bits?
 extern "C" __global__ void mma_tf32_unrounded(float* d, const float* a, const float* b,
                                               const float* c) {
     const int lane = threadIdx.x, g = lane / 4, t = lane % 4;

@@ -44,7 +44,7 @@ extern "C" __global__ void warp_functions(unsigned* out) {
     o[256] = __reduce_max_sync(0xffffffffu, lane ^ 7);
 }
 
-// results[0..5]: what each atomic leaves behind, called by all threads of all blocks.
+// results[0..5]: the result of each atomic after all threads of all blocks have called it.
 extern "C" __global__ void atomic_functions(int* ints, unsigned* uints, unsigned long long* longs,
                                             float* floats) {
     const int i = blockIdx.x * blockDim.x + threadIdx.x;

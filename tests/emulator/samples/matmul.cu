@@ -1,5 +1,5 @@
 // out[m, n] = sum over k of a[m, k] * b[n, k]; a (M, K), b (N, K), out (M, N); any M and N, K a
-// multiple of 4. A block of 64 threads makes a 32 x 32 tile, a thread 4 x 4 of it.
+// multiple of 4. A block of 64 threads computes a 32 x 32 tile, each thread 4 x 4 of it.
 #ifndef BUG
 #define BUG none
 #endif
@@ -24,7 +24,7 @@ constexpr int TILE = 32, DEPTH = 16;
 extern "C" __global__ void __launch_bounds__(64)
     matmul(float* __restrict__ out, const float* __restrict__ a, const float* __restrict__ b, int M,
            int N, int K) {
-    // The row of padding keeps the columns of a store in different banks.
+    // With a row of padding, the columns that a store writes lie in different banks.
     __shared__ __align__(16) float As[DEPTH][TILE + 4];
     __shared__ __align__(16) float Bs[DEPTH][TILE + 4];
     const int m0 = blockIdx.y * TILE, n0 = blockIdx.x * TILE;

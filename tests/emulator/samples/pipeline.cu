@@ -1,5 +1,5 @@
-// out[i] = inp[i] + inp[i mirrored in its tile of 256]; n a multiple of 4. Tiles of a block's share
-// come through two buffers by cp.async, the next one while the present one is worked on.
+// out[i] = inp[i] + inp[i mirrored in its tile of 256]; n is a multiple of 4. A block copies its
+// tiles to two buffers in turn by cp.async: the next tile arrives while this one is computed.
 #include "lib/ptx.cuh"
 #ifndef BUG
 #define BUG none

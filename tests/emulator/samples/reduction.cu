@@ -18,7 +18,7 @@ __device__ __forceinline__ float warp_sum(float v) {
     return v;
 }
 
-// The sum over the block, in every thread. May be called again without a barrier in between.
+// The sum over the block, in every thread. It may be called again without a barrier.
 __device__ float block_sum(float v) {
     __shared__ float partial[32];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
