@@ -1,4 +1,8 @@
-"""Everything a person sees of a run: a live bar on a terminal, plain lines anywhere else."""
+"""Everything a person sees of a run: a live bar on a terminal, plain lines anywhere else.
+
+The plain lines are a file format: people search them with grep. Rich's progress columns write other
+forms ("0:00:05" for "0:05", no rates), so the numbers are formatted here, for both outputs alike.
+"""
 
 import math
 import time
@@ -16,28 +20,34 @@ from rich.table import Table
 from rich.text import Text
 
 SMOOTHING = 0.9
+"""Share of the earlier values in a smoothed one."""
 PLAIN_WIDTH = 100
 LABEL_WIDTH = 12
 
 
 @dataclass(frozen=True)
 class StepLine:
-    """What is shown of one optimizer step; `step` counts finished steps, from 1."""
+    """What is shown of one optimizer step; `step` counts finished steps, from 1.
+
+    `loss` in nats per token, `lr` the learning rate, `grad_norm` before clipping, `step_s` seconds,
+    `tokens` of all ranks together, `mfu` the share of the GPU's peak rate, None if that is unknown.
+    """
 
     step: int
     epoch: float
     loss: float
-    rate: float
-    norm: float
+    lr: float
+    grad_norm: float
     step_s: float
     tokens: int
     mfu: float | None = None
 
 
 class Console:
-    """Prints a run. `terminal` None asks the stream; `clock` serves the time left.
+    """Prints a run.
 
-    `memory` gives the bytes in use; it is asked only when they are shown.
+    `terminal` says whether the stream is one; None asks the stream. `clock` gives seconds. `memory`
+    gives the bytes in use and is called only when they are shown.
     """
 
     def __init__(
@@ -60,14 +70,14 @@ class Console:
         self._clock = clock
         self.memory = memory
         self._live: Live | None = None
-        self._total, self._first = 0, 0
+        self._total_steps, self._first_step = 0, 0
         self._started = 0.0
-        self._loss = _Smoothed()
-        self._step_s = _Smoothed()
+        self._loss = SmoothedMean()
+        self._step_s = SmoothedMean()
         self._latest: _Shown | None = None
 
     def header(self, rows: Sequence[tuple[str, str]]) -> None:
-        """The table that opens a run: label and text, one row each."""
+        """The table at the start of a run: rows of label and text."""
         table = Table.grid(padding=(0, 1))
         table.add_column(style="bold", width=LABEL_WIDTH)
         table.add_column(overflow="fold")
@@ -85,7 +95,7 @@ class Console:
 
     @contextmanager
     def progress(self, text: str) -> Iterator[Callable[[int, int], None]]:
-        """A line that counts up while something is prepared, and stays with its duration."""
+        """A line that counts up while something is prepared, and then shows how long it took."""
         started = self._clock()
         with Live(console=self._rich, transient=True) if self.live_mode else nullcontext() as live:
 
@@ -96,12 +106,12 @@ class Console:
             yield show
         self._line(Text(f"{text}: {self._clock() - started:.1f} s", style="dim"))
 
-    def start(self, first: int, total: int) -> None:
-        """The loop begins after `first` of `total` steps."""
-        self._first, self._total = first, total
+    def start(self, first_step: int, total_steps: int) -> None:
+        """The loop begins after `first_step` of `total_steps` steps."""
+        self._first_step, self._total_steps = first_step, total_steps
         self._started = self._clock()
         if self.live_mode:
-            # Drawn on a timer from the latest step: a step itself costs no drawing.
+            # A timer draws the latest step, so that a step costs no time for drawing.
             self._live = Live(
                 console=self._rich, refresh_per_second=8, transient=True, get_renderable=self._bar
             )
@@ -112,7 +122,10 @@ class Console:
         self._latest = _Shown(line, self._loss.add(line.loss), self._step_s.add(line.step_s))
         if self._live:
             return
-        if line.step % self._log_every == 0 or line.step in (self._first + 1, self._total):
+        if line.step % self._log_every == 0 or line.step in (
+            self._first_step + 1,
+            self._total_steps,
+        ):
             self._line(Text(self._plain(self._latest)))
 
     def validation(
@@ -139,7 +152,7 @@ class Console:
         self._line(Text(f"step {step:>{self._digits}} | checkpoint saved in {place}", style="dim"))
 
     def finish(self) -> None:
-        """Take the bar away; lines printed before stay."""
+        """Remove the bar; printed lines stay."""
         if self._live:
             self._live.stop()
             self._live = None
@@ -150,20 +163,20 @@ class Console:
 
     @property
     def _digits(self) -> int:
-        return max(4, len(str(self._total)))
+        return max(4, len(str(self._total_steps)))
 
     def _line(self, text: Text) -> None:
-        # Long lines wrap on a terminal, and stay whole for grep in a file.
+        # Long lines wrap on a terminal, but stay whole in a file, for grep.
         self._rich.print(text, soft_wrap=not self.live_mode)
 
     def _plain(self, shown: "_Shown") -> str:
         line = shown.line
         parts = [
-            f"step {line.step:>{self._digits}}/{self._total}",
+            f"step {line.step:>{self._digits}}/{self._total_steps}",
             f"epoch {line.epoch:.2f}",
             f"loss {line.loss:.4f}",
-            f"norm {line.norm:.4f}",
-            f"lr {line.rate:.2e}",
+            f"norm {line.grad_norm:.4f}",
+            f"lr {line.lr:.2e}",
             f"{1e3 * line.step_s:.2f} ms",
             f"{_count(line.tokens / shown.step_s)} tok/s",
             f"ETA {_duration(self._eta_s(line.step))}",
@@ -179,14 +192,14 @@ class Console:
         bar.add_column(ratio=1)
         bar.add_column(no_wrap=True, justify="right")
         bar.add_row(
-            f"step {line.step}/{self._total}",
-            ProgressBar(total=self._total, completed=line.step),
+            f"step {line.step}/{self._total_steps}",
+            ProgressBar(total=self._total_steps, completed=line.step),
             f"epoch {line.epoch:.2f}  ETA {_duration(self._eta_s(line.step))}",
         )
         figures = [
             f"[bold]loss {self._latest.loss:.4f}[/]",
-            f"lr {line.rate:.2e}",
-            f"norm {line.norm:.2f}",
+            f"lr {line.lr:.2e}",
+            f"norm {line.grad_norm:.2f}",
             f"{1e3 * self._latest.step_s:.1f} ms/step",
             f"{_count(line.tokens / self._latest.step_s)} tok/s",
             *self._extras(line),
@@ -199,8 +212,8 @@ class Console:
         return extras if memory is None else [*extras, format_bytes(memory)]
 
     def _eta_s(self, step: int) -> float:
-        done = max(1, step - self._first)
-        return self.elapsed_s() / done * (self._total - step)
+        done = max(1, step - self._first_step)
+        return self.elapsed_s() / done * (self._total_steps - step)
 
 
 @dataclass(frozen=True)
@@ -212,20 +225,21 @@ class _Shown:
     step_s: float
 
 
-class _Smoothed:
-    """Exponential mean without the bias of its start."""
+class SmoothedMean:
+    """Exponential mean of a series, corrected at its start, where few values have been added."""
 
     def __init__(self) -> None:
         self._sum, self._weight = 0.0, 0.0
 
     def add(self, value: float) -> float:
+        """Add a value; returns the mean so far."""
         self._sum = SMOOTHING * self._sum + (1.0 - SMOOTHING) * value
         self._weight = SMOOTHING * self._weight + (1.0 - SMOOTHING)
         return self._sum / self._weight
 
 
 def printable(text: str) -> str:
-    """`text` with control characters made visible: a model may write any byte."""
+    """`text` with control characters made visible, because a model may write any byte."""
     return "".join(c if c.isprintable() or c == "\n" else _visible(c) for c in text)
 
 
@@ -234,19 +248,21 @@ def _visible(character: str) -> str:
 
 
 def format_bytes(count: int) -> str:
-    """Bytes in the unit that reads best."""
+    """A number of bytes in MiB, or from 1 GiB on in GiB."""
     if count >= 2**30:
         return f"{count / 2**30:.2f} GiB"
     return f"{count / 2**20:.0f} MiB"
 
 
 def _count(value: float) -> str:
+    """A number in thousands or millions: 950, 10.2k, 1.25M."""
     if value >= 1e6:
         return f"{value / 1e6:.2f}M"
     return f"{value / 1e3:.1f}k" if value >= 1e3 else f"{value:.0f}"
 
 
 def _duration(seconds: float) -> str:
+    """Seconds as m:ss or h:mm:ss, rounded."""
     if not math.isfinite(seconds):
         return "?"
     minutes, seconds = divmod(int(seconds + 0.5), 60)

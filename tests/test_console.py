@@ -17,7 +17,7 @@ class Clock:
 
 def line(step: int, **changes: float) -> StepLine:
     values = {
-        "step": step, "epoch": 0.5, "loss": 2.5, "rate": 1e-3, "norm": 0.75, "step_s": 0.1,
+        "step": step, "epoch": 0.5, "loss": 2.5, "lr": 1e-3, "grad_norm": 0.75, "step_s": 0.1,
         "tokens": 1024,
     } | changes  # fmt: skip
     return StepLine(**values)  # type: ignore[arg-type]

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cupygpt.cli import run_cli
+from cupygpt.console import SmoothedMean
 from cupygpt.errors import ConfigError, DataError
-
-SMOOTHING = 0.9
 
 
 @dataclass
@@ -51,14 +50,9 @@ def read_log(path: Path) -> Curves:
 
 
 def smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Exponential mean of the losses, without the bias of its start."""
-    total = weight = 0.0
-    out = []
-    for step, loss in points:
-        total = SMOOTHING * total + (1 - SMOOTHING) * loss
-        weight = SMOOTHING * weight + (1 - SMOOTHING)
-        out.append((step, total / weight))
-    return out
+    """The losses as an exponential mean."""
+    mean = SmoothedMean()
+    return [(step, mean.add(loss)) for step, loss in points]
 
 
 def plot(runs: list[Curves], out: Path) -> None:

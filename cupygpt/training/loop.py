@@ -162,16 +162,14 @@ class Run:
         )
         self.console.step(
             StepLine(
-                queued.step + 1,
-                epoch,
-                result.loss,
-                queued.lr,
-                result.grad_norm,
-                elapsed,
-                plan.tokens_per_step,
-                None
-                if plan.peak_flops is None
-                else plan.flops_per_step / plan.peak_flops / elapsed,
+                step=queued.step + 1,
+                epoch=epoch,
+                loss=result.loss,
+                lr=queued.lr,
+                grad_norm=result.grad_norm,
+                step_s=elapsed,
+                tokens=plan.tokens_per_step,
+                mfu=plan.flops_per_step / plan.peak_flops / elapsed if plan.peak_flops else None,
             )
         )
 
