@@ -1,3 +1,5 @@
+"""Every tool runs, and says what is wrong with bad input."""
+
 import ast
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Work in blocks on all cores: everything once, errors reported, nothing left running."""
+"""Work in blocks on all cores: each index once, errors are raised, no thread stays behind."""
 
 import threading
 

@@ -53,13 +53,13 @@ def test_upload_takes_strided_sources_of_any_shape() -> None:
     assert device.download(target).tolist() == [[0, 2, 4], [1, 3, 5]]
 
 
-def test_upload_refuses_a_lossy_kind_of_conversion() -> None:
+def test_upload_refuses_to_turn_floats_into_integers() -> None:
     device = require_gpu()
     with pytest.raises(TypeError, match="same_kind"):
         device.upload(device.zeros(2, np.uint16), np.array([1.5, 2.5]))
 
 
-def test_read_later_gives_the_values_of_its_moment() -> None:
+def test_read_later_gives_the_values_at_the_time_of_the_call() -> None:
     device = require_gpu()
     array = device.zeros(1000, np.float32)
     array.fill(1)
@@ -117,7 +117,7 @@ def test_an_upload_cannot_be_captured() -> None:
         device.capture(lambda: device.upload(array, np.zeros(4, np.float32)))
 
 
-def test_description_names_what_matters() -> None:
+def test_description_names_gpu_capability_memory_and_cupy() -> None:
     device = require_gpu()
     major, minor = device.compute_capability
     text = device.describe()

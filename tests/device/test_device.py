@@ -1,4 +1,4 @@
-"""Which device a run gets, and what it is told when there is no GPU to be had."""
+"""Which device a run gets, and the reason it is told if no GPU can be used."""
 
 import sys
 from types import ModuleType, SimpleNamespace
@@ -62,7 +62,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def cuda_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in for cuda_device.py, which needs CuPy to be imported."""
+    """Takes the place of device/cuda.py, whose import needs CuPy."""
     module: Any = ModuleType("cupygpt.device.cuda")
     module.CUDA = lambda index: SimpleNamespace(name="cuda", index=index)
     monkeypatch.setitem(sys.modules, "cupygpt.device.cuda", module)
@@ -107,7 +107,7 @@ def test_without_a_usable_gpu(machine: Any, case: str) -> None:
         assert pytest.raises(DeviceError, match=reason).matches(DeviceError(text)), text
 
 
-def test_missing_cupy_names_the_extra_that_suits_the_driver(
+def test_missing_cupy_names_the_extra_for_the_driver(
     machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class NotInstalled:
@@ -123,7 +123,7 @@ def test_missing_cupy_names_the_extra_that_suits_the_driver(
         assert reason == f"CuPy is not installed: pip install 'cupygpt[{extra}]'."
 
 
-def test_broken_cupy_shows_its_own_words(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_of_a_broken_cupy_is_shown(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     class Broken:
         def find_spec(self, name: str, *_: Any) -> None:
             if name == "cupy":
@@ -181,7 +181,7 @@ def test_default_precision_follows_the_hardware() -> None:
         assert default_precision(gpu(*capability))[0] is BF16
 
 
-def test_precision_the_device_lacks_is_refused() -> None:
+def test_a_precision_that_the_device_does_not_have_is_refused() -> None:
     for device in (CPU(), gpu(7, 5)):
         check_precision(device, FP32)
         for precision in (TF32, BF16):
@@ -202,7 +202,7 @@ def test_cpu_arrays_start_as_zeros_and_take_what_is_uploaded() -> None:
         device.upload(device.zeros(1, np.int32), np.array([1.5]))
 
 
-def test_cpu_read_later_gives_the_values_of_its_moment() -> None:
+def test_cpu_read_later_gives_the_values_at_the_time_of_the_call() -> None:
     device = CPU()
     array = device.zeros(2, np.float32)
     pending = device.read_later(array)
@@ -212,7 +212,7 @@ def test_cpu_read_later_gives_the_values_of_its_moment() -> None:
     assert pending.value().tolist() == [0, 0]
 
 
-def test_cpu_memory_that_cannot_be_had() -> None:
+def test_too_much_cpu_memory_is_refused() -> None:
     with pytest.raises(DeviceError, match=r"4194304\.0 GiB of main memory"):
         CPU().zeros(1 << 50, np.float32)
 

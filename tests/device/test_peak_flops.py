@@ -1,4 +1,4 @@
-"""Peak rates by GPU name, as the driver writes the names."""
+"""Peak rates of GPUs, by the names that the driver gives them."""
 
 import pytest
 
@@ -34,5 +34,5 @@ def test_known_gpus(name: str, fp32: float, tf32: float | None, bf16: float | No
         "",
     ],
 )
-def test_no_figure_rather_than_a_wrong_one(name: str) -> None:
+def test_unknown_gpus_have_no_figure(name: str) -> None:
     assert peak_flops(name, "fp32") is None

@@ -1,4 +1,4 @@
-"""Regions of the upload ring: none is handed out while a copy still reads from it."""
+"""Regions of the upload ring: a region is used again only when no copy reads from it."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from cupygpt.device.pinned_ring import PinnedRing
 
 
 class Copies:
-    """A stream whose copies are done only when somebody waits for them."""
+    """A stream whose copies end only when somebody waits for them."""
 
     def __init__(self) -> None:
         self.waited: list[int] = []
@@ -43,18 +43,18 @@ def test_nothing_waits_until_the_ring_is_full() -> None:
     assert copies.waited == []
 
 
-def test_a_wrap_waits_for_the_oldest_that_overlaps_and_no_more() -> None:
+def test_a_wrap_waits_only_for_regions_that_overlap() -> None:
     copies = Copies()
     ring = PinnedRing(np.zeros(4096, np.uint8), copies.record)
     for _ in range(4):
         take(ring, 1000)
     take(ring, 1500)  # lies where regions 0 and 1 were
     assert copies.waited == [0, 1]
-    take(ring, 600)  # reaches into region 2's place
+    take(ring, 600)  # overlaps region 2
     assert copies.waited == [0, 1, 2]
 
 
-def test_a_region_that_does_not_fit_before_the_end_starts_over() -> None:
+def test_a_region_that_does_not_fit_before_the_end_begins_at_0() -> None:
     copies = Copies()
     buffer = np.zeros(4096, np.uint8)
     ring = PinnedRing(buffer, copies.record)
@@ -85,7 +85,7 @@ def test_regions_never_overlap_a_copy_in_flight() -> None:
     assert copies.waited == sorted(copies.waited)
 
 
-def test_more_than_the_ring_is_our_own_mistake() -> None:
+def test_a_region_larger_than_the_ring_is_a_bug() -> None:
     ring = PinnedRing(np.zeros(16, np.uint8), Copies().record)
     with pytest.raises(AssertionError), ring.take(17):
         pass

@@ -84,7 +84,7 @@ def test_gradients_are_those_of_the_whole_batch(
 def test_a_layer_is_done_when_nothing_more_is_added_to_it(
     monkeypatch: pytest.MonkeyPatch, cores: int, dropout_p: float
 ) -> None:
-    """Ranks sum a layer's gradients from then on."""
+    """Only then can the ranks begin to add up its gradients."""
     monkeypatch.setattr(model, "num_slices", lambda array: cores)
     trainer, (x, y) = make_trainer(dropout_p=dropout_p), tokens()
     seen = {}
@@ -122,7 +122,7 @@ def test_every_parameter_has_its_own_derivative() -> None:
         assert slope == pytest.approx(wanted, rel=1e-5, abs=1e-8), name
 
 
-def test_padding_rows_get_no_gradient_whatever_they_hold() -> None:
+def test_padding_rows_get_no_gradient_whatever_their_values() -> None:
     trainer = make_trainer()
     trainer.params.wte[CONFIG.V :] = 3.0
     x, y = tokens()
@@ -133,7 +133,7 @@ def test_padding_rows_get_no_gradient_whatever_they_hold() -> None:
     assert trainer.evaluate([(x, y)]) == filled
 
 
-def test_the_future_is_not_seen() -> None:
+def test_no_position_sees_later_tokens() -> None:
     trainer = make_trainer()
     x, y = tokens()
     trainer.evaluate([(x, y)])
@@ -174,8 +174,8 @@ def test_float32_is_close_to_float64() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_buffers_end_with_the_trainer(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
-    """Without waiting for a garbage collection: a GPU's memory is wanted at once."""
+def test_the_buffers_are_freed_with_the_trainer(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """At once and not at the next garbage collection: others need the memory of a GPU."""
     monkeypatch.setattr(model, "num_slices", lambda array: count)
     trainer = make_trainer()
     trainer.step(pack([tokens()]), 0, 0.0)

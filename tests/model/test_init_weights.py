@@ -1,3 +1,5 @@
+"""Initial weights equal those of llm.c."""
+
 import numpy as np
 import pytest
 

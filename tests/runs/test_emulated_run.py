@@ -80,7 +80,7 @@ def test_bfloat16_trains_like_float32(emulated_gpu: EmulatedGPU, master: bool) -
         np.testing.assert_array_equal(bits, to_bfloat16(np.asarray(ends[1][1].master)))
 
 
-def test_text_agrees(emulated_gpu: EmulatedGPU) -> None:
+def test_generated_text_agrees(emulated_gpu: EmulatedGPU) -> None:
     texts = []
     for device in (CPU(), emulated_gpu):
         generator = Generator(device, CONFIG, make(device).params, FP32)

@@ -66,7 +66,7 @@ def make(device: Any, config: GPTConfig, B: int, T: int, **options: Any) -> Trai
 def inputs(
     config: GPTConfig, B: int, T: int, steps: int, accumulation: int = 1
 ) -> list[np.ndarray]:
-    """Packed batches of ids that wander: there is something to learn."""
+    """Packed batches of random walks over the ids: there is something to learn."""
     rng = np.random.default_rng(0)
     out = []
     for _ in range(steps):
@@ -162,7 +162,7 @@ def test_memory_in_use_equals_the_plan(gpu: Any, precision: str) -> None:
     ],
     ids=" ".join,
 )
-def test_straight_equals_stopped_and_resumed(tmp_path: Path, more: list[str]) -> None:
+def test_a_run_equals_one_that_stopped_and_resumed(tmp_path: Path, more: list[str]) -> None:
     require_gpu()
     flags = [*write_files(tmp_path, device="cuda"), *more]
     straight, resumed = tmp_path / "straight", tmp_path / "resumed"
@@ -177,7 +177,7 @@ def test_straight_equals_stopped_and_resumed(tmp_path: Path, more: list[str]) ->
     assert (ends[0].state.master is not None) == (is_bfloat16 and "-w" not in more)
 
 
-def test_a_batch_too_large_is_refused_with_the_largest_that_fits(
+def test_a_batch_that_does_not_fit_is_refused_with_the_largest_that_does(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     require_gpu()

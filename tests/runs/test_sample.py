@@ -1,3 +1,5 @@
+"""Generated text: equal to a whole forward pass, repeatable, and the command that prints it."""
+
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +44,7 @@ def test_decoding_with_the_cache_equals_a_whole_forward(length: int) -> None:
     assert drawn == logits.argmax()
 
 
-def test_one_by_one_equals_at_once() -> None:
+def test_a_prompt_in_pieces_gives_the_same_text() -> None:
     generator, _ = make_generator()
     text = list(generator.generate([3], 40, Sampling(temperature=0.0), (0,)))
     for cut in (1, 7, 30):
@@ -50,7 +52,7 @@ def test_one_by_one_equals_at_once() -> None:
         assert rest == text[cut:]
 
 
-def test_text_longer_than_the_context_goes_on() -> None:
+def test_text_continues_beyond_the_context() -> None:
     generator, _ = make_generator()
     tokens = list(generator.generate([256], 3 * BYTES.maxT, Sampling(), (1,)))
     assert len(tokens) == 300

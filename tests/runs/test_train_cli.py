@@ -18,7 +18,7 @@ from cupygpt.model.init_weights import initial_parameters
 from cupygpt.train import main
 
 
-def test_a_run_leaves_what_it_promises(tmp_path: Path) -> None:
+def test_a_run_writes_its_files_and_says_how_to_sample(tmp_path: Path) -> None:
     flags = write_files(tmp_path)
     run = tmp_path / "run"
     result = command("cupygpt.train", *flags, "-n", "12", "-s", "6", "-o", str(run), cwd=tmp_path)
@@ -206,7 +206,7 @@ def test_a_full_disk_names_the_last_checkpoint(
     assert checkpoint_steps(run)[-1] == 20
 
 
-def test_help_is_complete(tmp_path: Path) -> None:
+def test_help_lists_the_flags(tmp_path: Path) -> None:
     result = command("cupygpt.train", "--help", cwd=tmp_path)
     for flag in (
         "-e, --model",
@@ -243,7 +243,7 @@ def test_a_file_with_padding_rows_warns_and_trains(
     assert main_log(tmp_path / "padded") == main_log(tmp_path / "clean")
 
 
-def test_default_batch_of_a_whole_context_is_checked(
+def test_a_file_shorter_than_the_default_context_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = GPTConfig(maxT=4096, V=65, L=1, NH=1, C=8)

@@ -1,4 +1,4 @@
-"""Small training runs for tests: data, a model file, and commands in this or another process."""
+"""Small training runs for tests: data, a model file, and commands in another process."""
 
 import json
 import subprocess
@@ -16,7 +16,7 @@ TINY = GPTConfig(maxT=16, V=65, L=2, NH=2, C=16)
 
 
 def write_tokens(path: Path, count: int, V: int, seed: int = 0) -> Path:
-    """A shard of tokens with something to learn: each mostly follows from the one before."""
+    """A shard of tokens with something to learn: most of them follow from the one before."""
     rng = np.random.default_rng(seed)
     noise = rng.integers(0, V, count)
     tokens = np.empty(count, np.uint16)
