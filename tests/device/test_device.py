@@ -123,7 +123,9 @@ def test_missing_cupy_names_the_extra_for_the_driver(
         assert reason == f"CuPy is not installed: pip install 'cupygpt[{extra}]'."
 
 
-def test_the_message_of_a_broken_cupy_is_shown(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_message_of_a_broken_cupy_is_shown(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Broken:
         def find_spec(self, name: str, *_: Any) -> None:
             if name == "cupy":

@@ -174,7 +174,9 @@ def test_float32_is_close_to_float64() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 2])
-def test_the_buffers_are_freed_with_the_trainer(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+def test_the_buffers_are_freed_with_the_trainer(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
     """At once and not at the next garbage collection: others need the memory of a GPU."""
     monkeypatch.setattr(model, "num_slices", lambda array: count)
     trainer = make_trainer()
