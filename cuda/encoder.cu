@@ -1,52 +1,91 @@
-// Token plus position embedding and its gradients; contract in ops/encoder.py.
+// Token plus position embedding, and its gradients; contract in ops/encoder.py.
 //
-// Rows of wte and of dout are wanted more than once, in no order that helps. So the blocks go through
-// the matrices in slices of columns that the second-level cache holds: what the first of them has read
-// from memory, the others find there.
+// Forward reads rows of wte, and backward rows of dout, more than once and in no useful order. So
+// the blocks work on one slice of columns after the other. A slice fits in the second-level cache:
+// what one block has read from memory, other blocks find there.
+//
+//    columns of the matrices:  |  slice 0  |  slice 1  |  slice 2  |
+//    blocks, in their order:    0, 1, 2, ..  then the same for slice 1, then for slice 2
+//
+// Forward. A warp has one position t in FORWARD_SEQUENCES sequences, so it reads wpe[t] once.
+// Blocks of a slice for T = 16, B = 4, with 8 warps in a block and 2 sequences:
+//
+//                  t = 0 ... 7    t = 8 ... 15
+//    b = 0, 1        block 0         block 1
+//    b = 2, 3        block 2         block 3
+//
+// Backward. dwpe[t] is the sum over b of dout[b, t]: a warp has one t. dwte[token] is the sum of
+// the rows of dout with that token, which lie anywhere. `order` lists the rows sorted by token,
+// so the rows of one token are neighbours in it: a run. A warp has a window of 32 sorted
+// positions:
+//
+//    window           0                   1                   2                   3
+//    position         0 .......... 31     32 ......... 63     64 ......... 95     96 ........ 127
+//    token            A A A B B .. C C    C C C D D .. D D    D D D D D .. D D    D D E E E .. F F
+//
+//    warp 0           A; B; C, which it follows into window 1        -> added to dwte
+//    warp 1                               its part of D              -> added to dwte
+//    warp 2                                                   its part of D       -> sums[2]
+//    warp 3                                                                       D -> sums[3]
+//                                                                                 E; F -> dwte
+//
+// A run belongs to the warp in whose window it begins. C is short: window 1 holds other tokens
+// too, so one warp can add up all of C. D is long: it fills window 2. Each warp adds up its own
+// part; the first adds it to dwte, the others leave it in their row of `sums`, and
+// encoder_backward_finish adds sums[2] + sums[3] to dwte[D]. So no sum needs atomics, and its order
+// is fixed.
+//
+// -D constants, from ops/encoder.py: WARPS of a block, FORWARD_SEQUENCES, BACKWARD_COLUMNS of a
+// slice in backward, WINDOW.
 #include "lib/packs.cuh"
 
-constexpr int WARPS = 8;  // of a block
+// ---- forward ------------------------------------------------------------------------------------
 
-constexpr int ROWS = 2;  // of one thread, one position in as many texts: they are loaded together
 constexpr int FORWARD_COLUMNS = PACK_SIZE * WARP;  // of a slice: a pack for each lane
 
-// out[b, t, :] = wte[tokens[b, t], :] + wpe[t, :]; out (B, T, C), tokens (B, T). A warp has a position
-// t in ROWS texts. Grid: ceil(C / FORWARD_COLUMNS) * ceil(B / ROWS) * ceil(T / WARPS).
+// out[b, t, :] = wte[tokens[b, t], :] + wpe[t, :]. Written: out (B, T, C). Read: tokens (B, T), wte
+// (Vp, C), wpe (maxT, C). Block: WARPS warps.
+// Grid: ceil(C / FORWARD_COLUMNS) * ceil(B / FORWARD_SEQUENCES) * ceil(T / WARPS).
 extern "C" __global__ void encoder_forward(floatX* out, const int* tokens, const floatX* wte,
                                            const floatX* wpe, int B, int T, int C) {
-    const int position_blocks = (T + WARPS - 1) / WARPS, text_blocks = (B + ROWS - 1) / ROWS;
+    const int position_blocks = (T + WARPS - 1) / WARPS;
+    const int sequence_blocks = (B + FORWARD_SEQUENCES - 1) / FORWARD_SEQUENCES;
     const int t = blockIdx.x % position_blocks * WARPS + threadIdx.x / WARP;
-    const int first = blockIdx.x / position_blocks % text_blocks * ROWS;
-    const int slice = blockIdx.x / (position_blocks * text_blocks);
+    const int first = blockIdx.x / position_blocks % sequence_blocks * FORWARD_SEQUENCES;
+    const int slice = blockIdx.x / (position_blocks * sequence_blocks);
     const int column = slice * FORWARD_COLUMNS + threadIdx.x % WARP * PACK_SIZE;
     if (t >= T || column >= C) return;
     auto row = [&](int i) { return (long long)(first + i) * T + t; };
-    int token[ROWS];
-    RawPack of_token[ROWS];
+    // Step 1: load the rows of wte; all loads start before the first is used.
+    int token[FORWARD_SEQUENCES];
+    RawPack of_token[FORWARD_SEQUENCES];
 #pragma unroll
-    for (int i = 0; i < ROWS; i++) token[i] = first + i < B ? tokens[row(i)] : -1;
+    for (int i = 0; i < FORWARD_SEQUENCES; i++) token[i] = first + i < B ? tokens[row(i)] : -1;
 #pragma unroll
-    for (int i = 0; i < ROWS; i++)
+    for (int i = 0; i < FORWARD_SEQUENCES; i++)
         if (token[i] >= 0) of_token[i] = load_raw(wte + (long long)token[i] * C + column);
+    // Step 2: add the row of wpe to each.
     const Pack p = load_pack(wpe + (long long)t * C + column);
 #pragma unroll
-    for (int i = 0; i < ROWS; i++) {
+    for (int i = 0; i < FORWARD_SEQUENCES; i++) {
         if (token[i] < 0) continue;
         Pack x = unpack(of_token[i]);
 #pragma unroll
         for (int k = 0; k < PACK_SIZE; k++) x[k] += p[k];
-        store_streaming(out + row(i) * C + column, x);  // not to drive out rows of wte
+        store_streaming(out + row(i) * C + column, x);  // rows of wte stay in the cache
     }
 }
 
-// ---- gradients --------------------------------------------------------------------------------
+// ---- four columns of a row ----------------------------------------------------------------------
 
-constexpr int COLUMNS = 4 * WARP;           // of a slice: four for each lane
-constexpr int WINDOW = WARP;                // positions in sorted order that a warp looks after
-constexpr int AHEAD = 16 / sizeof(floatX);  // rows of dout that are loaded together
+constexpr int LANE_COLUMNS = 4;                      // of a lane in backward
+constexpr int ROWS_IN_FLIGHT = 16 / sizeof(floatX);  // rows of dout that are loaded together
 
-// Four elements as they lie in memory. Not a whole pack: the gradients of four fill 16 bytes, so
-// that a warp writes its own without gaps.
+static_assert(BACKWARD_COLUMNS == LANE_COLUMNS * WARP, "each lane has four columns of a slice");
+static_assert(WINDOW == WARP, "each lane looks at one position of a window");
+
+// Four elements as they lie in memory. Not a whole pack of bfloat16: the float gradients of four
+// elements are 16 bytes, so a warp writes neighbouring bytes.
 struct alignas(4 * sizeof(floatX)) Quad {
     unsigned words[sizeof(floatX)];
 };
@@ -71,26 +110,30 @@ __device__ __forceinline__ void add_to(float* gradient, const Floats<4>& sum) {
     store(gradient, total);
 }
 
-// A lane's columns of all matrices; what lies beyond C is neither read nor written.
-struct Lane {
+// This lane's columns of all matrices; beyond C nothing is read or written.
+struct Columns {
     float *dwte, *dwpe;  // row 0, from this lane's first column on
     const floatX* dout;
     int C;
     bool inside;
 
-    __device__ __forceinline__ Quad row(long long n) const {
+    __device__ __forceinline__ Quad dout_row(long long n) const {
         return *reinterpret_cast<const Quad*>(dout + n * C);
     }
 };
 
+// ---- backward: the gradient of wpe --------------------------------------------------------------
+
 // dwpe[t, :] += sum over b of dout[b, t, :].
-__device__ __forceinline__ void add_position(const Lane& lane, int t, int B, int T) {
-    if (t >= T || !lane.inside) return;
+__device__ __forceinline__ void add_position(const Columns& columns, int t, int B, int T) {
+    if (t >= T || !columns.inside) return;
     Floats<4> sum = filled<4>(0.0f);
 #pragma unroll 8
-    for (int b = 0; b < B; b++) add(sum, unpack(lane.row((long long)b * T + t)));
-    add_to(lane.dwpe + (long long)t * lane.C, sum);
+    for (int b = 0; b < B; b++) add(sum, unpack(columns.dout_row((long long)b * T + t)));
+    add_to(columns.dwpe + (long long)t * columns.C, sum);
 }
+
+// ---- backward: the gradient of wte --------------------------------------------------------------
 
 // The row of dout at a sorted position, and its token; both -1 outside.
 struct Sorted {
@@ -99,72 +142,104 @@ struct Sorted {
         : row(at >= 0 && at < N ? order[at] : -1), token(row < 0 ? -1 : tokens[row]) {}
 };
 
-// A warp has a window of sorted positions, from `first` on. A run that begins there it
-// follows into the next window; if that has nothing else, the run is long. Then each window adds up
-// its own rows: the first adds them to dwte, the others leave them in `continued`, this window's row
-// of sums, for encoder_backward_finish.
-__device__ __forceinline__ void add_window(const Lane& lane, float* continued, const int* order,
-                                           const int* tokens, long long first, int N) {
-    const int number = threadIdx.x % WARP;
-    const Sorted own(order, tokens, first + number, N);
-    const Sorted next(order, tokens, first + WINDOW + number, N);
-    // The last tokens of the two windows before.
-    const int ends = number < 2 ? Sorted(order, tokens, first - 1 - number * WINDOW, N).token : -1;
-    const int before = __shfl_sync(FULL_WARP, ends, 0), earlier = __shfl_sync(FULL_WARP, ends, 1);
-    const int last = __shfl_sync(FULL_WARP, own.token, WINDOW - 1);
-    const int num_positions = __popc(__ballot_sync(FULL_WARP, own.token >= 0));
-    const int neighbour = __shfl_up_sync(FULL_WARP, own.token, 1);
-    // Bit i: at position i begins what the warp adds up.
-    unsigned begins =
-        __ballot_sync(FULL_WARP, own.token >= 0 && own.token != (number == 0 ? before : neighbour));
-    const unsigned others = __ballot_sync(FULL_WARP, next.token != last);
-    int stop = num_positions;
-    if (begins != 0 && others != 0) stop += __ffs(others) - 1;
-    // A run from an earlier window is long if it fills this one or has filled the one before.
-    const int num_continued = begins != 0 ? __ffs(begins) - 1 : num_positions;
-    const bool is_long = num_continued == WINDOW || earlier == before;
-    if (num_continued > 0 && is_long) begins |= 1;
+// The sums that a warp computes. All but `own` and `next` is the same in all lanes.
+struct Window {
+    Sorted own, next;  // at this lane's position of this window, and of the next window
+    unsigned begins;   // bit i: a sum begins at position i
+    int stop;          // the position after the last sum; more than WINDOW for a run that continues
+    int num_continued;  // positions at the front that continue a run from an earlier window
 
+    __device__ __forceinline__ int first_sum() const {
+        return begins != 0 ? __ffs(begins) - 1 : stop;
+    }
+    __device__ __forceinline__ int row(int position) const {
+        return __shfl_sync(FULL_WARP, position < WARP ? own.row : next.row, position % WARP);
+    }
+    __device__ __forceinline__ int token(int position) const {
+        return __shfl_sync(FULL_WARP, own.token, min(position, WARP - 1));
+    }
+};
+
+// Step 1: look at the tokens around the window that begins at sorted position `first`, and find the
+// sums.
+__device__ __forceinline__ Window find_sums(const int* order, const int* tokens, long long first,
+                                            int N) {
+    const int lane = threadIdx.x % WARP;
+    Window window = {Sorted(order, tokens, first + lane, N),
+                     Sorted(order, tokens, first + WINDOW + lane, N)};
+    const int token = window.own.token;
+    // The last tokens of the two windows before.
+    const int ends = lane < 2 ? Sorted(order, tokens, first - 1 - lane * WINDOW, N).token : -1;
+    const int before = __shfl_sync(FULL_WARP, ends, 0), earlier = __shfl_sync(FULL_WARP, ends, 1);
+    const int last = __shfl_sync(FULL_WARP, token, WINDOW - 1);
+    const int num_positions = __popc(__ballot_sync(FULL_WARP, token >= 0));
+    // A run begins where the token is not that of the position before.
+    const int neighbour = __shfl_up_sync(FULL_WARP, token, 1);
+    window.begins =
+        __ballot_sync(FULL_WARP, token >= 0 && token != (lane == 0 ? before : neighbour));
+    // The last run that begins here is followed into the next window, up to the first other token.
+    // If there is none, the run is long.
+    const unsigned others = __ballot_sync(FULL_WARP, window.next.token != last);
+    window.stop = num_positions;
+    if (window.begins != 0 && others != 0) window.stop += __ffs(others) - 1;
+    // A run from an earlier window is long if it fills this window, or has filled the one before.
+    // Only then this warp adds up its part.
+    window.num_continued = window.begins != 0 ? __ffs(window.begins) - 1 : num_positions;
+    const bool is_long = window.num_continued == WINDOW || earlier == before;
+    if (window.num_continued > 0 && is_long) window.begins |= 1;
+    return window;
+}
+
+// Whether a sum ends at a position.
+__device__ __forceinline__ bool is_end(unsigned begins, int stop, int position) {
+    return position + 1 == stop || (position + 1 < WARP && begins >> (position + 1) & 1);
+}
+
+// Step 2: compute the sums. A sum that continues a long run goes to `continued`, this window's
+// row of sums; all others are added to dwte.
+__device__ __forceinline__ void add_sums(const Columns& columns, float* continued,
+                                         const Window& window) {
     Floats<4> sum = filled<4>(0.0f);
-    for (int start = begins != 0 ? __ffs(begins) - 1 : stop; start < stop; start += AHEAD) {
-        Quad loaded[AHEAD];
-        Floats<4> totals[AHEAD];
-        int ended[AHEAD];  // the token whose run ends here, or -1
+    for (int start = window.first_sum(); start < window.stop; start += ROWS_IN_FLIGHT) {
+        Quad loaded[ROWS_IN_FLIGHT];
+        Floats<4> totals[ROWS_IN_FLIGHT];
+        int ended[ROWS_IN_FLIGHT];  // the token whose sum ends here, or -1
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
+        for (int i = 0; i < ROWS_IN_FLIGHT; i++) {
             const int at = start + i;  // the same in all lanes
-            const int row = __shfl_sync(FULL_WARP, at < WARP ? own.row : next.row, at % WARP);
-            const int token = __shfl_sync(FULL_WARP, own.token, min(at, WARP - 1));
-            const bool is_end = at + 1 == stop || (at + 1 < WARP && begins >> (at + 1) & 1);
-            ended[i] = is_end ? token : -1;
-            if (at >= stop || !lane.inside) continue;
-            loaded[i] = lane.row(row);
-            if (is_end && at >= num_continued)
-                totals[i] = load<4>(lane.dwte + (long long)token * lane.C);
+            const int row = window.row(at), token = window.token(at);
+            const bool ends = is_end(window.begins, window.stop, at);
+            ended[i] = ends ? token : -1;
+            if (at >= window.stop || !columns.inside) continue;
+            loaded[i] = columns.dout_row(row);
+            if (ends && at >= window.num_continued)
+                totals[i] = load<4>(columns.dwte + (long long)token * columns.C);
         }
 #pragma unroll
-        for (int i = 0; i < AHEAD; i++) {
-            if (start + i >= stop || !lane.inside) continue;
+        for (int i = 0; i < ROWS_IN_FLIGHT; i++) {
+            const int at = start + i;
+            if (at >= window.stop || !columns.inside) continue;
             add(sum, unpack(loaded[i]));
             if (ended[i] < 0) continue;
-            if (start + i < num_continued) {
+            if (at < window.num_continued) {
                 store(continued, sum);
             } else {
                 add(totals[i], sum);
-                // Not to drive out rows of dout.
-                store_streaming(lane.dwte + (long long)ended[i] * lane.C, totals[i]);
+                // Rows of dout stay in the cache.
+                store_streaming(columns.dwte + (long long)ended[i] * columns.C, totals[i]);
             }
             sum = filled<4>(0.0f);
         }
     }
 }
 
-// dwte[token, :] += sum of dout[n, :] over the rows n of that token, but for what is left in `sums`;
-// dwpe[t, :] += sum over b of dout[b, t, :]. dout (B, T, C), sums (ceil(B * T / WINDOW), C).
-// `order` (B * T) sorts the rows by token, so each token's rows are one run of neighbours, added in
-// that order without atomics. Both sums need all of dout, its rows in two orders. A warp has one
-// position t or one window; in each slice the positions come first.
-// Grid: ceil(C / COLUMNS) * (ceil(T / WARPS) + ceil(B * T / (WARPS * WINDOW))).
+// dwte[token, :] += sum of dout[n, :] over the rows n with that token, except for what is left in
+// `sums`; dwpe[t, :] += sum over b of dout[b, t, :]. Accumulated: dwte (Vp, C), dwpe (maxT, C).
+// Written: sums (ceil(N / WINDOW), C), but only rows that continue a long run; N = B * T. Read:
+// dout (B, T, C), tokens (B, T), order (N), the row numbers sorted by token. Both gradients need
+// all of dout, so they share a kernel: in each slice the blocks of positions come first, then
+// those of windows. Block: WARPS warps, each with a position or a window. Grid: ceil(C /
+// BACKWARD_COLUMNS) * (ceil(T / WARPS) + ceil(N / (WARPS * WINDOW))).
 extern "C" __global__ void __launch_bounds__(WARPS* WARP, 3)
     encoder_backward(float* dwte, float* dwpe, float* sums, const floatX* dout, const int* tokens,
                      const int* order, int B, int T, int C) {
@@ -173,59 +248,74 @@ extern "C" __global__ void __launch_bounds__(WARPS* WARP, 3)
     const int window_blocks = (N + WARPS * WINDOW - 1) / (WARPS * WINDOW);
     const int block = blockIdx.x % (position_blocks + window_blocks);
     const int slice = blockIdx.x / (position_blocks + window_blocks);
-    const int column = slice * COLUMNS + threadIdx.x % WARP * 4;
-    const Lane lane{dwte + column, dwpe + column, dout + column, C, column < C};
+    const int column = slice * BACKWARD_COLUMNS + threadIdx.x % WARP * LANE_COLUMNS;
+    const Columns columns{dwte + column, dwpe + column, dout + column, C, column < C};
     if (block < position_blocks) {
-        add_position(lane, block * WARPS + warp, B, T);
+        add_position(columns, block * WARPS + warp, B, T);
     } else {
-        const long long window = (long long)(block - position_blocks) * WARPS + warp;
-        add_window(lane, sums + window * C + column, order, tokens, window * WINDOW, N);
+        const long long index = (long long)(block - position_blocks) * WARPS + warp;
+        const Window window = find_sums(order, tokens, index * WINDOW, N);
+        add_sums(columns, sums + index * C + column, window);
     }
 }
 
-constexpr int SUMS_AHEAD = 16;  // that are loaded together
+// ---- backward: the rest of long runs ------------------------------------------------------------
 
-// dwte[token, :] += the sums that the windows behind a long run's first have left. A warp looks whether
-// its window is the second of such a run; those that the block has found, all its warps add up.
-// Grid: ceil(number of windows / WARPS).
+constexpr int SUMS_IN_FLIGHT = 16;  // rows of sums that are loaded together
+
+// The sum over the windows from `first` on whose first token is `token`, of this lane's columns of
+// their rows of `sums`.
+template <class TokenAt>
+__device__ __forceinline__ Floats<4> sum_of_windows(const float* sums, const TokenAt& token_at,
+                                                    int token, int first, int column, int C) {
+    Floats<4> sum = filled<4>(0.0f);
+    int count = WARP;
+    for (int window = first; count == WARP; window += WARP) {  // a warp looks at 32 windows
+        const bool continues = token_at(window + int(threadIdx.x) % WARP, 0) == token;
+        count = __popc(__ballot_sync(FULL_WARP, continues));
+        if (column >= C) continue;
+        const float* rows = sums + (long long)window * C + column;
+        for (int start = 0; start < count; start += SUMS_IN_FLIGHT) {
+            Floats<4> loaded[SUMS_IN_FLIGHT];
+#pragma unroll
+            for (int n = 0; n < SUMS_IN_FLIGHT; n++)
+                if (start + n < count) loaded[n] = load<4>(rows + (long long)(start + n) * C);
+#pragma unroll
+            for (int n = 0; n < SUMS_IN_FLIGHT; n++)
+                if (start + n < count) add(sum, loaded[n]);
+        }
+    }
+    return sum;
+}
+
+// dwte[token, :] += the sums that the windows after a long run's first have left. Accumulated: dwte
+// (Vp, C). Read: sums, tokens, order as in encoder_backward. Each warp looks whether its window is
+// the second one of a long run. Then all warps of the block add up the runs that were found, each
+// warp other columns. Block: WARPS warps. Grid: ceil(number of windows / WARPS).
 extern "C" __global__ void __launch_bounds__(WARPS* WARP)
     encoder_backward_finish(float* dwte, const float* sums, const int* tokens, const int* order,
                             int N, int C) {
     __shared__ int found[WARPS];  // the token of each warp's run, or -1
-    const int warp = threadIdx.x / WARP, number = threadIdx.x % WARP;
+    const int warp = threadIdx.x / WARP, lane = threadIdx.x % WARP;
     auto token_at = [&](int window, int position) {
         return Sorted(order, tokens, (long long)window * WINDOW + position, N).token;
     };
+    // Step 1: find long runs. The window is the second one if this run fills it, but not the one
+    // before. Compared are the last tokens of the window and of the two before.
     const int own = blockIdx.x * WARPS + warp;
-    // The last tokens of the window and of the two before.
-    const int ends = number < 3 ? token_at(own - number, WINDOW - 1) : -1;
+    const int ends = lane < 3 ? token_at(own - lane, WINDOW - 1) : -1;
     const int last = __shfl_sync(FULL_WARP, ends, 0), before = __shfl_sync(FULL_WARP, ends, 1);
     const int earlier = __shfl_sync(FULL_WARP, ends, 2);
-    if (number == 0) found[warp] = last == before && before != earlier ? last : -1;
+    if (lane == 0) found[warp] = last == before && before != earlier ? last : -1;
     __syncthreads();
 
+    // Step 2: add them up.
     for (int i = 0; i < WARPS; i++) {
         if (found[i] < 0) continue;
-        for (int slice = warp * COLUMNS; slice < C; slice += WARPS * COLUMNS) {
-            const int column = slice + number * 4;
-            Floats<4> sum = filled<4>(0.0f);
-            int count = WARP;
-            for (int window = blockIdx.x * WARPS + i; count == WARP; window += WARP) {
-                const bool continues = token_at(window + number, 0) == found[i];
-                count = __popc(__ballot_sync(FULL_WARP, continues));
-                if (column >= C) continue;
-                const float* rows = sums + (long long)window * C + column;
-                for (int start = 0; start < count; start += SUMS_AHEAD) {
-                    Floats<4> loaded[SUMS_AHEAD];
-#pragma unroll
-                    for (int n = 0; n < SUMS_AHEAD; n++)
-                        if (start + n < count)
-                            loaded[n] = load<4>(rows + (long long)(start + n) * C);
-#pragma unroll
-                    for (int n = 0; n < SUMS_AHEAD; n++)
-                        if (start + n < count) add(sum, loaded[n]);
-                }
-            }
+        for (int slice = warp * BACKWARD_COLUMNS; slice < C; slice += WARPS * BACKWARD_COLUMNS) {
+            const int column = slice + lane * LANE_COLUMNS;
+            const Floats<4> sum =
+                sum_of_windows(sums, token_at, found[i], blockIdx.x * WARPS + i, column, C);
             if (column < C) add_to(dwte + (long long)found[i] * C + column, sum);
         }
     }

@@ -20,8 +20,8 @@ BLOCK_ELEMENTS = 1 << 17
 size (512 KB) still stays in the second-level cache from the first pass over it to the last."""
 
 MAX_THREADS = {4: 1024, 8: 768}
-"""Most threads of a block, by the elements of a pack: two such blocks on a multiprocessor leave each
-thread the registers that it needs."""
+"""Most threads of a block, by the elements of a pack: two such blocks on a multiprocessor leave
+each thread the registers that it needs."""
 RESIDENT_THREADS, RESIDENT_BLOCKS = 2048, 16
 """Threads and blocks that a multiprocessor is taken to hold at once. It holds 2048 threads on A100,
 H100 and B200, 1536 on RTX 30, 40 and 50, 1024 on Turing: there the grid is larger than what is

@@ -5,15 +5,25 @@ import numpy as np
 from cupygpt.arrays import Array
 from cupygpt.device.cpu_threads import for_blocks, on_host, share
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import Launch, ceil_div, pack_size
+from cupygpt.kernels.launch import WARP, Launch, ceil_div, pack_size
 
 LEAST_COLUMNS = 32
-"""Columns worth a thread of their own on the CPU."""
-WARP, BLOCK_WARPS = 32, 8
-FORWARD_ROWS = 2
-"""Texts per block of encoder_forward; ROWS in encoder.cu."""
-BACKWARD_COLUMNS, WINDOW = 128, 32
-"""Of a warp in encoder_backward; COLUMNS and WINDOW in encoder.cu."""
+"""Fewest columns for a CPU thread: with fewer, its short pieces of rows cost more than it saves."""
+
+BLOCK_WARPS = 8
+FORWARD_SEQUENCES = 2
+"""Sequences (rows of the batch) in which a warp of encoder_forward has the same position."""
+BACKWARD_COLUMNS = 128
+"""Columns of a warp in encoder_backward: four for each lane."""
+WINDOW = 32
+"""Sorted positions of a warp in encoder_backward: one for each lane."""
+
+_DEFINES = {
+    "WARPS": BLOCK_WARPS,
+    "FORWARD_SEQUENCES": FORWARD_SEQUENCES,
+    "BACKWARD_COLUMNS": BACKWARD_COLUMNS,
+    "WINDOW": WINDOW,
+}
 
 _forward = Kernel(
     "encoder.cu",
@@ -40,22 +50,11 @@ def encoder_forward(out: Array, tokens: Array, wte: Array, wpe: Array) -> None:
     """
     B, T, C = out.shape
     if on_host(out):
-        np.take(wte, tokens, axis=0, out=out, mode="clip")  # "raise" would copy; ids are checked
+        np.take(wte, tokens, axis=0, out=out, mode="clip")  # "raise" copies; ids are checked
         out += wpe[:T]
         return
-    slices = ceil_div(C, WARP * pack_size(out))
-    _forward(
-        out,
-        tokens,
-        wte,
-        wpe,
-        B,
-        T,
-        C,
-        launch=Launch(
-            slices * ceil_div(B, FORWARD_ROWS) * ceil_div(T, BLOCK_WARPS), WARP * BLOCK_WARPS
-        ),
-    )
+    launch = forward_launch(B, T, C, pack_size(out))
+    _forward(out, tokens, wte, wpe, B, T, C, launch=launch)
 
 
 def encoder_backward(
@@ -64,38 +63,36 @@ def encoder_backward(
     """dwte[tokens[b, t]] += dout[b, t] and dwpe[t] += dout[b, t], summed in a fixed order.
 
     Accumulated: dwte (Vp, C), dwpe (maxT, C) float32. Read: dout (B, T, C), tokens (B, T) int32,
-    order (B * T,) int32 as `token_order` makes it: rows of one token become neighbours, so that
-    they are added up in a fixed order without atomics. Scratch: sums, float32, at least
+    order (B * T,) int32 as `token_order` makes it: rows of one token are neighbours in it, so they
+    are added up in a fixed order without atomics. Scratch: sums, float32, at least
     ceil(B * T / 32) * C elements.
     """
     if on_host(dwte):
         _numpy_backward(dwte, dwpe, dout, tokens, order)
         return
     B, T, C = dout.shape
-    slices, num_windows = ceil_div(C, BACKWARD_COLUMNS), ceil_div(B * T, WINDOW)
-    assert sums.size >= num_windows * C, (sums.size, num_windows, C)
-    position_blocks, window_blocks = ceil_div(T, BLOCK_WARPS), ceil_div(num_windows, BLOCK_WARPS)
-    _backward(
-        dwte,
-        dwpe,
-        sums,
-        dout,
-        tokens,
-        order,
-        B,
-        T,
-        C,
-        launch=Launch(slices * (position_blocks + window_blocks), WARP * BLOCK_WARPS),
-    )
-    _finish(
-        dwte,
-        sums,
-        tokens,
-        order,
-        B * T,
-        C,
-        launch=Launch(window_blocks, WARP * BLOCK_WARPS),
-        like=dout,
+    needed = ceil_div(B * T, WINDOW) * C
+    assert sums.size >= needed, (sums.size, needed)
+    launch, finish_launch = backward_launches(B, T, C)
+    _backward(dwte, dwpe, sums, dout, tokens, order, B, T, C, launch=launch)
+    _finish(dwte, sums, tokens, order, B * T, C, launch=finish_launch, like=dout)
+
+
+def forward_launch(B: int, T: int, C: int, per_pack: int) -> Launch:
+    """The launch of encoder_forward; `per_pack` elements make a pack."""
+    slices = ceil_div(C, WARP * per_pack)
+    blocks_of_slice = ceil_div(B, FORWARD_SEQUENCES) * ceil_div(T, BLOCK_WARPS)
+    return Launch(slices * blocks_of_slice, WARP * BLOCK_WARPS, defines=_DEFINES)
+
+
+def backward_launches(B: int, T: int, C: int) -> tuple[Launch, Launch]:
+    """The launches of encoder_backward and encoder_backward_finish."""
+    slices = ceil_div(C, BACKWARD_COLUMNS)
+    position_blocks = ceil_div(T, BLOCK_WARPS)
+    window_blocks = ceil_div(ceil_div(B * T, WINDOW), BLOCK_WARPS)
+    return (
+        Launch(slices * (position_blocks + window_blocks), WARP * BLOCK_WARPS, defines=_DEFINES),
+        Launch(window_blocks, WARP * BLOCK_WARPS, defines=_DEFINES),
     )
 
 

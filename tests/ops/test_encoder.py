@@ -59,7 +59,7 @@ def test_backward(
     ("runs", "C"),
     [
         ([32, 1], 24),
-        ([31, 33, 3], 24),  # the second run begins in a window and fills the next: it is long
+        ([31, 33, 3], 24),  # the second run begins in a window and fills the next: long
         ([31, 32, 3], 24),  # all but the last position of the next: short
         ([10, 200, 32, 32, 31], 24),
         ([5, 91, 32, 60], 24),  # a long run ends where a window does, short and long ones begin

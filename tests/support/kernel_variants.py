@@ -8,6 +8,9 @@ DEFINES: dict[str, list[tuple[str, ...]]] = {
     "adamw.cu": [("-DMAX_CHANGES=16",)],
     "bias.cu": [("-DSUM_THREADS=256", "-DROWS_IN_FLIGHT=4")],
     "classifier.cu": [("-DMAX_THREADS=768",), ("-DMAX_THREADS=1024",)],
+    "encoder.cu": [
+        ("-DWARPS=8", "-DFORWARD_SEQUENCES=2", "-DBACKWARD_COLUMNS=128", "-DWINDOW=32"),
+    ],
     "gelu.cu": [("-DSUM_THREADS=256", "-DROWS_IN_FLIGHT=4")],
     "attention/cuda_cores.cu": [
         ("-DHS=64", "-DROWS=4", "-DSTREAM=32"),
