@@ -12,6 +12,9 @@ Defines = Mapping[str, int]
 WARP = 32
 """Threads of a warp, on every GPU; also in cuda/lib/packs.cuh."""
 
+WARPGROUP, WARPGROUP_ROWS = 128, 64
+"""Threads of a warpgroup, and rows of its products on Hopper; also in cuda/lib/wgmma_tiles.cuh."""
+
 PACK_BYTES = 16
 """Size of a pack, the 128-bit access of cuda/lib/packs.cuh."""
 

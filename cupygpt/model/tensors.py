@@ -13,7 +13,7 @@ from typing import Any
 from cupygpt.arrays import Array
 from cupygpt.config import GPTConfig
 from cupygpt.ops.attention import LEAST_SUMMED_ROWS
-from cupygpt.ops.lm_head import HEAD_ROW_FLOATS
+from cupygpt.ops.lm_head import STATISTICS_PER_ROW
 
 ALIGNMENT_BYTES = 256
 CPU_LOGITS_ROWS = 256
@@ -147,7 +147,7 @@ def scratch_specs(
     specs = [
         TensorSpec("btc", (B, T, config.C)),
         TensorSpec("logits", (logits_rows, config.Vp)),
-        TensorSpec("head_statistics", (HEAD_ROW_FLOATS * logits_rows,), "float32"),
+        TensorSpec("head_statistics", (STATISTICS_PER_ROW * logits_rows,), "float32"),
     ]
     if training:
         specs += [

@@ -45,7 +45,7 @@ check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=Tru
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=False)
 check("encoder.cu", test_encoder.test_backward_of_heavy_tokens, [5, 91, 32, 60], 24)
 check("encoder.cu", test_encoder.test_backward_of_heavy_tokens, [300, 5], 200)
-check("lm_head.cu", test_lm_head.test_fused_head, (70, 128, 700), floatX="bfloat16")
+check("lm_head.cu", test_lm_head.test_fused_lm_head, (70, 128, 700), floatX="bfloat16")
 check("gelu.cu", test_gelu.test_backward_with_bias, (300, 40))
 check("global_norm.cu", test_global_norm.test_small_size_under_the_checker)
 check("layernorm.cu", test_layernorm.test_forward, (1, 5, 1600))

@@ -49,9 +49,9 @@ LIMITS: dict[str, Limit] = {
     "attention_wgmma_forward": Limit(registers=168),
     "attention_wgmma_dkdv": Limit(registers=255, spill_bytes=96),
     "attention_wgmma_dq": Limit(registers=168),
-    "head_statistics": Limit(registers=168),
+    "lm_head_statistics": Limit(registers=168),
     # With four warpgroups, which it is not launched with, it has 128 registers and spills.
-    "head_gradient": Limit(registers=168, spill_bytes=360),
+    "lm_head_gradient": Limit(registers=168, spill_bytes=360),
     "attention_forward": Limit(registers=255, spill_bytes=128),
     "attention_dkdv": Limit(registers=255, spill_bytes=128),
     "attention_dq": Limit(registers=255, spill_bytes=128),

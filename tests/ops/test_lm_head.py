@@ -1,4 +1,4 @@
-"""The head without stored logits against the oracle, and beside the way through memory."""
+"""Both forms of the language-model head, with and without stored logits, against the oracle."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from support.devices import DEVICES, STARTED_AT, Device
 from support.gpu import require_gpu
 from support.tolerance import EPSILON, assert_close, limit
 
-from cupygpt.ops import lm_head as head_module
-from cupygpt.ops.lm_head import HEAD_ROW_FLOATS, lm_head
+from cupygpt.ops import lm_head as lm_head_module
+from cupygpt.ops.lm_head import STATISTICS_PER_ROW, lm_head
 
 BFLOAT16_DEVICES = [d for d in DEVICES if d.values[0][1] == "bfloat16"]
 DLOSS = 1.0 / 96
@@ -22,10 +22,10 @@ DLOSS = 1.0 / 96
 
 @contextmanager
 def fused(dev: Device) -> Iterator[None]:
-    """Take the kernels with wgmma; skips the test on a GPU that has none."""
+    """Use the kernels with wgmma; skips the test on a GPU that has none."""
     if dev.name == "cuda" and require_gpu().compute_capability != (9, 0):
         pytest.skip("wgmma needs compute capability 9.0")
-    with patch.object(head_module, "is_hopper", lambda array: True):
+    with patch.object(lm_head_module, "is_hopper", lambda array: True):
         yield
 
 
@@ -33,22 +33,22 @@ def check(
     dev: Device, rng: np.random.Generator, N: int, C: int, V: int, *, train: bool = True
 ) -> None:
     Vp = -(-V // 128) * 128
-    wte = 0.3 * rng.standard_normal((Vp, C))
-    wte[V:] = 1e4  # padding must not count, whatever it holds
-    inp, words = dev.input(rng.standard_normal((N, C))), dev.input(wte)
+    weights = 0.3 * rng.standard_normal((Vp, C))
+    weights[V:] = 1e4  # padding must not count, whatever it holds
+    inp, wte = dev.input(rng.standard_normal((N, C))), dev.input(weights)
     targets = rng.integers(0, V, N)
     targets[0], targets[-1] = V - 1, 0
     if N > 2:
         targets[1] = -1
     losses, dlogits = dev.accumulated(N, "float32"), dev.output((N, Vp))
-    statistics = dev.output(HEAD_ROW_FLOATS * N, "float32")
+    statistics = dev.output(STATISTICS_PER_ROW * N, "float32")
     lm_head(
-        losses, dlogits, inp, words, dev.input(targets, "int32"), V, DLOSS if train else None,
+        losses, dlogits, inp, wte, dev.input(targets, "int32"), V, DLOSS if train else None,
         statistics, precision=dev.precision,
     )  # fmt: skip
-    want = oracle.classifier(dev.values(inp) @ dev.values(words).T, targets, V, DLOSS)
+    want = oracle.classifier(dev.values(inp) @ dev.values(wte).T, targets, V, DLOSS)
     start = np.float32(STARTED_AT)
-    largest = np.abs(dev.values(inp) @ dev.values(words)[:V].T).max()
+    largest = np.abs(dev.values(inp) @ dev.values(wte)[:V].T).max()
     # A logit and the sum of the exps; stored logits are rounded before the softmax.
     allowed = limit("float32", 4 * C + V, largest, relative=EPSILON[dev.floatX])
     assert_close("losses", dev.values(losses) - start, want[0], allowed)
@@ -67,7 +67,7 @@ SHAPES = [(1, 128, 128), (70, 128, 300), (197, 64, 1411), (64, 24, 65)]
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("train", [True, False], ids=["train", "evaluate"])
-def test_head(
+def test_lm_head(
     dev: Device, rng: np.random.Generator, shape: tuple[int, int, int], train: bool
 ) -> None:
     with dev.unchecked():
@@ -76,20 +76,20 @@ def test_head(
 
 @pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
 @pytest.mark.parametrize("shape", SHAPES[:3])
-def test_fused_head(dev: Device, rng: np.random.Generator, shape: tuple[int, int, int]) -> None:
+def test_fused_lm_head(dev: Device, rng: np.random.Generator, shape: tuple[int, int, int]) -> None:
     with fused(dev):
         check(dev, rng, *shape)
 
 
 @pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
-def test_fused_losses_alone(dev: Device, rng: np.random.Generator) -> None:
+def test_fused_evaluation(dev: Device, rng: np.random.Generator) -> None:
     with fused(dev):
         check(dev, rng, 70, 128, 300, train=False)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
-def test_fused_head_at_the_size_of_a_run(dev: Device, rng: np.random.Generator) -> None:
+def test_fused_lm_head_at_the_size_of_a_run(dev: Device, rng: np.random.Generator) -> None:
     if dev.name != "cuda":
         pytest.skip("too much for the emulator")
     with fused(dev):

@@ -4,6 +4,8 @@ A file that is not listed takes none. Where constants decide over registers, one
 extreme choice are listed.
 """
 
+LM_HEAD = ("-DPAIR_COLUMNS=128", "-DROUND_COLUMNS=256", "-DROUND_PITCH=264")
+
 DEFINES: dict[str, list[tuple[str, ...]]] = {
     "adamw.cu": [("-DMAX_CHANGES=16",)],
     "bias.cu": [("-DSUM_THREADS=256", "-DROWS_IN_FLIGHT=4")],
@@ -36,9 +38,9 @@ DEFINES: dict[str, list[tuple[str, ...]]] = {
         ("-DHS=128", "-DSTAGES=2", "-DDKDV_BLOCKS=2", "-DDQ_BLOCKS=2"),
     ],
     "lm_head.cu": [
-        ("-DHS=128", "-DGROUPS=3", "-DSTAGES=3"),
-        ("-DHS=64", "-DGROUPS=3", "-DSTAGES=3"),
-        ("-DHS=128", "-DGROUPS=4", "-DSTAGES=3"),
+        (*LM_HEAD, "-DC=128", "-DGROUPS=3", "-DSTAGES=3"),
+        (*LM_HEAD, "-DC=64", "-DGROUPS=3", "-DSTAGES=3"),
+        (*LM_HEAD, "-DC=128", "-DGROUPS=4", "-DSTAGES=3"),
     ],
     "layernorm.cu": [
         ("-DWARPS_PER_ROW=1", "-DPACKS_PER_THREAD=3"),
