@@ -51,10 +51,6 @@ COMMANDS = {"train", "sample", "prepare"}
 IMPORTED_LATE = {"cupy", "cupyx", "cuda", "tiktoken", "mpi4py", "resource", "matplotlib"}
 """Packages that may be imported inside a function: they are slow, optional, or not everywhere."""
 
-STILL_LATE = {"distributed.collectives", "distributed.launcher_env"}
-STILL_LATE |= {"distributed.rank_device"}
-"""Modules that are still to be brought under the rule."""
-
 
 @dataclass(frozen=True)
 class Import:
@@ -185,7 +181,6 @@ def test_imports_stand_at_the_top() -> None:
         str(found)
         for found in all_imports()
         if found.in_function and module_name(found.file) != "cupygpt"
-        if module_name(found.file).partition(".")[2] not in STILL_LATE
         if package_of(found.target) not in IMPORTED_LATE
         if not (is_ours(found.target) and loads_cupy(found.target))
     ]
