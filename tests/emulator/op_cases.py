@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 from emulator.cases import case
 from ops import (
+    test_adamw,
     test_attention,
     test_bias,
+    test_cast,
     test_classifier,
+    test_dropout,
     test_encoder,
     test_gelu,
     test_global_norm,
     test_layernorm,
     test_lm_head,
+    test_loss_mean,
     test_sampling,
 )
 from support.devices import make_device
@@ -33,6 +37,7 @@ def check(
         device.check_inputs()
 
 
+check("adamw.cu", test_adamw.test_one_segment, decay=True)
 # More than two streamed tiles, so that each of the two stages is filled a second time.
 check("attention/cuda_cores.cu", test_attention.test_attention, 1, 130, 1, 8)
 check("attention/cuda_cores.cu", test_attention.test_decoding_in_pieces_equals_attention, 1, 8)
@@ -41,8 +46,10 @@ check("attention/mma_backward.cu", test_attention.test_attention_in_tf32, 1, 130
 for file in ("attention/wgmma_forward.cu", "attention/wgmma_backward.cu"):
     check(file, test_attention.test_attention_on_hopper, 1, 321, 1, 64, floatX="bfloat16")
 check("bias.cu", test_bias.test_backward, (300, 40))
+check("cast.cu", test_cast.test_cast_to_bfloat16, 2056)
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=True)
 check("classifier.cu", test_classifier.test_classifier, (3, 257, 384), train=False)
+check("dropout.cu", test_dropout.test_dropout, 24, 0.2)
 check("encoder.cu", test_encoder.test_backward_of_heavy_tokens, [5, 91, 32, 60], 24)
 check("encoder.cu", test_encoder.test_backward_of_heavy_tokens, [300, 5], 200)
 check("lm_head.cu", test_lm_head.test_fused_lm_head, (70, 128, 700), floatX="bfloat16")
@@ -52,6 +59,6 @@ check("layernorm.cu", test_layernorm.test_forward, (1, 5, 1600))
 check("layernorm.cu", test_layernorm.test_residual_forward, (1, 5, 1600))
 check("layernorm_backward.cu", test_layernorm.test_backward, (3, 67, 128), with_sum=True)
 check("layernorm_backward.cu", test_layernorm.test_backward, (1, 33, 1600), with_sum=True)
-check("loss_mean.cu", test_classifier.test_loss_mean, 3000)
+check("loss_mean.cu", test_loss_mean.test_loss_mean, 3000)
 check("sampling.cu", test_sampling.test_ends_of_the_interval, (1.3, 9, 0.8))
 check("sampling.cu", test_sampling.test_draws_follow_the_distribution, 257, 1.3, 9, 0.8)

@@ -9,7 +9,7 @@ from emulator import sample_cases
 from emulator.cases import all_cases
 from emulator.mutation import barriers, mutate, survives
 from emulator.sample_cases import CUDA_DIR, SAMPLES
-from support.kernel_variants import option_sets
+from support.launched_variants import USUAL_RUNS, variants_of
 
 CASES = all_cases()
 FILES = [(SAMPLES, p.name) for p in sorted(SAMPLES.glob("*.cu")) if CASES[p.name]] + [
@@ -23,10 +23,20 @@ def mutant_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mutants")
 
 
+def options_of(root: Path, name: str) -> list[list[str]]:
+    """The options to compile a .cu file with; for a kernel in cuda/, those that runs choose."""
+    if root != CUDA_DIR:
+        return [["-DfloatX=float"], ["-DfloatX=__nv_bfloat16"]]
+    return [
+        [f"-DfloatX={variant.floatX}", *(f"-D{key}={value}" for key, value in variant.constants)]
+        for _, variant, _ in variants_of(name, ("80", "90"), USUAL_RUNS)
+    ]
+
+
 def survivors_of(root: Path, name: str, tmp_path: Path) -> list[str]:
     """The barriers of the .cu file `name` in `root` that all cases pass without, as file:line."""
     found: set[tuple[Path, int]] = set()
-    for options in option_sets(name):
+    for options in options_of(root, name):
         found |= barriers(root / name, [f"-I{CUDA_DIR}", *options])
     assert not found or CASES[name], f"{name} has barriers and no case in op_cases.py"
     survivors = []

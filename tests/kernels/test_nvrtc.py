@@ -1,7 +1,7 @@
-"""Every .cu compiles for every supported GPU, within its limits of registers and spills.
+"""What runs launch compiles for every supported GPU, within its limits of registers and spills.
 
-No GPU is needed: NVRTC compiles to machine code for architectures that are not there, and ptxas's
-figures come with its log.
+No GPU is needed: NVRTC compiles machine code for any architecture, and the log of its assembler,
+ptxas, holds the figures.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,20 +17,21 @@ from typing import Any
 
 import pytest
 from support.cache import cache_folder
-from support.kernel_variants import is_for_hopper, option_sets
+from support.launched_variants import ALL_RUNS, NEVER_LAUNCHED, USUAL_RUNS, Run, variants_of
+from support.stand_in_gpu import CAPABILITIES
+
+from cupygpt.kernels.load import Variant
 
 CUDA_DIR = Path(__file__).parents[2] / "cuda"
-ARCHITECTURES = (75, 80, 90, 120)
-"""One of each generation of registers and instructions."""
-HOPPER = ("90a", 75)
-"""For the files with wgmma: where they run, and one where they trap."""
-SIBLINGS = (86, 89, 100)
-"""The rest of the supported ones; compiling for them as well doubles the time of the suite."""
+FILES = sorted(path.relative_to(CUDA_DIR).as_posix() for path in CUDA_DIR.rglob("*.cu"))
+
+GENERATIONS = ("75", "80", "90", "120")
+"""One GPU of each generation of registers and instructions."""
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The most that ptxas may report for a kernel, over all architectures and dtypes."""
+    """The most that ptxas may report for a kernel, over all GPUs and variants."""
 
     registers: int
     spill_bytes: int = 0
@@ -44,7 +44,7 @@ LIMITS: dict[str, Limit] = {
     # outside the innermost loop.
     "attention_mma_forward": Limit(registers=255, spill_bytes=32),
     "attention_mma_dkdv": Limit(registers=255, spill_bytes=128),
-    "attention_mma_dq": Limit(registers=255, spill_bytes=32),
+    "attention_mma_dq": Limit(registers=255, spill_bytes=104),
     # Blocks of 128 threads, two to four on an SM; addresses spill.
     "attention_wgmma_forward": Limit(registers=168),
     "attention_wgmma_dkdv": Limit(registers=255, spill_bytes=96),
@@ -62,54 +62,45 @@ LIMITS: dict[str, Limit] = {
 }
 
 
-def variants() -> list[tuple[str, tuple[str, ...]]]:
-    """(file, options) of all that the launch code may ask for."""
-    files = sorted(p.relative_to(CUDA_DIR).as_posix() for p in CUDA_DIR.rglob("*.cu"))
-    return [(file, options) for file in files for options in option_sets(file)]
-
-
-def all_text(file: Path) -> str:
-    """A source file with the project's headers that it includes."""
-    text = file.read_text()
-    for header in re.findall(r'#include "([\w./]+)"', text):
-        if (CUDA_DIR / header).exists() and header != "lib/ptx.cuh":
-            text += all_text(CUDA_DIR / header)
-    return text
-
-
-def needs_sm80(file: str) -> bool:
-    """Whether a kernel calls a wrapper of ptx.cuh that traps on older GPUs."""
-    return bool(re.search(r"\b(?:mma_m16n8k\w+|tf32_round)\s*\(", all_text(CUDA_DIR / file)))
+def with_headers(file: str) -> str:
+    """The text of a file in cuda/, after the texts of the headers in cuda/ that it includes."""
+    text = (CUDA_DIR / file).read_text()
+    headers = re.findall(r'#include "([\w./]+)"', text)
+    return "".join(with_headers(h) for h in headers if (CUDA_DIR / h).exists()) + text
 
 
 class Nvrtc:
     """NVRTC through CuPy; logs of earlier compilations are kept in the cache folder."""
 
     def __init__(self, nvrtc: Any, include_dir: str) -> None:
-        self._nvrtc, self._include_dir = nvrtc, include_dir
-        headers = "".join(p.read_text() for p in sorted(CUDA_DIR.rglob("*.cuh")))
-        self._base = f"{nvrtc.getVersion()} {headers}"
+        self._nvrtc = nvrtc
+        self._folders = [f"-I{CUDA_DIR}", f"-I{include_dir}"]
         self._cache = cache_folder("nvrtc")
 
-    def log(self, file: str, architecture: int | str, options: Sequence[str]) -> str:
+    def log(self, variant: Variant, capability: str) -> str:
         """The compiler's log; AssertionError with that log if it fails."""
-        source = (CUDA_DIR / file).read_text()
-        settings = [f"-arch=sm_{architecture}", "-std=c++17", "--ptxas-options=-v", *options]
-        key = hashlib.sha256(json.dumps([self._base, source, settings]).encode()).hexdigest()
-        kept = self._cache / f"{file.replace('/', '-')}-{key[:20]}.log"
+        settings = [
+            f"-arch={variant.arch or 'sm_' + capability}",
+            "-std=c++17",
+            "--ptxas-options=-v",
+            f"-DfloatX={variant.floatX}",
+            *(f"-D{name}={value}" for name, value in variant.constants),
+        ]
+        identity = json.dumps([self._nvrtc.getVersion(), with_headers(variant.file), settings])
+        key = hashlib.sha256(identity.encode()).hexdigest()
+        kept = self._cache / f"{variant.file.replace('/', '-')}-{key[:20]}.log"
         if not kept.exists():
-            text = self._compile(file, source, settings)
-            part = kept.with_suffix(f".{os.getpid()}")
-            part.write_text(text)
-            part.replace(kept)
+            text = self._compile(variant.file, settings)
+            unfinished = kept.with_suffix(f".{os.getpid()}")  # other workers may compile it too
+            unfinished.write_text(text)
+            unfinished.replace(kept)
         return kept.read_text()
 
-    def _compile(self, file: str, source: str, settings: list[str]) -> str:
+    def _compile(self, file: str, settings: list[str]) -> str:
         nvrtc = self._nvrtc
-        program = nvrtc.createProgram(source, file, [], [])
-        folders = [f"-I{CUDA_DIR}", f"-I{self._include_dir}"]
+        program = nvrtc.createProgram((CUDA_DIR / file).read_text(), file, [], [])
         try:
-            nvrtc.compileProgram(program, [*settings, *folders])
+            nvrtc.compileProgram(program, [*settings, *self._folders])
             text = str(nvrtc.getProgramLog(program))
             assert nvrtc.getCUBIN(program)
         except nvrtc.NVRTCError as error:
@@ -169,31 +160,32 @@ def usages(log: str) -> list[Usage]:
     ]
 
 
+@pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize(
-    "architectures", [ARCHITECTURES, pytest.param(SIBLINGS, marks=pytest.mark.slow)]
+    ("capabilities", "runs"),
+    [
+        pytest.param(GENERATIONS, USUAL_RUNS, id="usual"),
+        pytest.param(CAPABILITIES, ALL_RUNS, id="all", marks=pytest.mark.slow),
+    ],
 )
-@pytest.mark.parametrize(
-    ("file", "options"), variants(), ids=[f"{f} {' '.join(o)}" for f, o in variants()]
-)
-def test_kernel_compiles_within_its_limits(
-    nvrtc: Nvrtc, file: str, options: tuple[str, ...], architectures: tuple[int, ...]
+def test_what_runs_launch_compiles_within_its_limits(
+    nvrtc: Nvrtc, file: str, capabilities: tuple[str, ...], runs: tuple[Run, ...]
 ) -> None:
-    supported: list[int | str] = [a for a in architectures if a >= 80 or not needs_sm80(file)]
-    if is_for_hopper(file):
-        supported = [*HOPPER] if architectures == ARCHITECTURES else []
+    launched = list(variants_of(file, capabilities, runs))
+    assert launched, f"no run launches a kernel of {file}"
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        logs = list(pool.map(lambda a: nvrtc.log(file, a, options), supported))
+        logs = list(pool.map(lambda one: nvrtc.log(one[1], one[0]), launched))
     over = []
-    for architecture, log in zip(supported, logs, strict=True):
-        found = usages(log)
-        assert found, f"no kernel in the log of {file}:\n{log}"
+    for (capability, variant, kernels), log in zip(launched, logs, strict=True):
         assert "wgmma.mma_async instructions are serialized" not in log, log
-        if is_for_hopper(file) and architecture != HOPPER[0]:
-            continue  # it traps there, and registers do not matter
-        for usage in found:
-            limit = LIMITS.get(usage.kernel, DEFAULT_LIMIT)
+        found = {usage.kernel: usage for usage in usages(log)}
+        assert kernels <= found.keys(), f"{kernels - found.keys()} not in the log:\n{log}"
+        for name in sorted(kernels | (NEVER_LAUNCHED.keys() & found.keys())):
+            limit, usage = LIMITS.get(name, DEFAULT_LIMIT), found[name]
             if usage.registers > limit.registers or usage.spill_bytes > limit.spill_bytes:
-                over.append(f"sm_{architecture}: {usage} over {limit}")
+                over.append(
+                    f"sm_{capability} {variant.floatX} {variant.constants}: {usage} over {limit}"
+                )
     assert not over, "\n".join(over)
 
 

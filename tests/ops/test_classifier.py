@@ -4,7 +4,6 @@ from support import oracle
 from support.devices import STARTED_AT, Device, twice
 
 from cupygpt.ops.classifier import classifier
-from cupygpt.ops.loss_mean import loss_mean
 
 # (N, V, Vp): padding, none, an odd vocabulary, hardly any real column.
 SHAPES = [(3, 65, 128), (2, 128, 128), (70, 257, 384), (2, 2, 128)]
@@ -69,11 +68,3 @@ def test_nan_logits_give_a_nan_loss(dev: Device) -> None:
     logits, losses = dev.array(values), dev.accumulated(1, "float32")
     classifier(losses, logits, dev.input([3], "int32"), 100, 1.0)
     assert np.isnan(dev.values(losses)).all()
-
-
-@pytest.mark.parametrize("N", [1, 33, 3000])
-def test_loss_mean(dev: Device, rng: np.random.Generator, N: int) -> None:
-    losses, mean = dev.input(5.0 + rng.standard_normal(N), "float32"), dev.output(1, "float32")
-    loss_mean(mean, losses, 1.0 / N)
-    want = dev.values(losses).mean(keepdims=True)
-    dev.agree("mean", mean, want, want, N, "float32")
