@@ -5,7 +5,7 @@ from pathlib import Path
 
 
 def cache_dir() -> Path | None:
-    """$CUPYGPT_CACHE_DIR, else $XDG_CACHE_HOME/cupygpt, else ~/.cache/cupygpt; it may not exist yet.
+    """$CUPYGPT_CACHE_DIR, else $XDG_CACHE_HOME/cupygpt, else ~/.cache/cupygpt; it may be missing.
 
     None for a user without a home folder. A program then works without a cache.
     """

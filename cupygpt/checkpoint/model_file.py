@@ -42,8 +42,8 @@ def save_model(path: Path, config: GPTConfig, parameters: np.ndarray, precision:
     body = to_bfloat16(parameters) if precision == "bf16" and not is_bfloat16 else parameters
     header = np.zeros(HEADER_INTS, np.int32)
     header[:8] = (
-        FileKind.MODEL.magic, VERSIONS[precision], config.maxT, config.V, config.L, config.NH, config.C,
-        config.Vp,
+        FileKind.MODEL.magic, VERSIONS[precision],
+        config.maxT, config.V, config.L, config.NH, config.C, config.Vp,
     )  # fmt: skip
     return write_arrays(path, [header, body])
 

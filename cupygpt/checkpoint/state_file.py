@@ -133,8 +133,9 @@ def _check_whole(path: Path, header: np.ndarray, num_parameters: int) -> None:
     # Without ZeRO-1 every rank of llm.c writes the whole state; rank 0's file is enough.
     if (ranks, rank) != (1, 0) and (actual < expected or rank != 0):
         raise CheckpointError(
-            f"{path}: rank {rank} of {ranks} of an llm.c run with ZeRO-1, whose shards cannot be read. "
-            f"Start from the model file instead: -e {path.name.replace('state', 'model')[:14]}.bin"
+            f"{path}: rank {rank} of {ranks} of an llm.c run with ZeRO-1, whose shards cannot be "
+            "read. Start from the model file instead: "
+            f"-e {path.name.replace('state', 'model')[:14]}.bin"
         )
     if actual != expected:
         raise CheckpointError(

@@ -20,7 +20,7 @@ Counts: TypeAlias = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands in its data: the epoch, and the rows of it that all ranks have consumed."""
+    """Where a run stands in its data: the epoch, and how many of its rows all ranks have used."""
 
     epoch: int
     rows: int
@@ -54,7 +54,7 @@ class BatchSource(Protocol[Item_co]):
 
 @dataclass(frozen=True)
 class Cut:
-    """How an epoch cuts the shards into rows: first token and number of rows of each shard, (S,)."""
+    """How an epoch cuts the S shards into rows: first token and number of rows of each, (S,)."""
 
     starts: Counts
     rows: Counts

@@ -1,4 +1,4 @@
-"""The input of whole optimizer steps, packed into one array so that one copy brings it to the device."""
+"""The input of an optimizer step, packed into one array that one copy brings to the device."""
 
 from collections.abc import Sequence
 

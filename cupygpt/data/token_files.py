@@ -62,8 +62,8 @@ def shard_writer(path: Path) -> Iterator[Callable[[npt.ArrayLike], None]]:
     """Write a token file piece by piece: yields `append(tokens)`; the file appears at the end.
 
     `tokens` is 1-d, integers in [0, 65535]. After an exception inside the block the old file is
-    still there, or none. Raises DataError for ids outside that range, fewer than 2 or more than 2**31 - 1 tokens;
-    RunError if the file cannot be written.
+    still there, or none. Raises DataError for ids outside that range and for fewer than 2 or more
+    than 2**31 - 1 tokens; RunError if the file cannot be written.
     """
     count = 0
     with atomic_write(path) as file:
@@ -123,7 +123,8 @@ def matching_files(pattern: str, *, kind: str, example: str, hint: str) -> list[
     literal = Path(expanded)
     if literal.is_dir():
         raise DataError(
-            f"{pattern}: this is a folder. Name the {kind} in it, for example '{literal / example}'."
+            f"{pattern}: this is a folder. Name the {kind} in it, for example "
+            f"'{literal / example}'."
         )
     if literal.exists():
         return [literal]

@@ -45,7 +45,8 @@ def parse_llmc(path: Path, content: bytes) -> tuple[list[bytes], int]:
         eot = GPT2_VOCAB - 1
         if V != GPT2_VOCAB:
             raise TokenizerError(
-                f"{path}: {V:,} ids in a version 1 tokenizer, which has {GPT2_VOCAB:,}. It is damaged."
+                f"{path}: {V:,} ids in a version 1 tokenizer, which has {GPT2_VOCAB:,}. "
+                "It is damaged."
             )
     if not 1 <= V <= MAX_VOCAB or not 0 <= eot < V:
         raise TokenizerError(

@@ -45,7 +45,7 @@ class HeuristicResult(ctypes.Structure):
 
 
 class CublasLt:
-    """The functions of one loaded library. A failure raises KernelError with the name of its status."""
+    """The functions of one loaded library. A failure raises KernelError with its status by name."""
 
     def __init__(self, path: str) -> None:
         self._library = ctypes.CDLL(path)
@@ -68,7 +68,7 @@ class CublasLt:
             "MatmulAlgoGetHeuristic", *[handle] * 7, c_int, pointer, POINTER(c_int)
         )
         self.matmul = self._entry("Matmul", *[pointer] * 14, c_size_t, pointer)
-        """cublasLtMatmul itself. The caller checks the status: a wrapper would take time at each call."""
+        """cublasLtMatmul itself. The caller checks the status: a wrapper would cost time."""
 
     def _entry(self, name: str, *arguments: Any, result: Any = c_int) -> Callable[..., Any]:
         function = getattr(self._library, "cublasLt" + name)

@@ -10,8 +10,8 @@ and called with arrays and plain Python numbers:
 
 CuPy does not check the arguments of a raw kernel: a Python 1.0 arrives at a `float` parameter as
 0.0, a transposed view is read as if it were contiguous, and an empty grid runs one block. `Kernel`
-checks them. The element type floatX of a .cu file follows from the arrays: float for float32 arrays,
-__nv_bfloat16 for uint16 arrays, which hold the bits of bfloat16 numbers.
+checks them. The element type floatX of a .cu file follows from the arrays: float for float32
+arrays, __nv_bfloat16 for uint16 arrays, which hold the bits of bfloat16 numbers.
 """
 
 from collections.abc import Mapping, Sequence

@@ -64,9 +64,10 @@ def matmul(
     epilogue and aux, rows of aux must lie a multiple of 8 elements apart.
 
     All arrays are CuPy arrays on one device, or of a type that `register_matmul` knows. The work is
-    queued on CuPy's current stream. Products of one device share a workspace and cached descriptors: issue them from one thread, on one
-    stream at a time. Raises KernelError for shapes, types and layouts that do not fit together or
-    that cuBLASLt does not support, with its status; DeviceError if cuBLASLt is missing.
+    queued on CuPy's current stream. Products of one device share a workspace and cached
+    descriptors: issue them from one thread, on one stream at a time. Raises KernelError for shapes,
+    types and layouts that do not fit together or that cuBLASLt does not support, with its status;
+    DeviceError if cuBLASLt is missing.
     """
     if out.size == 0:
         return

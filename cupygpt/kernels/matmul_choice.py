@@ -1,4 +1,4 @@
-"""Choose cuBLASLt's algorithm for each matrix product: the fastest of those it proposes, as measured.
+"""Choose the algorithm of each matrix product: the fastest of those that cuBLASLt proposes.
 
 cuBLASLt's own ranking is up to 15 % slower than the best for some shapes. The choice affects the
 last bits of a result, so it is made once and saved: in the user's cache, for the next run on this
@@ -20,7 +20,7 @@ FILE_NAME = "products.json"
 ROUNDS = 5
 """Timed launches of each algorithm; their median counts."""
 LAUNCH_FLOPS = 2e10
-"""Floating-point operations of one timed launch: it repeats smaller products, MAX_REPEATS at most."""
+"""FLOPs of one timed launch: smaller products are repeated in it, at most MAX_REPEATS times."""
 MAX_REPEATS = 8
 
 _choices: dict[str, int] = {}
@@ -29,7 +29,7 @@ _is_measuring = False
 
 @contextmanager
 def measuring(run_folder: Path | None, *, keep: bool = True) -> Iterator[None]:
-    """Inside, the algorithm of each new kind of matrix product is measured, and the choice is saved.
+    """Inside, the algorithms of each new kind of product are measured, and the choice is saved.
 
     A measured product is computed many times into its output, so use this while buffers hold
     nothing yet. Without `run_folder` only the user's cache is read and written. Only one rank of a
@@ -77,7 +77,7 @@ def cache_file() -> Path | None:
 
 
 def _fastest(candidates: Sequence[Callable[[], None]], repeats: int, stream: Any) -> int:
-    """Time each candidate as a graph, so that the GPU never waits for the host; return the index."""
+    """The index of the fastest candidate; each is timed as a graph, without waiting for the host."""
     import cupy
 
     graphs: dict[int, Any] = {}

@@ -28,7 +28,7 @@ GPU_LOGITS_ROWS = 8192
 class TensorSpec:
     """Name, shape and dtype of one buffer; `floatX` stands for the storage of the run's precision.
 
-    `decay`: weight decay applies. `stacked`: the first axis is the layers, or has length 1 where all
+    `decay`: weight decay applies. `stacked`: the first axis is the layers, or has length 1 if all
     layers share one buffer.
     """
 
@@ -65,7 +65,7 @@ class Tensors:
         return self._views.items()
 
     def layer(self, index: int) -> "Tensors":
-        """The slices of the stacked tensors for one layer; a buffer that all share is that slice."""
+        """The slices of the stacked tensors for one layer; a shared buffer is the slice of each."""
         slices = {
             name: view[index if index < len(view) else 0]
             for name, view in self.items()
@@ -141,8 +141,8 @@ def scratch_specs(
     """Buffers whose content lives within one layer or one chunk of the head.
 
     `dbt4c` serves as the gradient of the MLP's hidden layer, and then as that of the attention:
-    its first 3C columns' worth of memory is `dqkv`, the rest `datty`. `row_sums` holds sums over few
-    rows: of dqkv in attention's backward, of the gradients of long runs in the embedding's.
+    its first 3C columns' worth of memory is `dqkv`, the rest `datty`. `row_sums` holds sums over
+    few rows: of dqkv in attention's backward, of the gradients of long runs in the embedding's.
     """
     specs = [
         TensorSpec("btc", (B, T, config.C)),
@@ -208,7 +208,8 @@ def cut_aligned(flat: Array, specs: Sequence[TensorSpec], dtypes: dict[str, Any]
 def cut_batch_rows(tensors: Tensors, specs: Sequence[TensorSpec], rows: slice) -> Tensors:
     """Views of some batch rows, in the shapes of `specs`: the tensors' table for so many rows.
 
-    The axis that is shorter there is the batch's. Tensors without one (logits, partials) stay whole.
+    The axis that is shorter there is the batch's. Tensors without such an axis (logits, partials)
+    stay whole.
     """
     num_rows = rows.stop - rows.start
     views = {}
@@ -245,7 +246,7 @@ def _aligned(num_bytes: int) -> int:
 
 @dataclass(frozen=True)
 class Norm:
-    """One LayerNorm: output and statistics, parameters, and their gradients (None in evaluation)."""
+    """One LayerNorm: output, statistics, parameters, and gradients (None in evaluation)."""
 
     out: Array
     mean: Array

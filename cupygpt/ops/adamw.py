@@ -54,13 +54,14 @@ def adamw(
     Updated in place: params floatX (P,), m and v (P,) float32. Read: grads (P,) float32; grad_norm
     (1,) float32, the norm of all gradients; controls (3,) float32: learning rate, 1 - β1^t,
     1 - β2^t. If grad_norm is larger than grad_clip, gradients are scaled by grad_clip / grad_norm;
-    with a grad_clip of 0 they never are. `segments` are (start, stop, decay) and cover the parameters.
+    with a grad_clip of 0 they never are. `segments` are (start, stop, decay) and cover the
+    parameters.
 
     With bfloat16 params, `master` (P,) float32 is what the update changes, and params become its
     rounded copy. Without a master, params are rounded stochastically, by random numbers that follow
     from `rng_state` (4,) uint32 (see ops/dropout.py); KernelError if that is missing too.
-    `rng_offset` is the index of params[0] in the flat vector of the whole model: a rank that updates
-    only a part of it rounds each parameter as one process would. After llm.c adamw.cuh.
+    `rng_offset` is the index of params[0] in the flat vector of the whole model: a rank that
+    updates only a part of it rounds each parameter as one process would. After llm.c adamw.cuh.
     """
     if on_host(params):
         assert master is None, "float32 parameters are their own master"

@@ -50,9 +50,9 @@ def linear_backward(
 ) -> None:
     """Gradients of linear_forward.
 
-    Written: dinp (..., C) floatX. Accumulated: dweight (OC, C) float32, dbias (OC,) float32 or None. Read: dout
-    (..., OC), inp (..., C), weight (OC, C). Scratch: partials, flat float32, at least 256 OC
-    elements where there is a bias. After llm.c train_gpt2.c, matmul_backward.
+    Written: dinp (..., C) floatX. Accumulated: dweight (OC, C) float32, dbias (OC,) float32 or
+    None. Read: dout (..., OC), inp (..., C), weight (OC, C). Scratch: partials, flat float32, at
+    least 256 OC elements if there is a bias. After llm.c train_gpt2.c, matmul_backward.
     """
     OC, C = weight.shape
     dinp, dout, inp = dinp.reshape(-1, C), dout.reshape(-1, OC), inp.reshape(-1, C)

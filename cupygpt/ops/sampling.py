@@ -1,4 +1,4 @@
-"""Drawing the next token: temperature, top-k and nucleus (Holtzman et al. 2020, arXiv:1904.09751)."""
+"""Drawing the next token: temperature, top-k, nucleus (Holtzman et al. 2020, arXiv:1904.09751)."""
 
 import numpy as np
 

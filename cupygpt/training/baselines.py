@@ -9,7 +9,7 @@ from cupygpt.errors import DataError
 from cupygpt.training.plan import Data
 
 BASELINE_VOCAB = 1024
-"""Unigram and bigram levels are printed up to this vocabulary; beyond it few pairs are seen twice."""
+"""Baselines are printed up to this vocabulary; in larger ones few pairs are seen twice."""
 
 BASELINE_TOKENS = 2**22
 BIGRAM_STRENGTH = 10.0

@@ -339,7 +339,7 @@ FIXED = tuple(item.name for item in fields(TrainConfig) if item.metadata["fixed"
 
 
 def new_run_config(given: Mapping[str, Any]) -> TrainConfig:
-    """The settings of a new run: the flags that were given, the demo's defaults if it is the demo."""
+    """The settings of a new run: the given flags, and the demo's defaults if it is the demo."""
     config = TrainConfig(**given)
     if not config.is_demo:
         return config

@@ -291,7 +291,8 @@ def closing_lines(run: Run, baselines: tuple[float, float] | None) -> list[str]:
     if run.stopped_by:
         more = f" --gpus {plan.world}" if plan.world > 1 else ""
         lines.append(
-            f"stopped by {run.stopped_by}; continue:  python -m cupygpt.train --resume {folder}{more}"
+            f"stopped by {run.stopped_by}; continue:  "
+            f"python -m cupygpt.train --resume {folder}{more}"
         )
     lines.append(f"write text:  python -m cupygpt.sample {folder}")
     if plan.config.is_demo:

@@ -108,12 +108,13 @@ def choose_model(config: TrainConfig, data: Data) -> tuple[GPTConfig, ModelFile 
 
 
 def attach_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> None:
-    """Find the tokenizer for samples and bits per byte; a missing one is noted, a wrong one fails."""
+    """Find the tokenizer for samples and bits per byte; note a missing one, refuse a wrong one."""
     if data.tokenizer is None:
         spec = config.tokenizer or default_tokenizer_spec(model.V)
         if spec is None:
             data.notes.append(
-                f"no tokenizer known for a vocabulary of {model.V}: samples show ids (--tokenizer FILE)"
+                f"no tokenizer known for a vocabulary of {model.V}: samples show ids "
+                "(--tokenizer FILE)"
             )
             return
         try:
@@ -126,7 +127,8 @@ def attach_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> None:
     if data.tokenizer.vocab_size != model.V:
         raise TokenizerError(
             f"tokenizer {data.tokenizer.name} has {data.tokenizer.vocab_size} ids, but the model's "
-            f"vocabulary is {model.V}. Pass the model or the --tokenizer that the data was made with."
+            f"vocabulary is {model.V}. "
+            "Pass the model or the --tokenizer that the data was made with."
         )
 
 
@@ -260,8 +262,8 @@ def _accumulation(config: TrainConfig, B: int, T: int, world: int) -> int:
         below, above = total // at_once * at_once, -(-total // at_once) * at_once
         nearest = f"{below} and {above}" if below else f"{above}"
         raise ConfigError(
-            f"{flags_of('total_batch')} is {total} tokens, not a multiple of {product} = {at_once}. "
-            f"Nearest that work: {nearest}."
+            f"{flags_of('total_batch')} is {total} tokens, not a multiple of {product} = "
+            f"{at_once}. Nearest that work: {nearest}."
         )
     return total // at_once
 
@@ -316,6 +318,7 @@ def _precision(config: TrainConfig, device: Device, begun_in: str | None) -> tup
         reason += ", float32 master weights" if config.master_weights else ", no master weights"
     elif not config.master_weights:
         raise ConfigError(
-            f"-w 0 leaves out the float32 copy of bfloat16 weights, but this run is in {precision.name}."
+            f"-w 0 leaves out the float32 copy of bfloat16 weights, but this run is in "
+            f"{precision.name}."
         )
     return precision, reason

@@ -77,7 +77,8 @@ def newest_run() -> Path:
     with_checkpoint = [path.parent for path in records if checkpoint_steps(path.parent)]
     if not with_checkpoint:
         raise ConfigError(
-            f"--resume: no run with a checkpoint below {RUNS.resolve()}. Name its folder: --resume RUN"
+            f"--resume: no run with a checkpoint below {RUNS.resolve()}. "
+            "Name its folder: --resume RUN"
         )
     return max(with_checkpoint, key=lambda folder: (folder / MAIN_LOG).stat().st_mtime)
 

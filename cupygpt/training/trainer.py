@@ -79,10 +79,10 @@ class Trainer:
     algorithms.
 
     `collectives` sum the gradients and losses of all ranks, one layer at a time, in parallel with
-    the backward pass of the layers below. With `shape.zero_shards` (ZeRO-1) a rank then updates only its
-    `zero_shard` of the parameters, has m, v and master for that shard only, and the ranks gather
-    the shards. All ranks still reduce all gradients: a reduce-scatter would move a third less, but
-    a zero shard spans many layers, so it could start only after backward.
+    the backward pass of the layers below. With `shape.zero_shards` (ZeRO-1) a rank then updates
+    only its `zero_shard` of the parameters, has m, v and master for that shard only, and the ranks
+    gather the shards. All ranks still reduce all gradients: a reduce-scatter would move a third
+    less, but a zero shard spans many layers, so it could start only after backward.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Trainer:
             self.device.upload(self.params.flat, self.shape.precision.encode(weights))
 
     def state(self, progress: Progress) -> TrainState:
-        """What this rank saves in a checkpoint, on the host; `progress` says where the run stands."""
+        """What this rank saves in a checkpoint, on the host; the run stands at `progress`."""
         download, sharded = self.device.download, self.shape.zero_shards > 1
         has_state = self.rank == 0 or sharded
         has_master = has_state and self.master is not None

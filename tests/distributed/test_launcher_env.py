@@ -16,7 +16,8 @@ from cupygpt.distributed.launcher_env import (
 from cupygpt.errors import ConfigError
 
 TORCHRUN = {
-    "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "MASTER_ADDR": "gpu07", "MASTER_PORT": "4711",
+    "RANK": "3", "WORLD_SIZE": "8", "LOCAL_RANK": "1",
+    "MASTER_ADDR": "gpu07", "MASTER_PORT": "4711",
 }  # fmt: skip
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_LOCAL_RANK": "2",

@@ -58,7 +58,7 @@ def test_a_choice_is_kept_for_the_run_and_for_the_next(tmp_path: Path, timed: li
 
 
 def test_one_rank_keeps_the_choices(tmp_path: Path, timed: list[int]) -> None:
-    """The others know more where another run has filled the cache in between: they write nothing."""
+    """Other ranks may see a cache that another run has filled since: they write nothing."""
     cache_file().parent.mkdir()
     cache_file().write_text('{"another run": 1}')
     with measuring(tmp_path, keep=False):
