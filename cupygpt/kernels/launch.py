@@ -36,6 +36,15 @@ class Launch:
     defines: Defines = field(default_factory=dict)
 
 
+PACK_THREADS = 256
+"""Threads of a block in `launch_per_pack`."""
+
+
+def launch_per_pack(packs: int, defines: Defines | None = None) -> Launch:
+    """The launch of a kernel with one thread per pack."""
+    return Launch(ceil_div(packs, PACK_THREADS), PACK_THREADS, defines=defines or {})
+
+
 def ceil_div(numerator: int, denominator: int) -> int:
     """numerator / denominator, rounded up."""
     return -(-numerator // denominator)

@@ -77,7 +77,7 @@ def cache_file() -> Path | None:
 
 
 def _fastest(candidates: Sequence[Callable[[], None]], repeats: int, stream: Any) -> int:
-    """The index of the fastest candidate; each is timed as a graph, so without the host."""
+    """The index of the fastest candidate, timed as a graph: the GPU never waits for the host."""
     import cupy
 
     graphs: dict[int, Any] = {}

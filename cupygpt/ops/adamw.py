@@ -9,12 +9,11 @@ from cupygpt.arrays import Array
 from cupygpt.device.cpu_threads import for_blocks, on_host
 from cupygpt.errors import KernelError
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import Launch, ceil_div, num_packs
+from cupygpt.kernels.launch import launch_per_pack, num_packs
 
 EPSILON = 1e-8
 BLOCK_ELEMENTS = 1 << 17
-"""Parameters per block on the CPU; a block of each of five arrays and a temporary fits a cache."""
-THREADS = 256
+"""Parameters that a CPU thread updates at once (see device/cpu_threads.py)."""
 MAX_CHANGES = 16
 """Changes between decay and no decay that one launch takes; the parameters of GPT-2 have 10."""
 AFTER_ALL = 2**63 - 1
@@ -85,7 +84,7 @@ def adamw(
     arrays = (params, master, m, v, grads, grad_norm, controls, rng_state)
     betas = (beta1, 1.0 - beta1, beta2, 1.0 - beta2)
     settings = (*betas, EPSILON, weight_decay, grad_clip)
-    launch = Launch(ceil_div(packs, THREADS), THREADS, defines={"MAX_CHANGES": MAX_CHANGES})
+    launch = launch_per_pack(packs, {"MAX_CHANGES": MAX_CHANGES})
     _adamw(*arrays, rng_offset, packs, *settings, _decay_changes(segments), launch=launch)
 
 

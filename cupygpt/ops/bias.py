@@ -21,7 +21,7 @@ ROWS_IN_FLIGHT = 4
 SUM_DEFINES = {"SUM_THREADS": SUM_THREADS, "ROWS_IN_FLIGHT": ROWS_IN_FLIGHT}
 """For every launch of a .cu file with a kernel built on sum_chunk (lib/row_sums.cuh)."""
 LEAST_SHARE = 1 << 17
-"""Elements worth a thread of their own on the CPU."""
+"""Elements per CPU thread, at least: to sum fewer takes less time than waking the thread."""
 
 _backward_partials = Kernel(
     "bias.cu",
@@ -43,34 +43,41 @@ def bias_backward(dbias: Array, dout: Array, partials: Array) -> None:
     if on_host(dbias):
         _numpy_backward(dbias, dout.reshape(-1, OC))
         return
-    launch = SumLaunch(dout, OC)
-    _backward_partials(partials, dout, launch.N, OC, launch.chunk_rows, launch=launch.partials)
-    launch.finish(dbias, partials, like=dout)
+    sums = RowSums(dout, OC)
+    _backward_partials(partials, dout, sums.N, OC, sums.chunk_rows, launch=sums.launch)
+    sums.add_to(dbias, partials, like=dout)
 
 
-class SumLaunch:
-    """How the sums over the rows of a matrix of OC columns are spread over blocks.
+class RowSums:
+    """How the blocks of a kernel built on sum_chunk (lib/row_sums.cuh) share a matrix (N, OC).
 
-    A kernel built on sum_chunk (lib/row_sums.cuh) runs with `partials` as its launch; then `finish`
-    adds what it left in the scratch of 256 OC elements to the result.
+    The kernel runs with `launch` and leaves `num_chunks` rows of sums in the scratch of 256 OC
+    elements; then `add_to` adds these rows to the result.
     """
 
     def __init__(self, matrix: Array, OC: int) -> None:
         self.N = int(matrix.size) // OC
-        lanes = pack_size(matrix)
-        packs = OC // lanes
+        elements = pack_size(matrix)
+        packs = OC // elements
         x = min(packs, SUM_PACKS)
-        tiles = ceil_div(packs, x)
+        column_groups = ceil_div(packs, x)
         y = max(1, SUM_THREADS // x)
-        chunks = min(MAX_CHUNKS, max(1, SUM_BLOCKS // tiles), ceil_div(self.N, y * ROWS_IN_FLIGHT))
+        chunks = min(
+            MAX_CHUNKS,
+            max(1, SUM_BLOCKS // column_groups),
+            ceil_div(self.N, y * ROWS_IN_FLIGHT),
+        )
         self.chunk_rows = ceil_div(self.N, chunks)
         self.num_chunks = ceil_div(self.N, self.chunk_rows)
-        self.partials = Launch(
-            (tiles, self.num_chunks), (x, y), shared_bytes=4 * lanes * x * y, defines=SUM_DEFINES
+        self.launch = Launch(
+            (column_groups, self.num_chunks),
+            (x, y),
+            shared_bytes=4 * elements * x * y,
+            defines=SUM_DEFINES,
         )
 
-    def finish(self, dbias: Array, partials: Array, *, like: Array) -> None:
-        """dbias += the sum of the chunks' sums."""
+    def add_to(self, dbias: Array, partials: Array, *, like: Array) -> None:
+        """dbias += the sum of the rows of sums."""
         add_column_sums(dbias, partials, self.num_chunks, like=like)
 
 

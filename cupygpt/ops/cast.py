@@ -4,11 +4,10 @@ from cupygpt.arrays import Array, to_bfloat16
 from cupygpt.device.cpu_threads import on_host
 from cupygpt.errors import KernelError
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import Launch, ceil_div
+from cupygpt.kernels.launch import launch_per_pack
 
 PACK = 8
 """Elements of a thread of the kernel: one pack of bfloat16."""
-THREADS = 256
 
 _to_bfloat16 = Kernel("cast.cu", "to_bfloat16", "out:u16* inp:f32* num_packs:i64")
 
@@ -27,4 +26,4 @@ def cast_to_bfloat16(out: Array, inp: Array) -> None:
             f"cast of {inp.size} to {out.size} elements: equal multiples of {PACK} are needed."
         )
     packs = int(out.size) // PACK
-    _to_bfloat16(out, inp, packs, launch=Launch(ceil_div(packs, THREADS), THREADS))
+    _to_bfloat16(out, inp, packs, launch=launch_per_pack(packs))

@@ -10,14 +10,13 @@ import numpy as np
 from cupygpt.arrays import Array
 from cupygpt.device.cpu_threads import for_blocks, on_host
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import Launch, ceil_div, num_packs
+from cupygpt.kernels.launch import launch_per_pack, num_packs
 
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
 BLOCK_COUNTERS = 1 << 13
-"""Counters per block on the CPU; its uint64 temporaries fit a cache."""
-THREADS = 256
+"""Counters that a CPU thread handles at once; Philox needs a dozen uint64 temporaries for each."""
 _WORD = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 
@@ -52,7 +51,7 @@ def dropout(out: Array, inp: Array, state: Array, site: int, p: float, rng_offse
         site,
         threshold,
         scale,
-        launch=Launch(ceil_div(packs, THREADS), THREADS),
+        launch=launch_per_pack(packs),
     )
 
 

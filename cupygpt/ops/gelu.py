@@ -11,8 +11,8 @@ import numpy as np
 from cupygpt.arrays import Array
 from cupygpt.device.cpu_threads import for_blocks, on_host
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import Launch, ceil_div, num_packs
-from cupygpt.ops.bias import SUM_DEFINES, SumLaunch, bias_backward
+from cupygpt.kernels.launch import launch_per_pack, num_packs
+from cupygpt.ops.bias import SUM_DEFINES, RowSums, bias_backward
 
 SCALE = 2.0 * math.sqrt(2.0 / math.pi)  # 2u = SCALE * (x + CUBIC * x³)
 CUBIC = 0.044715
@@ -20,7 +20,6 @@ BLOCK_ELEMENTS = 1 << 18
 """Chosen larger than the L2 cache: smaller blocks spend their time waiting for the GIL."""
 TINY = 1e-30
 """Keeps y / x finite at 0; too small to change it elsewhere."""
-THREADS = 256
 
 _forward = Kernel("gelu.cu", "gelu_forward", "out:floatX* inp:floatX* num_packs:i64")
 _backward = Kernel("gelu.cu", "gelu_backward", "dinp:floatX* inp:floatX* num_packs:i64")
@@ -40,7 +39,7 @@ def gelu_forward(out: Array, inp: Array) -> None:
         _numpy_forward(out.reshape(-1), inp.reshape(-1))
         return
     packs = num_packs(out)
-    _forward(out, inp, packs, launch=_launch(packs))
+    _forward(out, inp, packs, launch=launch_per_pack(packs, SUM_DEFINES))
 
 
 def gelu_backward(dinp: Array, inp: Array, out: Array) -> None:
@@ -53,7 +52,7 @@ def gelu_backward(dinp: Array, inp: Array, out: Array) -> None:
         _numpy_backward(dinp.reshape(-1), inp.reshape(-1), out.reshape(-1))
         return
     packs = num_packs(dinp)
-    _backward(dinp, inp, packs, launch=_launch(packs))
+    _backward(dinp, inp, packs, launch=launch_per_pack(packs, SUM_DEFINES))
 
 
 def gelu_bias_backward(dinp: Array, dbias: Array, inp: Array, out: Array, partials: Array) -> None:
@@ -69,13 +68,9 @@ def gelu_bias_backward(dinp: Array, dbias: Array, inp: Array, out: Array, partia
         bias_backward(dbias, dinp, partials)
         return
     OC = int(dbias.size)
-    launch = SumLaunch(dinp, OC)
-    _backward_partials(dinp, partials, inp, launch.N, OC, launch.chunk_rows, launch=launch.partials)
-    launch.finish(dbias, partials, like=dinp)
-
-
-def _launch(num_packs: int) -> Launch:
-    return Launch(ceil_div(num_packs, THREADS), THREADS, defines=SUM_DEFINES)
+    sums = RowSums(dinp, OC)
+    _backward_partials(dinp, partials, inp, sums.N, OC, sums.chunk_rows, launch=sums.launch)
+    sums.add_to(dbias, partials, like=dinp)
 
 
 def _numpy_forward(out: np.ndarray, inp: np.ndarray) -> None:

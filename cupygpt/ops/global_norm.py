@@ -10,7 +10,7 @@ from cupygpt.kernels.kernel import Kernel
 from cupygpt.kernels.launch import Launch, ceil_div, num_packs
 
 BLOCK_ELEMENTS = 1 << 16
-"""Gradients per block on the CPU, at the least: one np.dot, and one partial sum."""
+"""Gradients per np.dot on the CPU, at least; there is one partial sum for each."""
 MAX_PARTIALS = 1024
 THREADS = 256
 MIN_PACKS_PER_THREAD = 4

@@ -1,17 +1,16 @@
-"""Drawing the next token: temperature, top-k, nucleus (Holtzman et al. 2020, arXiv:1904.09751)."""
+"""Draw the next token: temperature, top-k, nucleus (Holtzman et al. 2020, arXiv:1904.09751)."""
 
 import numpy as np
 
 from cupygpt.arrays import Array
 from cupygpt.device.cpu_threads import on_host
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import Launch, ceil_div
+from cupygpt.kernels.launch import WARP, Launch, ceil_div
 
 MAX_THREADS = 1024
-WARP = 32
 
 NUM_BINS = 4096
-"""Of equal width, from the largest logit to the smallest; on the CPU only."""
+"""Bins of equal width, from the largest logit to the smallest; on the CPU only."""
 
 _sample = Kernel(
     "sampling.cu",
@@ -32,9 +31,9 @@ def sample_token(
     """token[0] = an id below V drawn from softmax(logits / temperature).
 
     Written: token (1,) int32. Read: logits (Vp,) floatX, of which the first V count; uniform (1,)
-    float32 in [0, 1). Temperature 0 takes the likeliest id. Only the `top_k` likeliest (0: all)
-    and, of these, the smallest set of probability `top_p` or more can be drawn; the likeliest
-    always can.
+    float32 in [0, 1), the random number that decides. Temperature 0 takes the id with the largest
+    logit. Only the `top_k` likeliest ids can be drawn (0: all), and among them only the fewest
+    likeliest whose probability reaches `top_p`. The likeliest id can always be drawn.
     """
     if on_host(token):
         token[0] = _numpy_sample(logits[:V], float(uniform[0]), temperature, top_k, top_p)
@@ -49,50 +48,53 @@ def _numpy_sample(
     if temperature == 0.0:
         return int(logits.argmax())
     ranking = _Ranking(logits, temperature)
-    total = float(ranking.weights[-1])
+    total = float(ranking.bin_ends[-1])
     if 0 < top_k < len(logits):
-        total = ranking.weight_of_first(top_k)
+        total = ranking.weight_of_likeliest(top_k)
     if top_p < 1.0:
         total = ranking.weight_reaching(top_p * total)
     return ranking.id_at(uniform * total)
 
 
 class _Ranking:
-    """Ids by falling logit, equal ones by id, with their weights exp(logit / temperature).
+    """Ids by falling logit, equal logits by rising id; an id weighs exp(logit / temperature).
 
-    Sorting 50,000 logits takes as long as computing them: they are thrown into bins, and only the
-    bin that matters is sorted.
+    Laid end to end in this order, the weights cover an interval that starts at 0; a draw is a point
+    of it. To sort 50,000 logits takes as long as to compute them. So ids are put into bins by
+    logit, and only the one bin that a question is about is sorted.
     """
 
     def __init__(self, logits: np.ndarray, temperature: float) -> None:
         self.logits = logits
-        behind = logits.max() - logits
-        self.each = np.exp(behind * (-1.0 / temperature))
-        width = float(behind.max()) / NUM_BINS or 1.0
-        self.bins = np.minimum(behind / width, NUM_BINS - 1).astype(np.int64)
+        below = logits.max() - logits
+        self.weights = np.exp(below * (-1.0 / temperature))
+        width = float(below.max()) / NUM_BINS or 1.0
+        self.bins = np.minimum(below / width, NUM_BINS - 1).astype(np.int64)
         self.counts = np.bincount(self.bins, minlength=NUM_BINS).cumsum()
-        self.weights = np.bincount(self.bins, self.each, NUM_BINS).cumsum()
+        """Number of ids in a bin and all bins before it."""
+        self.bin_ends = np.bincount(self.bins, self.weights, NUM_BINS).cumsum()
+        """Where the weights of a bin end on the interval."""
 
-    def weight_of_first(self, count: int) -> float:
-        """Weight of the `count` likeliest ids together."""
-        number = int(np.searchsorted(self.counts, count))
-        _, sums = self._sorted(number)
-        return float(sums[count - 1 - (int(self.counts[number - 1]) if number else 0)])
+    def weight_of_likeliest(self, count: int) -> float:
+        """The weight of the `count` likeliest ids together."""
+        index = int(np.searchsorted(self.counts, count))
+        _, ends = self._sorted(index)
+        return float(ends[count - 1 - (int(self.counts[index - 1]) if index else 0)])
 
     def weight_reaching(self, target: float) -> float:
-        """Weight of the fewest likeliest ids that have `target` or more together."""
-        _, sums = self._sorted(int(np.searchsorted(self.weights, target)))
-        return float(sums[min(int(np.searchsorted(sums, target)), len(sums) - 1)])
+        """The weight of the fewest likeliest ids that weigh `target` or more together."""
+        _, ends = self._sorted(int(np.searchsorted(self.bin_ends, target)))
+        return float(ends[min(int(np.searchsorted(ends, target)), len(ends) - 1)])
 
     def id_at(self, target: float) -> int:
-        """The id whose share of the weights, laid end to end, holds `target`."""
-        ids, sums = self._sorted(int(np.searchsorted(self.weights, target, side="right")))
-        return int(ids[min(int(np.searchsorted(sums, target, side="right")), len(ids) - 1)])
+        """The id whose weight covers the point `target` of the interval."""
+        ids, ends = self._sorted(int(np.searchsorted(self.bin_ends, target, side="right")))
+        return int(ids[min(int(np.searchsorted(ends, target, side="right")), len(ids) - 1)])
 
-    def _sorted(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids of a bin in order, and the weight of all ids up to and with each of them."""
-        number = min(number, int(self.bins.max()))  # the last that is not empty
-        ids = np.flatnonzero(self.bins == number)
+    def _sorted(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ids of a bin in order, and where the weight of each ends on the interval."""
+        index = min(index, int(self.bins.max()))  # the last bin that is not empty
+        ids = np.flatnonzero(self.bins == index)
         ids = ids[np.argsort(-self.logits[ids], kind="stable")]
-        before = float(self.weights[number - 1]) if number else 0.0
-        return ids, before + self.each[ids].cumsum(dtype=np.float64)
+        start = float(self.bin_ends[index - 1]) if index else 0.0
+        return ids, start + self.weights[ids].cumsum(dtype=np.float64)
