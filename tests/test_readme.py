@@ -86,7 +86,6 @@ def test_every_path_in_a_text_exists(name: str) -> None:
     paths = re.findall(rf"`((?:{folders})/[\w./]*)`", text)
     paths += re.findall(r"\]\((\.?\w[\w./]*)\)", text)
     planned = {path for path in paths if "swish" in path}  # the example of CONTRIBUTING
-    planned.add("tests/ops/test_every_op_is_complete.py")
     missing = {path for path in paths if not (ROOT / path).exists()} - planned
     assert paths
     assert not missing, missing
