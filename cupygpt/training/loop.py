@@ -38,8 +38,8 @@ class Run:
     train. A resumed run repeats the first three at the step it was saved at, so its log equals
     that of a run that never stopped.
 
-    With several `ranks` all go through the same steps; rank 0 alone samples, logs and writes the
-    model, and its console is the one that shows.
+    With several `ranks` all go through the same steps. Only rank 0 samples, logs, writes the model
+    and shows its console.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Run:
         )
 
     def loop(self, stop: StopSignal) -> None:
-        """Train until the last step or a signal; either way a checkpoint is left behind."""
+        """Train until the last step or a signal; both end with a checkpoint."""
         config, console = self.plan.config, self.console
         console.start(self.progress.step, self.plan.steps)
         self._last_report = time.perf_counter()
@@ -190,8 +190,8 @@ class Run:
         sums = self.ranks.all_gather_object(
             self.trainer.sum_losses((x, y) for x, y, _ in self._validation)
         )
-        # In the order of the batches, so that the mean is that of one rank to the last bit.
-        loss = mean_loss(part for parts in zip(*sums, strict=True) for part in parts)
+        # Added in the order of the batches: then the mean equals that of one rank to the last bit.
+        loss = mean_loss(of_rank for batch in zip(*sums, strict=True) for of_rank in batch)
         improved = loss < self.progress.best_loss
         if improved:
             self.progress = replace(self.progress, best_loss=loss, best_step=step)
