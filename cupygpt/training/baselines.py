@@ -9,10 +9,13 @@ from cupygpt.errors import DataError
 from cupygpt.training.plan import Data
 
 BASELINE_VOCAB = 1024
-"""Baselines are printed up to this vocabulary; in larger ones few pairs are seen twice."""
+"""Baselines are printed up to this vocabulary; beyond it few pairs are seen twice."""
 
 BASELINE_TOKENS = 2**22
+"""Tokens of either file that count."""
+
 BIGRAM_STRENGTH = 10.0
+"""How many times a context must be seen to count as much as the unigram prior."""
 
 
 def ngram_baselines(data: Data, V: int) -> tuple[float, float] | None:
@@ -38,9 +41,9 @@ def bytes_per_token(data: Data) -> float | None:
     return total / len(sample) if total else None
 
 
-def bits_per_byte(loss: float, bytes_a_token: float | None) -> float | None:
+def bits_per_byte(loss: float, bytes_per_token: float | None) -> float | None:
     """Bits per byte of a loss in nats per token."""
-    return None if bytes_a_token is None else loss / math.log(2.0) / bytes_a_token
+    return None if bytes_per_token is None else loss / math.log(2.0) / bytes_per_token
 
 
 def unigram_bigram_nats(train: npt.ArrayLike, val: npt.ArrayLike, V: int) -> tuple[float, float]:

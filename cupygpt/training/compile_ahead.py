@@ -15,10 +15,9 @@ def compile_ahead(
 ) -> None:
     """Compile, or load from the disk cache, with a line of progress. Raises KernelError.
 
-    A rehearsal finds out which kernels are needed: it makes all calls of a step, an evaluation
-    and a sample, and only notes the launches. Matrix products do run, on buffers that hold
-    nothing yet, and choose their algorithms; rank 0 keeps the choices in `folder`
-    (gemm_choice.py).
+    A dry run finds out which kernels are needed: it makes all calls of a step, an evaluation and a
+    sample, and only notes the launches. Matrix products do run, on buffers that hold nothing yet,
+    and choose their algorithms; rank 0 keeps the choices in `folder`.
     """
     if not device.is_gpu:
         return

@@ -36,8 +36,9 @@ def flag(
 
     `default` None means: chosen when the data and the model are known. `demo` replaces the default
     when the run has no data of its own. A resumed run cannot change a `fixed` flag: another value
-    would give other losses than those of the run that never stopped. A value with a `label` is
-    shown in the optimizer row of the startup table.
+    would give other losses than those of the run that never stopped. (-b and -d may change:
+    they decide how the rest of the run continues.) A value with a `label` is shown in the optimizer
+    row of the startup table.
     """
     metadata = {
         "names": names,

@@ -1,7 +1,9 @@
-"""The flags of `python -m cupygpt.train`, one field each: everything known of a flag stands there.
+"""The flags of `python -m cupygpt.train`, one field each.
 
 A field holds the flag's names (llm.c's short ones are kept), type, default, the demo's default,
-range, help text, its label on the console, and whether a resumed run may change it.
+range, help text, its label on the console, and whether a resumed run may change it. Three rules need
+more than one flag: the demo's warm-up (`new_run_config`), the length of a resumed run (resume.py),
+and what `-e` may name (plan.py). loop.py hands the values to the trainer.
 """
 
 import argparse
@@ -30,7 +32,7 @@ NEWEST_RUN = "newest"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What a run is asked to do. None means: chosen when the data and the model are known."""
+    """What a run is asked to do. None means: not given; plan.py chooses or leaves it out."""
 
     model: str | None = flag(
         "-e",
@@ -291,7 +293,8 @@ class TrainConfig:
         default=200,
         demo=500,
         range=NOT_NEGATIVE,
-        help="save every so many steps, 0 = only at the end",
+        help="save every so many steps, and at each new best validation loss; 0 = only then and at "
+        "the end",
     )
     keep: int = flag(
         "--keep",
@@ -352,6 +355,7 @@ def new_run_config(given: Mapping[str, Any]) -> TrainConfig:
         del demo["steps"]
     values = {**demo, **given}
     if "warmup" not in given and values.get("steps"):
+        # A short demo would spend most of its steps on the warm-up.
         values["warmup"] = min(values["warmup"], values["steps"] // 10)
     return TrainConfig(**values)
 

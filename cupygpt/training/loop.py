@@ -26,7 +26,7 @@ from cupygpt.training.stop_signal import StopSignal
 from cupygpt.training.trainer import OptimizerSettings, PendingStep, StepResult, Trainer, mean_loss
 
 MAX_PENDING = 3
-"""Steps whose loss may still be on its way while the next one is queued."""
+"""Most steps that are queued before their losses are read."""
 
 TRAIN_SAMPLING = Sampling(temperature=0.8, top_p=0.95)
 
@@ -34,9 +34,9 @@ TRAIN_SAMPLING = Sampling(temperature=0.8, top_p=0.95)
 class Run:
     """One run in one folder, from `progress.step` to `plan.steps`.
 
-    At a step index s (0-based, as in llm.c): validate, sample, save, and unless s is the last,
-    train. A resumed run repeats the first three at the step it was saved at, so its log equals
-    that of a run that never stopped.
+    For s = `progress.step` … `plan.steps` (0-based, as in llm.c): validate, sample and save where s
+    is due, then, if s < `plan.steps`, train step s. A resumed run repeats validation and sample at
+    the step that it was saved at, so its log equals that of a run that never stopped.
 
     With several `ranks` all go through the same steps. Only rank 0 samples, logs, writes the model
     and shows its console.
@@ -94,7 +94,7 @@ class Run:
             samples = self._due(config.sample_every, is_last=is_last) and not stops
             saves = self._due(config.checkpoint_every, is_last=is_last) or stops
             if validates or samples or saves or is_last:
-                self._report(0)
+                self._report(0)  # also: nothing that is not finite gets saved
                 improved = validates and self._validate()
                 if samples and self.progress.step and self.ranks.rank == 0:
                     self._sample()
@@ -260,7 +260,8 @@ def _make_trainer(plan: Plan, ranks: Ranks) -> Trainer:
 
 def _step_batches(plan: Plan, data: Data, progress: Progress, rank: int) -> Prefetcher[Packed]:
     """The input of each step, prepared on a thread, from where `progress` stands."""
-    position = progress.position or START
+    # A run that overfits one batch takes the first one, also after it was resumed.
+    position = START if plan.config.overfit else progress.position or START
     loader = train_loader(
         plan.config, plan.shape, data, rank=rank, world=plan.world, position=position
     )
@@ -288,7 +289,7 @@ def closing_lines(run: Run, baselines: tuple[float, float] | None) -> list[str]:
         if baselines:
             best += f" (unigram {baselines[0]:.4f}, bigram {baselines[1]:.4f})"
         lines.append(best)
-    if run.stopped_by:
+    if run.stopped_by and progress.step < plan.steps:
         more = f" --gpus {plan.world}" if plan.world > 1 else ""
         lines.append(
             f"stopped by {run.stopped_by}; continue:  "

@@ -1,6 +1,7 @@
 """From flags to the parts of a run: data, tokenizer, model, device, memory, schedule.
 
-Every automatic choice made here leaves a row for the console, with its reason.
+Here everything that the flags leave open is chosen, and everything is checked against everything
+before memory of the device is allocated. startup_table.py shows the result.
 """
 
 from dataclasses import dataclass, field
@@ -31,7 +32,7 @@ from cupygpt.training.schedule import Schedule
 
 DEMO_TRAIN, DEMO_VAL = "python_docs_train.bin", "python_docs_val.bin"
 DEMO_SHAPE = {"maxT": 64, "L": 4, "NH": 4, "C": 64}
-"""About as many parameters as the tokens that two cores see in a minute can teach."""
+"""Sized for the tokens that two cores process in a minute."""
 
 
 @dataclass
@@ -65,7 +66,7 @@ class Plan:
     schedule: Schedule
     steps: int
     rows_per_epoch: int
-    base_bytes: int
+    runtime_bytes: int
     world: int = 1
     peak_flops: float | None = None
 
@@ -154,7 +155,7 @@ def make_plan(
     steps = config.steps or _steps_of_epochs(
         config.epochs or 1.0, rows, shape.B * accumulation * ranks.world
     )
-    check_fits(shape, choice.device.free_bytes())
+    check_fits(shape, choice.device.free_bytes())  # before anything is allocated there
     return Plan(
         config=config,
         device=choice.device,
@@ -165,7 +166,7 @@ def make_plan(
         schedule=_schedule(config, steps),
         steps=steps,
         rows_per_epoch=rows,
-        base_bytes=choice.device.used_bytes() or 0,
+        runtime_bytes=choice.device.used_bytes() or 0,
         world=ranks.world,
         peak_flops=_peak_flops(choice.device, precision, ranks.world),
     )
@@ -287,7 +288,7 @@ def _schedule(config: TrainConfig, steps: int) -> Schedule:
 
 
 def _check_device_flags(config: TrainConfig, device: Device, world: int) -> None:
-    """Flags that nothing here can follow fail instead of being ignored."""
+    """Raise ConfigError for flags that this device or this number of ranks cannot honour."""
     if config.no_graph and not device.is_gpu:
         raise ConfigError("--no-graph needs a CUDA device; the CPU has no graphs to leave out.")
     if config.zero_stage and world == 1:

@@ -1,9 +1,10 @@
 """What a resumed run may change, and what it may not."""
 
+from dataclasses import fields
 from typing import Any
 
 from cupygpt.checkpoint.train_state import Progress
-from cupygpt.errors import ConfigError
+from cupygpt.errors import CheckpointError, ConfigError
 from cupygpt.training.flags import FIXED, TrainConfig, flags_of
 from cupygpt.training.plan import Plan
 from cupygpt.training.run_folder import environment
@@ -18,8 +19,15 @@ def resumed_config(saved: dict[str, Any], given: dict[str, Any], *, world: int =
     """The run's own settings, replaced by the given flags.
 
     One rank has nobody to share the optimizer's state with: ZeRO is off then. Raises ConfigError,
-    with a list of the differences, if a flag would change the run.
+    with a list of the differences, if a flag would change the run; CheckpointError for settings of
+    another version.
     """
+    unknown = sorted(set(saved) - {item.name for item in fields(TrainConfig)})
+    if unknown:
+        raise CheckpointError(
+            f"run.json holds settings that this version does not know: {', '.join(unknown)}. "
+            f"Resume with the version that wrote it, or start a new run from its weights with -e."
+        )
     config = TrainConfig(**saved)
     differences = [
         f"  {flags_of(name)}: {getattr(config, name)} in the run, {given[name]} asked for"

@@ -27,7 +27,7 @@ METRICS = "metrics.jsonl"
 
 
 def new_run_folder(out: str | None, *, overwrite: bool) -> Path:
-    """Create the folder of a new run. Raises ConfigError if it cannot, or if one is there."""
+    """Create the folder of a new run. Raises ConfigError if it cannot, or if it holds a run."""
     folder = Path(out) if out else RUNS / time.strftime("%Y%m%d-%H%M%S")
     while out is None and folder.exists():
         folder = folder.with_name(folder.name + "x")
@@ -177,7 +177,7 @@ class RunLog:
         self._event("sample", step, text=text)
 
     def flush(self) -> None:
-        """Hand the lines to the system; a checkpoint is only written after its lines."""
+        """Hand the lines to the system; no checkpoint is written if its log lines cannot be."""
         try:
             self._main.flush()
             self._metrics.flush()
@@ -185,7 +185,7 @@ class RunLog:
             raise RunError(f"the log could not be written ({error.strerror or error}).") from error
 
     def close(self) -> None:
-        """Close both files; what could not be written is lost here, not a checkpoint."""
+        """Close both files. An error here loses log lines, never a checkpoint."""
         for file in (self._main, self._metrics):
             with contextlib.suppress(OSError):
                 file.close()

@@ -11,10 +11,11 @@ DECAY_START = 0.8
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate at 0-based step s of S, with W warm-up steps and final fraction f of the peak.
+    """The learning rate of each step: `warmup` steps up to `peak`, then by `kind` until `total`.
 
-    cosine: half a cosine from the peak to f times it; linear: a line; wsd: the peak, then a square
-    root over the last fifth; constant: the peak, without warm-up. After llm.c schedulers.h.
+    cosine: half a cosine down to `final_fraction` times the peak. linear: a straight line there.
+    wsd (warm-up, stable, decay): the peak, and over the last fifth a square root down to there.
+    constant: the peak, without warm-up. After llm.c schedulers.h.
     """
 
     kind: str

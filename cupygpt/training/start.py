@@ -42,7 +42,8 @@ LAUNCHER_ECHO_S = 1.0
 
 def train(given: dict[str, Any], signals: list[str]) -> None:
     """Run what the flags ask for; the signal that ends it early is appended to `signals`."""
-    config = TrainConfig(**given)
+    config = TrainConfig(**given)  # without the demo's defaults: they need no ranks
+    # Not a setting of the run: it stays out of run.json.
     timeout_s = given.pop("rank_timeout", config.rank_timeout)
     with join_ranks(timeout_s, debug=config.debug) as ranks:
         check_equal_on_ranks(ranks, "flags", config.as_dict())
@@ -53,11 +54,11 @@ def train_rank(
     config: TrainConfig, given: dict[str, Any], signals: list[str], ranks: Ranks
 ) -> None:
     """The whole run as this rank sees it."""
-    console = _console(config, ranks)
     if config.resume:
-        run = resume_run(config.resume, config.out, given, console, ranks)
+        run = resume_run(config.resume, config.out, given, ranks)
     else:
-        run = start_run(given, console, ranks)
+        run = start_run(given, ranks)
+    console = run.console
     baselines = ngram_baselines(run.data, run.plan.shape.config.V)
     if baselines:
         console.note(
@@ -75,9 +76,10 @@ def train_rank(
         signals.append(run.stopped_by)
 
 
-def start_run(given: dict[str, Any], console: Console, ranks: Ranks) -> Run:
+def start_run(given: dict[str, Any], ranks: Ranks) -> Run:
     """A new run: its folder, data, model and weights. Rank 0 makes what the others find."""
     config = new_run_config(given)
+    console = _console(config, ranks)
     made = new_run_folder(config.out, overwrite=config.overwrite) if ranks.rank == 0 else None
     folder = _common_folder(ranks, made)
     data = rank0_first(ranks, lambda: open_data(config, folder))
@@ -96,14 +98,13 @@ def start_run(given: dict[str, Any], console: Console, ranks: Ranks) -> Run:
     return run
 
 
-def resume_run(
-    resume: str, out: str | None, given: dict[str, Any], console: Console, ranks: Ranks
-) -> Run:
+def resume_run(resume: str, out: str | None, given: dict[str, Any], ranks: Ranks) -> Run:
     """The run that --resume names, as it stood at its newest checkpoint."""
     found = find_run(resume, out, NEWEST_RUN) if ranks.rank == 0 else None
     folder = _common_folder(ranks, found)
     record = read_record(folder)
     config = resumed_config(record["config"], given, world=ranks.world)
+    console = _console(config, ranks)
     data = open_data(config, folder)
     step = broadcast_object(ranks, checkpoint_steps(folder)[-1])
     checkpoint = load_checkpoint(folder, step, ranks=ranks, zero_stage=config.zero_stage)
@@ -119,7 +120,9 @@ def resume_run(
     run = Run(plan, data, folder, console, state.progress, ranks)
     _check_equal_files(ranks, data, state.float32_weights())
     if state.zero_shard is not None and state.master is not None and run.trainer.master is None:
-        console.warn("the run continues from its bf16 weights; their master copy is not used here")
+        console.warn(
+            "this run keeps no master weights, so it continues from the rounded bf16 weights"
+        )
     run.trainer.load(state)
     return run
 
@@ -127,7 +130,7 @@ def resume_run(
 def _console(config: TrainConfig, ranks: Ranks) -> Console:
     """The console of rank 0; the other ranks print nowhere."""
     silent = None if ranks.rank == 0 else open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-    terminal = False if imitates_terminal(os.environ) else None
+    terminal = False if imitates_terminal(os.environ) else None  # None: the stream knows
     return Console(silent, terminal=terminal, log_every=config.log_every)
 
 

@@ -45,7 +45,7 @@ def _describe_optimizer(plan: Plan) -> str:
 
 
 def _describe_memory(plan: Plan) -> str:
-    memory = {"runtime": plan.base_bytes} if plan.base_bytes else {}
+    memory = {"runtime": plan.runtime_bytes} if plan.runtime_bytes else {}
     memory |= memory_plan(plan.shape)
     uses = ", ".join(f"{name} {format_bytes(size)}" for name, size in memory.items())
     where = " on each rank" if plan.world > 1 else ""

@@ -1,8 +1,9 @@
 """One optimizer step: micro-batches, norm, clip, update; and evaluation over batches.
 
 Everything between "the input is on the device" and "loss and norm are on the device" is one
-function that reads nothing else, so that a GPU runs it as one captured graph. What changes from
-step to step (tokens, learning rate, dropout counter) lies in one input buffer, uploaded before.
+function, `Trainer._compute`, so that a GPU runs it as one captured graph. All that changes from step
+to step lies in one input buffer, which is uploaded before: tokens, targets, the order of the tokens,
+learning rate, AdamW's bias corrections, and the counter of the random numbers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -33,7 +34,11 @@ from cupygpt.ops.cast import cast_to_bfloat16
 from cupygpt.ops.global_norm import global_norm
 from cupygpt.ops.loss_mean import loss_mean
 
-NUM_CONTROLS, NUM_RNG_WORDS = 3, 4
+NUM_CONTROLS = 3
+"""Learning rate and the two bias corrections of AdamW."""
+
+NUM_RNG_WORDS = 4
+"""Two words of seed, the step, and one that Philox's 128-bit counter leaves at 0."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +80,14 @@ class Trainer:
 
     A checkpoint holds `params`, `m`, `v` and, for bfloat16 weights, `master` (float32; else None).
     `accumulation` micro-batches of (B, T) make one step. With `graph` the second step is captured,
-    and replayed from then on; the first step runs op by op, because it loads kernels and chooses
-    algorithms.
+    and replayed from then on. The first step runs op by op: while a graph is captured, nothing may
+    allocate or load code, and a first call does.
 
     `collectives` sum the gradients and losses of all ranks, one layer at a time, in parallel with
-    the backward pass of the layers below. With `shape.zero_shards` (ZeRO-1) a rank then updates
-    only its `zero_shard` of the parameters, has m, v and master for that shard only, and the ranks
-    gather the shards. All ranks still reduce all gradients: a reduce-scatter would move a third
-    less, but a zero shard spans many layers, so it could start only after backward.
+    the backward pass of the layers below. With `shape.zero_shards` above 1 (ZeRO-1) a rank then
+    updates only its `zero_shard` of the parameters, has m, v and master for that shard only, and
+    the ranks gather the zero shards. All ranks still reduce all gradients: a reduce-scatter would move a third less, but
+    a zero shard spans many layers, so it could start only after backward.
     """
 
     def __init__(
@@ -121,7 +126,8 @@ class Trainer:
         self._cut_input(3 * accumulation * shape.B * shape.T)
         self._results = device.zeros(2, dtypes["float32"])
         acts, scratch = allocate_buffers(device, shape)
-        first = self.rank * shape.B * shape.T * config.C
+        # Dropout draws the masks that one batch of all ranks would have.
+        rng_offset = self.rank * shape.B * shape.T * config.C
         self.model = GPT(
             config,
             self.params,
@@ -129,7 +135,7 @@ class Trainer:
             acts,
             scratch,
             recompute=shape.recompute,
-            dropout=Dropout(dropout_p, self._rng_state, first) if dropout_p else None,
+            dropout=Dropout(dropout_p, self._rng_state, rng_offset) if dropout_p else None,
             precision=shape.precision,
         )
         self._wants_graph, self._is_warm = graph, False

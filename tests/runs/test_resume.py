@@ -1,5 +1,6 @@
 """A resumed run is the run that never stopped: same lines in main.log, same weights."""
 
+import json
 import os
 import signal
 import subprocess
@@ -186,3 +187,35 @@ def test_a_run_killed_at_any_moment_resumes(tmp_path: Path, kills: int) -> None:
     straight = tmp_path / "straight"
     assert main([*write_files(tmp_path), *flags, "-o", str(straight)]) == 0
     assert main_log(run) == main_log(straight)
+
+
+def test_a_resumed_run_overfits_the_same_batch(tmp_path: Path) -> None:
+    flags = [*write_files(tmp_path), "-a"]
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    assert main([*flags, "-n", "10", "-o", str(straight)]) == 0
+    assert main([*flags, "-n", "5", "-o", str(resumed)]) == 0
+    assert main(["--resume", str(resumed), "-n", "10"]) == 0
+    assert main_log(resumed) == main_log(straight)
+
+
+def test_a_resumed_run_prints_as_often_as_before(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main([*write_files(tmp_path), "-n", "5", "--log-every", "1", "-o", str(run)]) == 0
+    capsys.readouterr()
+    assert main(["--resume", str(run), "-n", "9"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(" | loss " in line for line in lines) == 4
+
+
+def test_settings_of_another_version_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main([*write_files(tmp_path), "-n", "5", "-o", str(run)]) == 0
+    record = json.loads((run / "run.json").read_text())
+    record["config"]["future_flag"] = 1
+    (run / "run.json").write_text(json.dumps(record))
+    assert main(["--resume", str(run), "-n", "9"]) == 2
+    assert "does not know: future_flag" in capsys.readouterr().err
