@@ -1,9 +1,9 @@
 """The flags of `python -m cupygpt.train`, one field each.
 
 A field holds the flag's names (llm.c's short ones are kept), type, default, the demo's default,
-range, help text, its label on the console, and whether a resumed run may change it. Three rules need
-more than one flag: the demo's warm-up (`new_run_config`), the length of a resumed run (resume.py),
-and what `-e` may name (plan.py). loop.py hands the values to the trainer.
+range, help text, its label on the console, and whether a resumed run may change it. Three rules
+need more than one flag: the demo's warm-up (`new_run_config`), the length of a resumed run
+(resume.py), and what `-e` may name (plan.py). loop.py hands the values to the trainer.
 """
 
 import argparse

@@ -1,9 +1,9 @@
 """One optimizer step: micro-batches, norm, clip, update; and evaluation over batches.
 
 Everything between "the input is on the device" and "loss and norm are on the device" is one
-function, `Trainer._compute`, so that a GPU runs it as one captured graph. All that changes from step
-to step lies in one input buffer, which is uploaded before: tokens, targets, the order of the tokens,
-learning rate, AdamW's bias corrections, and the counter of the random numbers.
+function, `Trainer._compute`, so that a GPU runs it as one captured graph. All that changes from
+step to step lies in one input buffer, which is uploaded before: tokens, targets, the order of the
+tokens, learning rate, AdamW's bias corrections, and the counter of the random numbers.
 """
 
 from collections.abc import Iterable, Sequence
@@ -86,8 +86,8 @@ class Trainer:
     `collectives` sum the gradients and losses of all ranks, one layer at a time, in parallel with
     the backward pass of the layers below. With `shape.zero_shards` above 1 (ZeRO-1) a rank then
     updates only its `zero_shard` of the parameters, has m, v and master for that shard only, and
-    the ranks gather the zero shards. All ranks still reduce all gradients: a reduce-scatter would move a third less, but
-    a zero shard spans many layers, so it could start only after backward.
+    the ranks gather the zero shards. All ranks still reduce all gradients: a reduce-scatter would
+    move a third less, but a zero shard spans many layers, so it could start only after backward.
     """
 
     def __init__(
