@@ -6,12 +6,13 @@ network, ops/gelu.py with cuda/gelu.cu one operation. README.md has a map of all
 Names, as in the field
     B, T, C         batch rows, sequence length, channels
     NH, HS          attention heads, head size HS = C / NH
-    L               layers
+    L, P            layers; number of parameters
     V, Vp           vocabulary, and padded to a multiple of 128
     maxT            the longest sequence a model was made for
     wte, qkvw ...   the parameters, by llm.c's names (model/tensors.py)
     dinp, dwte ...  a leading d marks a gradient
     bh              index b * NH + h of a head in a batch
+    m, v            AdamW's moments
     lr, grad_norm   learning rate, norm of all gradients before clipping
 
 Glossary: each word has one meaning in the whole project
@@ -23,11 +24,14 @@ Glossary: each word has one meaning in the whole project
     floatX          the type of weights and activations: float, or bfloat16 (uint16 in Python)
     head, lm_head   an attention head; the language-model head (logits and loss)
     lane            a thread of a warp, 0 to 31
-    lse, delta      log-sum-exp of a row of scores; rowsum(dO * O) in attention's backward
-    pack            the elements of one 128-bit access: 4 float32 or 8 bfloat16 (PACK_SIZE)
+    lse, delta      log-sum-exp of a row of scores; the sum of dout * out along a row
+    launch          grid, block, shared memory and -D constants of one kernel call
+    pack            the elements of one 128-bit access: 4 float32 or 8 bfloat16 (PACK_SIZE);
+                    Pack is the same elements as floats in registers
     partial         a sum over some of the rows, which a second kernel adds up
     rank            one of the processes that train together, usually one per GPU
-    row group       the rows whose partial sum one block leaves
+    row group       the rows whose partial sum one block writes
+    run             one training run, in one folder; in the embedding: equal sorted tokens
     shard           a token file
     site            a place in the model where random numbers are drawn (dropout, rounding)
     stage           one of the shared-memory buffers that take turns in a pipeline
@@ -35,6 +39,7 @@ Glossary: each word has one meaning in the whole project
     tile            a block of a matrix, in shared memory or in registers
     vocab split     a block's share of the vocabulary
     window          32 neighbouring positions of the sorted tokens (encoder_backward)
+    world           the number of ranks
     zero shard      a rank's share of the flat vector of parameters (ZeRO-1)
 """
 
@@ -44,7 +49,7 @@ import sys
 __version__ = "0.1.0"
 
 if "numpy" not in sys.modules:
-    # On the CPU the ops run products, like everything else, on one thread per core. Threads of
-    # BLAS would spin while they wait, on cores that the ops could use. OpenBLAS reads this when
-    # NumPy is imported.
+    # On the CPU the ops use one thread per core, also for matrix products. BLAS's own threads would
+    # busy-wait on cores that the ops need, so BLAS gets one thread. OpenBLAS reads this variable
+    # when NumPy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
