@@ -1,4 +1,4 @@
-"""Files that are either complete or absent: written beside their name, fsynced, then renamed."""
+"""Files that are complete or absent: written under another name, fsynced, then renamed."""
 
 import contextlib
 import os
@@ -15,8 +15,8 @@ PARTIAL_SUFFIX = ".partial"
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open `path` for writing so that a crash at any byte leaves the old file, or none.
 
-    The bytes go to a neighbour named `<name>.partial`; leaving the block fsyncs and renames it.
-    An exception inside the block removes the neighbour. A failing write (disk full, quota, I/O
+    The bytes go to the file `<name>.partial` in the same folder. Leaving the block fsyncs and
+    renames it; an exception inside the block removes it. A failing write (disk full, quota, I/O
     error) becomes a RunError that names the file.
     """
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
@@ -31,7 +31,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         _remove_quietly(partial)
         raise RunError(
             f"{path}: could not be written ({error.strerror or error}). "
-            f"Files saved before are untouched; free some space or choose another folder."
+            f"Earlier files are untouched; free some space or choose another folder."
         ) from error
     except BaseException:
         _remove_quietly(partial)
@@ -39,7 +39,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable, where the system can open a folder (not on Windows)."""
+    """Make renames inside `folder` durable; does nothing on Windows, which cannot open a folder."""
     if os.name != "posix":
         return
     descriptor = os.open(folder, os.O_RDONLY)

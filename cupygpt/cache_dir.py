@@ -1,13 +1,13 @@
-"""The folder for what can be made again: measured choices, the built-in corpus, compiled tests."""
+"""The cache folder, for what can be made again: measured choices, the built-in corpus."""
 
 import os
 from pathlib import Path
 
 
 def cache_dir() -> Path | None:
-    """$CUPYGPT_CACHE_DIR, else $XDG_CACHE_HOME/cupygpt, else ~/.cache/cupygpt; it may be missing.
+    """The folder $CUPYGPT_CACHE_DIR, else $XDG_CACHE_HOME/cupygpt, else ~/.cache/cupygpt.
 
-    None for a user without a home folder. A program then works without a cache.
+    It may not exist yet. None for a user without a home folder: then nothing is kept.
     """
     chosen = os.environ.get("CUPYGPT_CACHE_DIR")
     base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"

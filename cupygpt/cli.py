@@ -6,16 +6,23 @@ from collections.abc import Callable
 
 from cupygpt.errors import CupyGPTError
 
-INTERRUPTED = 130  # As shells report a process that SIGINT ended.
+INTERRUPTED = 130
+"""The exit code that shells report for a process that SIGINT ended."""
 
 
 def run_cli(main: Callable[[], None], *, debug: bool = False) -> int:
     """Call `main` and return the exit code of the process.
 
-    0 after a normal end. A CupyGPTError prints `error: <message>` to stderr and gives its own
-    code, 2 for bad input and 1 for a run that failed; so do running out of memory and a system
-    error that nobody translated (1). Ctrl-C gives 130, a closed pipe 1 in silence. With `debug`
-    errors keep their traceback. Anything else is our own mistake and is not caught.
+    | what happened | printed to stderr | code |
+    |---|---|---|
+    | `main` returned | nothing | 0 |
+    | CupyGPTError | `error: <message>` | its own: 2 for bad input, 1 for a failed run |
+    | out of memory, a system error | `error: <message>` | 1 |
+    | Ctrl-C | `interrupted.` | 130 |
+    | the reader of a pipe has closed it | nothing | 1 |
+
+    With `debug`, errors keep their traceback. Any other exception is a mistake in this program and
+    is not caught.
     """
     try:
         main()
@@ -23,7 +30,7 @@ def run_cli(main: Callable[[], None], *, debug: bool = False) -> int:
     except KeyboardInterrupt:
         return _report("interrupted.", INTERRUPTED)
     except BrokenPipeError:
-        # Python flushes stdout once more when it exits; give it somewhere to go.
+        # Python flushes stdout again when it exits, which must not fail.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (CupyGPTError, MemoryError, OSError) as error:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from cupygpt.errors import ConfigError
 
 VOCAB_MULTIPLE = 128
-"""Vp is V rounded up to this, so that the head's products and 128-bit accesses stay aligned."""
+"""Vp is V rounded up to a multiple of this: the matmuls of lm_head and 128-bit accesses need it."""
 
 MAX_VOCAB = 2**16
 """Token files hold uint16."""
@@ -39,7 +39,7 @@ _GPT3_LAYERS_HEADS = {
 
 @dataclass(frozen=True)
 class GPTConfig:
-    """A GPT-2 shape. Raises ConfigError where a number cannot work, and says which numbers can."""
+    """A GPT-2 shape. For numbers that cannot work, ConfigError says which ones can."""
 
     maxT: int
     V: int
@@ -92,7 +92,7 @@ class GPTConfig:
         )
 
     def flops_per_token(self, T: int) -> int:
-        """Forward and backward operations of one token in a sequence of T (llm.c's estimate)."""
+        """Floating-point operations of one token in forward and backward, by llm.c's estimate."""
         return 6 * self.num_parameters + 6 * self.L * self.C * T
 
     def describe(self) -> str:

@@ -1,7 +1,7 @@
 """Everything a person sees of a run: a live bar on a terminal, plain lines anywhere else.
 
-The plain lines are a file format: people search them with grep. Rich's progress columns write other
-forms ("0:00:05" for "0:05", no rates), so the numbers are formatted here, for both outputs alike.
+The plain lines are a file format: people search them with grep. Rich's progress columns write
+other forms ("0:00:05", not "0:05") and only in a live bar, so the numbers are formatted here.
 """
 
 import math
@@ -226,7 +226,7 @@ class _Shown:
 
 
 class SmoothedMean:
-    """Exponential mean of a series, corrected at its start, where few values have been added."""
+    """Exponential mean of a series, corrected at its start, when few values have been added."""
 
     def __init__(self) -> None:
         self._sum, self._weight = 0.0, 0.0

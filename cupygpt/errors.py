@@ -1,4 +1,4 @@
-"""The exceptions a user may meet. Each message says what happened, the numbers, and what to do."""
+"""The errors that users see. Each message says what happened, the numbers, and what to do."""
 
 
 class CupyGPTError(Exception):
@@ -32,6 +32,6 @@ class KernelError(CupyGPTError, RuntimeError):
 
 
 class RunError(CupyGPTError, RuntimeError):
-    """A run that started well and cannot go on (NaN loss, disk full); exit code 1."""
+    """A run that started well and cannot continue (NaN loss, full disk); exit code 1."""
 
     exit_code = 1

@@ -47,7 +47,7 @@ def read_header(path: Path, error: type[CupyGPTError] = CheckpointError) -> np.n
 
 
 def parse_header(path: Path, raw: bytes, error: type[CupyGPTError] = CheckpointError) -> np.ndarray:
-    """The 256 int32 at the start of `raw`, the content of `path`; `error` if some are missing."""
+    """The 256 int32 that begin `raw`, the content of `path`. Raises `error` if it is shorter."""
     if len(raw) < HEADER_BYTES:
         raise error(
             f"{path}: {len(raw)} bytes, but the header alone has {HEADER_BYTES:,}. "

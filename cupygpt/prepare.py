@@ -28,7 +28,7 @@ Writes NAME_train.bin and NAME_val.bin. Files of an earlier run under the same n
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; argparse exits with code 2 where it is wrong."""
+    """The command line; argparse exits with code 2 if it is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m cupygpt.prepare",
         description=DESCRIPTION,

@@ -56,7 +56,7 @@ def smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 
 def plot(runs: list[Curves], out: Path) -> None:
-    """Write the PNG: one colour a run, training as a line, validation as dots."""
+    """Write the PNG: a colour for each run, training as a line, validation as dots."""
     try:
         import matplotlib
     except ImportError as error:
@@ -70,10 +70,8 @@ def plot(runs: list[Curves], out: Path) -> None:
         if run.train:
             axes.plot(*zip(*run.train, strict=True), color=color, label=f"{run.name} training")
         if run.val:
-            axes.plot(
-                *zip(*run.val, strict=True), "o--", color=color, markersize=4,
-                label=f"{run.name} validation",
-            )  # fmt: skip
+            label = f"{run.name} validation"
+            axes.plot(*zip(*run.val, strict=True), "o--", color=color, markersize=4, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel("loss, nats per token")
     axes.grid(alpha=0.3)

@@ -1,1 +1,1 @@
-"""What lies on disk: weights and training state in llm.c's formats, as complete sets."""
+"""Checkpoints on disk: weights and training state in llm.c's formats, as complete sets."""

@@ -16,9 +16,9 @@ def write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> int:
     checksum = 0
     with atomic_write(path) as file:
         for array in arrays:
-            raw = memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+            raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
             for start in range(0, len(raw), _BLOCK_BYTES):
-                block = raw[start : start + _BLOCK_BYTES]
+                block = raw[start : start + _BLOCK_BYTES].data
                 file.write(block)
                 checksum = zlib.crc32(block, checksum)
     return checksum

@@ -74,8 +74,8 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Read and verify the checkpoint of `step`, whatever number of ranks wrote it.
 
-    All `ranks` call. With `zero_stage` 1 each rank gets its shard of the optimizer state, else all
-    of it; the parameters come to every rank. Raises CheckpointError that says how to go back.
+    All `ranks` call. With `zero_stage` 1 each rank gets its zero shard of the optimizer state, else
+    all of it. Every rank gets the parameters. Raises CheckpointError that says how to go back.
     """
     model, first_state, done = _paths(folder, step)
     try:
@@ -160,7 +160,7 @@ def _verify(folder: Path, done: Path) -> None:
         checksums = json.loads(text)["crc32"] if text else {}
         expected = {str(name): int(value) for name, value in checksums.items()}
     except OSError as error:
-        raise CheckpointError(f"{done}: cannot be read ({error.strerror or error}).") from error
+        raise CheckpointError(f"{done}: could not be read ({error.strerror or error}).") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{done}: damaged; it should hold the checksums.") from error
     for name, checksum in expected.items():

@@ -23,7 +23,7 @@ _ELEMENT_BYTES = {3: 4, 5: 2}
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A loaded model: float32 parameters in file order, and what was repaired on the way."""
+    """A loaded model: float32 parameters (P,) in file order, and what was repaired on loading."""
 
     config: GPTConfig
     precision: str
@@ -34,25 +34,23 @@ class ModelFile:
 def save_model(path: Path, config: GPTConfig, parameters: np.ndarray, precision: str) -> int:
     """Write `parameters` (P,) atomically as version 3 ("fp32") or 5 ("bf16").
 
-    They are float32, which version 5 rounds, or for that version bfloat16 already (uint16).
-    Returns the CRC-32 of the file. Raises RunError where the disk refuses.
+    Version 5 takes float32, which it rounds, or bfloat16 (uint16). Returns the CRC-32 of the file.
+    Raises RunError if the disk refuses.
     """
     is_bfloat16 = parameters.dtype == np.uint16
     assert precision == "bf16" or not is_bfloat16, "version 3 holds float32"
     body = to_bfloat16(parameters) if precision == "bf16" and not is_bfloat16 else parameters
     header = np.zeros(HEADER_INTS, np.int32)
-    header[:8] = (
-        FileKind.MODEL.magic, VERSIONS[precision],
-        config.maxT, config.V, config.L, config.NH, config.C, config.Vp,
-    )  # fmt: skip
+    header[:2] = FileKind.MODEL.magic, VERSIONS[precision]
+    header[2:8] = config.maxT, config.V, config.L, config.NH, config.C, config.Vp
     return write_arrays(path, [header, body])
 
 
 def load_model(path: Path) -> ModelFile:
     """Read a model file, checking magic, version, shape, exact size and finite weights.
 
-    Padding rows of wte that are not zero are zeroed, with a warning: llm.c's trainers take their
-    logits for gradients, which ruins a run. Raises CheckpointError.
+    Padding rows of wte that are not zero are set to zero, with a warning: llm.c's trainers use the
+    logits of these rows as their gradients, which ruins a run. Raises CheckpointError.
     """
     header = read_header(path)
     check_kind(path, header, FileKind.MODEL)
@@ -69,7 +67,7 @@ def load_model(path: Path) -> ModelFile:
     dtype = np.float32 if precision == "fp32" else np.uint16
     body = np.fromfile(path, dtype, offset=HEADER_BYTES)
     parameters = body if precision == "fp32" else from_bfloat16(body)
-    # A sum is finite only if its terms are; it is the cheapest such test.
+    # A sum is finite only if all its terms are: the cheapest way to find one that is not.
     if not math.isfinite(float(np.sum(parameters, dtype=np.float64))):
         raise CheckpointError(f"{path}: the weights hold NaN or infinity; use another checkpoint.")
     return ModelFile(config, precision, parameters, tuple(_zero_padding(path, config, parameters)))
@@ -91,7 +89,7 @@ def _shape(path: Path, header: np.ndarray) -> tuple[GPTConfig, str]:
     if config.Vp != Vp:
         raise CheckpointError(
             f"{path}: padded vocabulary {Vp}, but {V} rounds up to {config.Vp}. "
-            f"The header is damaged, or the file was not made by llm.c's layout."
+            f"The header is damaged, or the file does not have llm.c's layout."
         )
     return config, precision
 
@@ -103,5 +101,5 @@ def _zero_padding(path: Path, config: GPTConfig, parameters: np.ndarray) -> Sequ
     padding[...] = 0
     return [
         f"{path}: the {config.Vp - config.V} padding rows of wte were not zero and have been "
-        f"zeroed; llm.c's own trainers would not learn from this file."
+        f"set to zero; llm.c's own trainers would not learn from this file."
     ]

@@ -3,9 +3,9 @@
 The layout is llm.c's state_SSSSSSSS_RRRRR.bin with its shuffle section off. Our own fields are in
 header ints that llm.c leaves zero. Source: llm.c train_gpt2.cu (save_state).
 
-With ZeRO-1 every rank writes one file with its shard of the flat vector. llm.c shards each layer of
-each tensor instead, so our shards have a version number of their own: llm.c refuses them instead of
-misreading them. Any shard can be loaded from any set of files, whatever number of ranks wrote it.
+With ZeRO-1 every rank writes one file with its zero shard. llm.c shards each layer of each tensor
+instead, so these files have another version number: llm.c refuses them and does not misread them.
+Any zero shard can be loaded from any set of files, whatever number of ranks wrote it.
 """
 
 from dataclasses import dataclass
@@ -67,10 +67,10 @@ def read_progress(path: Path) -> Progress:
 
 
 def load_state(path: Path, num_parameters: int, zero_shard: ZeroShard | None = None) -> TrainState:
-    """Read the state of a model of `num_parameters`, or a shard of it, ours or llm.c's.
+    """Read the state of a model of `num_parameters`, or a zero shard of it, ours or llm.c's.
 
-    `path` is rank 0's file. If ranks shared the state, their files are next to it and are read as
-    far as they overlap with the wanted shard. The result has no `params`: they are in the model
+    `path` is rank 0's file. With ZeRO-1 the files of the other ranks are next to it; each is read
+    as far as it overlaps with the wanted shard. The result has no `params`: they are in the model
     file. Raises CheckpointError for a wrong kind of file, another model, or a file that is missing,
     does not belong to the others or is cut short.
     """
@@ -132,14 +132,14 @@ def _check_whole(path: Path, header: np.ndarray, num_parameters: int) -> None:
     actual = path.stat().st_size
     # Without ZeRO-1 every rank of llm.c writes the whole state; rank 0's file is enough.
     if (ranks, rank) != (1, 0) and (actual < expected or rank != 0):
+        model = path.name.replace("state", "model")[: len("model_SSSSSSSS")] + ".bin"
         raise CheckpointError(
             f"{path}: rank {rank} of {ranks} of an llm.c run with ZeRO-1, whose shards cannot be "
-            "read. Start from the model file instead: "
-            f"-e {path.name.replace('state', 'model')[:14]}.bin"
+            f"read. Start from the model file instead: -e {model}"
         )
     if actual != expected:
         raise CheckpointError(
-            f"{path}: {actual:,} bytes where a model of {num_parameters:,} parameters needs "
+            f"{path}: {actual:,} bytes, but a model of {num_parameters:,} parameters needs "
             f"{expected:,}. The file is cut short, or belongs to another model."
         )
 
@@ -185,7 +185,7 @@ def _progress(header: np.ndarray) -> Progress:
 
 
 def _shuffle_bytes(path: Path, header: np.ndarray, offset: int) -> int:
-    """Length of the loader section that llm.c appends to the state of a shuffled run."""
+    """Length in bytes of the loader section that llm.c appends to the state of a shuffled run."""
     if not header[_SHUFFLE]:
         return 0
     total = 8

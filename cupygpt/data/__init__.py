@@ -1,1 +1,1 @@
-"""Token files, loaders and built-in texts."""
+"""From text to tokens to batches: tokenizers, token files, loaders, built-in texts."""

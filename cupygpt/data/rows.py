@@ -66,7 +66,7 @@ class Cut:
 
 
 def read_rows(shards: Sequence[TokenShard], cut: Cut, indices: Counts, V: int, out: Ids) -> None:
-    """Copy the rows with the numbers `indices` (n,) to `out`; numbers count through all shards.
+    """Copy the rows `indices` (n,) of the cut to `out`; rows are numbered through all shards.
 
     Written: out (n, T + 1) int32. Raises DataError if a token id is not below V.
     """

@@ -27,7 +27,7 @@ class Tokenizer(ABC):
     """Text to token ids and back.
 
     `name` is what `load_tokenizer` was given; `vocab_size` the number of ids; `eot` the id that
-    separates documents, or None where there is none.
+    separates documents, or None if there is none.
     """
 
     def __init__(self, name: str, table: Sequence[bytes], eot: int | None) -> None:

@@ -46,7 +46,7 @@ def parse_llmc(path: Path, content: bytes) -> tuple[list[bytes], int]:
         if V != GPT2_VOCAB:
             raise TokenizerError(
                 f"{path}: {V:,} ids in a version 1 tokenizer, which has {GPT2_VOCAB:,}. "
-                "It is damaged."
+                f"The file is damaged."
             )
     if not 1 <= V <= MAX_VOCAB or not 0 <= eot < V:
         raise TokenizerError(
@@ -62,7 +62,7 @@ def _parse_lengths(path: Path, content: bytes, V: int) -> list[bytes]:
     for token in range(V):
         length = content[at] if at < len(content) else 0
         if length == 0 or at + 1 + length > len(content):
-            reason = "has length 0" if at < len(content) and length == 0 else "is cut off"
+            reason = "has length 0" if at < len(content) and length == 0 else "is cut short"
             raise TokenizerError(
                 f"{path}: token {token:,} of {V:,}, at byte {at:,}, {reason}. Copy the file again."
             )
@@ -82,8 +82,8 @@ def parse_ranks(path: Path, content: bytes) -> dict[bytes, int]:
     Raises TokenizerError for anything else, a repeated token or rank, a missing single byte
     (every text must be encodable), or ranks that leave no room for end of text below 65536.
     """
-    # tiktoken.load.load_tiktoken_bpe reads such files too, but it takes repeated tokens and broken
-    # base64 as they come, and keeps a copy under the path's name that it reads ever after.
+    # tiktoken.load.load_tiktoken_bpe reads such files too, but accepts repeated tokens and broken
+    # base64. It also caches a copy under the name of the path: it does not see that a file changed.
     ranks: dict[bytes, int] = {}
     for number, line in enumerate(content.splitlines(), start=1):
         if not line.strip():

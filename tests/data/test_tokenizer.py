@@ -178,8 +178,8 @@ def test_llmc_tokenizer_version_1(tmp_path: Path) -> None:
         (llmc_bytes([b"a", b"b"], eot=2), "end of text 2"),
         (llmc_bytes([b"a", b"b"], eot=-1), "end of text -1"),
         (llmc_bytes([b"a", b"", b"b"]), "token 1 of 3, at byte 1,026, has length 0"),
-        (llmc_bytes([b"a", b"bcd"])[:-1], "token 1 of 2, at byte 1,026, is cut off"),
-        (llmc_bytes([b"a", b"bcd"])[:-4], "token 1 of 2, at byte 1,026, is cut off"),
+        (llmc_bytes([b"a", b"bcd"])[:-1], "token 1 of 2, at byte 1,026, is cut short"),
+        (llmc_bytes([b"a", b"bcd"])[:-4], "token 1 of 2, at byte 1,026, is cut short"),
         (llmc_bytes([b"a", b"bcd"]) + b"x", "1,031 bytes, but its 2 tokens end at byte 1,030"),
     ],
 )
