@@ -19,7 +19,7 @@ def test_small_model_has_the_known_parameter_count() -> None:
         ("gpt3:c2560", 2_651_673_600),
     ],
 )
-def test_descriptors_have_llmc_parameter_counts(descriptor: str, parameters: int) -> None:
+def test_descriptors_have_the_parameter_counts_of_llmc(descriptor: str, parameters: int) -> None:
     assert config_from_descriptor(descriptor).num_parameters == parameters
 
 

@@ -41,7 +41,7 @@ def run_console(stream: io.StringIO, *, terminal: bool, width: int) -> Console:
     return console
 
 
-def test_plain_lines_off_a_terminal() -> None:
+def test_off_a_terminal_the_lines_are_plain() -> None:
     stream = io.StringIO()
     run_console(stream, terminal=False, width=100)
     text = stream.getvalue()
@@ -97,7 +97,7 @@ def test_a_long_line_stays_whole_in_a_file() -> None:
     assert stream.getvalue() == "x" * 300 + "\n"
 
 
-def test_printable_and_units() -> None:
+def test_control_characters_and_sizes_become_readable() -> None:
     assert printable("a\x00b\x1bc\td\ne\ufffd") == "a·b·c    d\ne\ufffd"
     assert format_bytes(5 * 2**20) == "5 MiB"
     assert format_bytes(3 * 2**29) == "1.50 GiB"

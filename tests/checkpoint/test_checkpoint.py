@@ -42,7 +42,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     np.testing.assert_array_equal(loaded.state.params, initial_parameters(CONFIG, 3))
 
 
-def test_the_file_names_and_sizes_are_llmc(tmp_path: Path) -> None:
+def test_the_file_names_and_sizes_are_those_of_llmc(tmp_path: Path) -> None:
     save(tmp_path, 12)
     names = sorted(path.name for path in tmp_path.iterdir())
     assert names == ["DONE_00000012", "model_00000012.bin", "state_00000012_00000.bin"]

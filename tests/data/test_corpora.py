@@ -1,4 +1,4 @@
-"""Built-in texts: llm.c's exact TinyShakespeare tokens, Python's own prose, landmarks."""
+"""Built-in texts: llm.c's exact TinyShakespeare tokens, and Python's own prose."""
 
 import gc
 import hashlib
@@ -27,7 +27,9 @@ def test_each_passage_follows_end_of_text() -> None:
     assert marked == "#First:\nhear me.\n\n#All:\nSpeak.\n\n#\nEnd\n"
 
 
-def test_tokens_are_llmc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tinyshakespeare_has_the_tokens_of_llmc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     source = shakespeare_file()
     use_gpt2_files(monkeypatch)
     tokens = corpora.tinyshakespeare_tokens(
@@ -43,7 +45,7 @@ def test_tokens_are_llmc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     ]
 
 
-def test_source_file_errors(tmp_path: Path) -> None:
+def test_a_source_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no\.txt: could not be read .*--source"):
         corpora.tinyshakespeare_text(tmp_path / "no.txt")
     (tmp_path / "a.txt").write_bytes(b"abc\xff")
@@ -51,7 +53,7 @@ def test_source_file_errors(tmp_path: Path) -> None:
         corpora.tinyshakespeare_text(tmp_path / "a.txt")
 
 
-def test_download(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_login_page_is_not_taken_for_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
     page = b"<html>log in</html>"
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(page))
     with pytest.raises(DataError, match=r"19 bytes that are not .* login page .*--source FILE"):
@@ -60,7 +62,7 @@ def test_download(monkeypatch: pytest.MonkeyPatch) -> None:
     assert corpora.tinyshakespeare_text() == page.decode()
 
 
-def test_download_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_network_the_text_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*args: object, **kwargs: object) -> None:
         raise urllib.error.URLError("no route to host")
 
@@ -98,7 +100,7 @@ def library(tmp_path: Path) -> Path:
     return root
 
 
-def test_docstrings_in_order_without_repeats(
+def test_docstrings_come_in_order_without_repeats(
     library: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(python_docs, "_topics", lambda: ["Topic.\n"])
@@ -117,7 +119,9 @@ def test_docstrings_in_order_without_repeats(
     assert gc.isenabled()
 
 
-def test_a_python_without_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_python_without_sources_still_has_topics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     docs = read_python_docs(tmp_path / "python311.zip")
     assert "0 docstrings found" in docs.notes[0]
     assert len(docs.documents) > 50

@@ -47,7 +47,7 @@ def text_of(pattern: Path) -> str:
     return ByteTokenizer().decode(tokens).replace("<|endoftext|>", "#")
 
 
-def test_text_files(
+def test_the_end_of_each_text_file_is_for_validation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -70,7 +70,7 @@ def test_text_files(
     ]
 
 
-def test_shards_and_their_replacement(
+def test_shards_of_an_earlier_run_are_replaced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -122,7 +122,7 @@ def test_gpt2_is_the_default_for_text(tmp_path: Path, monkeypatch: pytest.Monkey
     assert asked == ["gpt2"]
 
 
-def test_python_docs(
+def test_python_docs_are_split_by_documents_and_notes_are_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     docs = python_docs.PythonDocs(tuple(f"document {i}\n" for i in range(40)), ("sources missing",))
@@ -133,7 +133,7 @@ def test_python_docs(
     assert "note: sources missing\n" in capsys.readouterr().out
 
 
-def test_tinyshakespeare_by_bytes(tmp_path: Path) -> None:
+def test_tinyshakespeare_can_be_prepared_as_bytes(tmp_path: Path) -> None:
     text = "".join(f"Line {i}:\nwords\n\n" for i in range(3000))
     (tmp_path / "play.txt").write_text(text)
     args = ["tinyshakespeare", "--source", str(tmp_path / "play.txt"), "-o", str(tmp_path), *BYTES]
@@ -145,7 +145,9 @@ def test_tinyshakespeare_by_bytes(tmp_path: Path) -> None:
     assert whole.count("#") == 3001
 
 
-def test_the_experiment(command: Callable[..., "Result[str]"], tmp_path: Path) -> None:
+def test_the_files_of_the_experiment_are_those_of_llmc(
+    command: Callable[..., "Result[str]"], tmp_path: Path
+) -> None:
     source = shakespeare_file()
     cache = str(source.parent / "tiktoken-cache")
     result = command("tinyshakespeare", "--source", str(source), TIKTOKEN_CACHE_DIR=cache)
@@ -200,7 +202,7 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("args", "message"), ERRORS)
-def test_errors(
+def test_each_error_is_one_message_and_changes_no_file(
     inputs: Path, capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
     before = sorted(inputs.rglob("*"))
@@ -218,7 +220,7 @@ def test_errors(
 @pytest.mark.parametrize(
     ("args", "message"), [ERRORS[0], ERRORS[3], ERRORS[9], ERRORS[14], ERRORS[18], ERRORS[21]]
 )
-def test_errors_of_the_real_command(
+def test_the_real_command_reports_errors_without_traceback(
     inputs: Path, command: Callable[..., "Result[str]"], args: list[str], message: str
 ) -> None:
     result = command(*BYTES, *args)
@@ -240,7 +242,7 @@ def test_help_names_the_built_in_texts(command: Callable[..., "Result[str]"]) ->
     assert "tinyshakespeare" in result.stdout
 
 
-def test_exit_codes(capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_kind_of_error_has_its_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
     def failing(error: BaseException) -> Callable[[], None]:
         def main() -> None:
             raise error
@@ -358,7 +360,7 @@ def test_a_series_holds_every_token_once(
         assert all(shard_tokens <= s.num_tokens <= shard_tokens + 1 for s in shards[:-1])
 
 
-def test_a_failing_series_leaves_nothing_of_its_own(tmp_path: Path) -> None:
+def test_a_series_that_fails_leaves_no_file(tmp_path: Path) -> None:
     write_shard(tmp_path / "x_train_000002.bin", [7, 7])
     write_three = ShardSeries(tmp_path, "x_train", 2)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cupygpt.data import token_files as shards
+from cupygpt.data import token_files
 from cupygpt.data.token_files import check_ids, fingerprint, open_shards, shard_writer, write_shard
 from cupygpt.errors import DataError, RunError
 
@@ -18,14 +18,14 @@ def header(*words: int) -> bytes:
     return np.array([*words, *[0] * (256 - len(words))], dtype="<i4").tobytes()
 
 
-def test_layout_is_llmc(tmp_path: Path) -> None:
+def test_the_layout_is_that_of_llmc(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     write_shard(path, np.array([1, 2, 65535]))
     assert path.read_bytes() == header(20240520, 1, 3) + b"\x01\x00\x02\x00\xff\xff"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_round_trip_is_read_only_uint16(tmp_path: Path) -> None:
+def test_tokens_come_back_as_read_only_uint16(tmp_path: Path) -> None:
     tokens = np.arange(1000, dtype=np.uint16) * 65
     write_shard(tmp_path / "a.bin", tokens)
     [shard] = open_shards(str(tmp_path / "a.bin"))
@@ -68,7 +68,7 @@ def test_unwritable_tokens_leave_the_old_file(
 
 
 def test_the_count_must_fit_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "MAX_TOKENS", 3)
+    monkeypatch.setattr(token_files, "MAX_TOKENS", 3)
     with pytest.raises(DataError, match=r"at most 3 tokens.*--shard-tokens"):
         write_shard(tmp_path / "a.bin", np.arange(4))
 
@@ -112,7 +112,9 @@ def test_a_path_with_glob_characters_is_taken_literally(tmp_path: Path) -> None:
         (header(20240520, 1, 3) + bytes(8), "1,032 bytes, .* 1,030 bytes"),
     ],
 )
-def test_files_that_are_not_shards(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_file_that_is_no_token_file_is_named(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
     path = tmp_path / "a.bin"
     path.write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
@@ -120,7 +122,7 @@ def test_files_that_are_not_shards(tmp_path: Path, content: bytes, message: str)
     assert str(path) in str(caught.value)
 
 
-def test_nothing_found(tmp_path: Path) -> None:
+def test_a_folder_or_a_pattern_without_files_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no such file, .*cupygpt\.prepare"):
         open_shards(str(tmp_path / "*.bin"))
     with pytest.raises(DataError, match="is a folder"):
@@ -162,16 +164,20 @@ def test_a_file_cut_after_opening_is_noticed(tmp_path: Path) -> None:
         _ = shard.tokens
 
 
-def test_more_shards_than_mappings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "MAX_MAPPED", 2)
+def test_more_shards_can_be_read_than_are_mapped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_files, "MAX_MAPPED", 2)
     for i in range(5):
         write_shard(tmp_path / f"{i}.bin", [i, i])
     opened = open_shards(str(tmp_path / "*.bin"))
     assert [int(shard.tokens[0]) for shard in opened * 2] == [0, 1, 2, 3, 4] * 2
 
 
-def test_ids_beyond_the_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "SCAN_BLOCK_TOKENS", 8)
+def test_ids_beyond_the_vocabulary_are_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_files, "SCAN_BLOCK_TOKENS", 8)
     write_shard(tmp_path / "a.bin", np.zeros(10, int))
     tokens = np.zeros(30, int)
     tokens[21] = 300
@@ -181,16 +187,16 @@ def test_ids_beyond_the_vocabulary(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     check_ids(opened, 65536)
     with pytest.raises(DataError, match=r"b\.bin: token 21 is id 300, .* 257 ids \(0 to 256\)"):
         check_ids(opened, 257)
-    monkeypatch.setattr(shards, "SCAN_BUDGET_TOKENS", 30)
+    monkeypatch.setattr(token_files, "SCAN_BUDGET_TOKENS", 30)
     check_ids(opened, 257)  # Over the budget: the first 15 tokens of each.
-    monkeypatch.setattr(shards, "SCAN_BUDGET_TOKENS", 39)
+    monkeypatch.setattr(token_files, "SCAN_BUDGET_TOKENS", 39)
     check_ids(opened, 257)
-    monkeypatch.setattr(shards, "SCAN_BUDGET_TOKENS", 40)
+    monkeypatch.setattr(token_files, "SCAN_BUDGET_TOKENS", 40)
     with pytest.raises(DataError, match="token 21"):
         check_ids(opened, 257)
 
 
-def test_fingerprint_of_small_files(tmp_path: Path) -> None:
+def test_the_fingerprint_of_a_small_file_is_its_hash(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     write_shard(path, np.arange(50))
     assert fingerprint(open_shards(str(path))) == [
@@ -203,11 +209,11 @@ def test_fingerprint_of_small_files(tmp_path: Path) -> None:
     ]
 
 
-def test_fingerprint_of_large_files_samples_them(
+def test_the_fingerprint_of_a_large_file_hashes_samples_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shards, "FULL_HASH_BYTES", 4096)
-    monkeypatch.setattr(shards, "SAMPLED_BLOCK_BYTES", 16)
+    monkeypatch.setattr(token_files, "FULL_HASH_BYTES", 4096)
+    monkeypatch.setattr(token_files, "SAMPLED_BLOCK_BYTES", 16)
     path = tmp_path / "a.bin"
 
     def digest(tokens: np.ndarray) -> str:

@@ -43,7 +43,7 @@ def bpe(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     return load_tokenizer(str(path))
 
 
-def test_bytes() -> None:
+def test_the_byte_tokenizer_has_257_ids() -> None:
     tokenizer = load_tokenizer("bytes")
     assert (tokenizer.name, tokenizer.vocab_size, tokenizer.eot) == ("bytes", 257, 256)
     ids = tokenizer.encode("aé")
@@ -55,14 +55,14 @@ def test_bytes() -> None:
 
 
 @pytest.mark.parametrize("token", [-1, 257, 65535])
-def test_ids_outside_the_vocabulary(token: int) -> None:
+def test_ids_outside_the_vocabulary_cannot_be_decoded(token: int) -> None:
     with pytest.raises(TokenizerError, match=rf"id {token} is not .* bytes \(257 ids\)"):
         ByteTokenizer().decode([65, token])
 
 
 @settings(max_examples=100, deadline=None)
 @given(text=st.text())
-def test_round_trips(bpe: Tokenizer, text: str) -> None:
+def test_any_text_comes_back_from_its_ids(bpe: Tokenizer, text: str) -> None:
     for tokenizer in (ByteTokenizer(), bpe):
         ids = tokenizer.encode(text)
         assert ids.dtype == np.uint16
@@ -91,7 +91,7 @@ def test_streaming_waits_for_whole_characters() -> None:
     assert stream.feed(97) == "a"
 
 
-def test_rank_file(bpe: Tokenizer) -> None:
+def test_a_rank_file_gives_its_tokens_and_end_of_text(bpe: Tokenizer) -> None:
     assert bpe.vocab_size == 256 + len(MERGES) + 1
     assert bpe.eot == bpe.vocab_size - 1
     assert bpe.encode("the the\n\n").tolist() == [257, 258, 259]
@@ -128,7 +128,9 @@ def test_unused_ids_decode_to_nothing(tmp_path: Path) -> None:
         (b"YWI= 65535\n", "65,537 ids .* hold 65,536"),
     ],
 )
-def test_damaged_rank_files(tmp_path: Path, extra: bytes, message: str) -> None:
+def test_a_damaged_rank_file_is_named_with_its_line(
+    tmp_path: Path, extra: bytes, message: str
+) -> None:
     path = write_ranks(tmp_path / "a.tiktoken")
     path.write_bytes(path.read_bytes() + extra)
     with pytest.raises(TokenizerError, match=message) as caught:
@@ -136,7 +138,7 @@ def test_damaged_rank_files(tmp_path: Path, extra: bytes, message: str) -> None:
     assert str(path) in str(caught.value)
 
 
-def test_incomplete_rank_file(tmp_path: Path) -> None:
+def test_a_rank_file_needs_all_single_bytes(tmp_path: Path) -> None:
     path = write_ranks(tmp_path / "a.tiktoken")
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:200]))
     with pytest.raises(TokenizerError, match="56 of the 256 single bytes"):
@@ -147,7 +149,7 @@ def test_incomplete_rank_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["tok.bin", "tok.dat"])
-def test_llmc_tokenizer(tmp_path: Path, name: str) -> None:
+def test_a_tokenizer_of_llmc_decodes_only(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(llmc_bytes([b"a", b"\xc3", b"\xa9", b"<|endoftext|>"], eot=3))
     tokenizer = load_tokenizer(str(path))
@@ -157,7 +159,7 @@ def test_llmc_tokenizer(tmp_path: Path, name: str) -> None:
         tokenizer.encode("abc")
 
 
-def test_llmc_tokenizer_version_1(tmp_path: Path) -> None:
+def test_a_version_1_tokenizer_of_llmc_has_50257_ids(tmp_path: Path) -> None:
     path = tmp_path / "tok.bin"
     path.write_bytes(llmc_bytes([b"x"] * 50257, version=1))
     assert load_tokenizer(str(path)).eot == 50256
@@ -183,7 +185,7 @@ def test_llmc_tokenizer_version_1(tmp_path: Path) -> None:
         (llmc_bytes([b"a", b"bcd"]) + b"x", "1,031 bytes, but its 2 tokens end at byte 1,030"),
     ],
 )
-def test_damaged_llmc_tokenizers(tmp_path: Path, content: bytes, message: str) -> None:
+def test_a_damaged_tokenizer_of_llmc_is_named(tmp_path: Path, content: bytes, message: str) -> None:
     path = tmp_path / "tok.bin"
     path.write_bytes(content)
     with pytest.raises(TokenizerError, match=message) as caught:
@@ -193,7 +195,7 @@ def test_damaged_llmc_tokenizers(tmp_path: Path, content: bytes, message: str) -
 
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
-def test_cut_llmc_tokenizers_are_always_noticed(
+def test_a_tokenizer_of_llmc_that_is_cut_anywhere_is_noticed(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
     tokens = data.draw(st.lists(st.binary(min_size=1, max_size=255), min_size=1, max_size=8))
@@ -206,7 +208,7 @@ def test_cut_llmc_tokenizers_are_always_noticed(
         load_tokenizer(str(path))
 
 
-def test_missing_file(tmp_path: Path) -> None:
+def test_a_missing_tokenizer_file_is_named(tmp_path: Path) -> None:
     for spec in ("gpt3", str(tmp_path / "no.tiktoken"), str(tmp_path)):
         with pytest.raises(TokenizerError, match=r"could not be read .*gpt2, bytes, or the path"):
             load_tokenizer(spec)
@@ -280,7 +282,7 @@ def test_the_network_is_not_asked_for_files_that_are_here(monkeypatch: pytest.Mo
     assert load_tokenizer("gpt2").vocab_size == 50257
 
 
-def test_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpt2_has_its_known_ids(monkeypatch: pytest.MonkeyPatch) -> None:
     use_gpt2_files(monkeypatch)
     tokenizer = load_tokenizer("gpt2")
     assert (tokenizer.name, tokenizer.vocab_size, tokenizer.eot) == ("gpt2", 50257, 50256)
@@ -289,7 +291,7 @@ def test_gpt2(monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokenizer.decode([15496, 995, 50256]) == "Hello world<|endoftext|>"
 
 
-def test_default_specs() -> None:
+def test_the_vocabulary_suggests_the_tokenizer() -> None:
     assert default_tokenizer_spec(257) == "bytes"
     assert default_tokenizer_spec(50257) == "gpt2"
     assert default_tokenizer_spec(50304) is None
