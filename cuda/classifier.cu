@@ -25,7 +25,7 @@
 //
 // -DMAX_THREADS: the most threads of a block, from ops/classifier.py.
 #include "lib/constants.cuh"
-#include "lib/reduce.cuh"
+#include "lib/block_reduce.cuh"
 #include "lib/ptx.cuh"
 
 // ---- the softmax of one row ---------------------------------------------------------------------

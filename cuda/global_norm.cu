@@ -1,7 +1,7 @@
 // The norm of all gradients. Every block writes a partial sum of squares, and a second kernel with
 // one block adds them. The order of additions is fixed, so a run repeats bit for bit. Contract in
 // ops/global_norm.py; after llm.c global_norm.cuh.
-#include "lib/reduce.cuh"
+#include "lib/block_reduce.cuh"
 
 // partials[block] = sum of the squares of the packs that the threads of the block visit: a thread
 // visits pack `its number in the grid`, and from there every global_threads()-th pack.

@@ -19,7 +19,7 @@
 //      warp 1  [ ----- row 1 ----- ]             `---------- row 0 -----------'
 //
 // -DWARPS_PER_ROW, -DPACKS_PER_THREAD: follow from C, see forward_defines in ops/layernorm.py.
-#include "lib/reduce.cuh"
+#include "lib/block_reduce.cuh"
 
 constexpr int THREADS_PER_ROW = WARPS_PER_ROW * WARP;
 

@@ -1,5 +1,5 @@
 // The mean of the losses of all tokens; contract in ops/loss_mean.py.
-#include "lib/reduce.cuh"
+#include "lib/block_reduce.cuh"
 
 // mean[0] = scale * sum of losses (N). One block: thread t adds up losses t, t + blockDim.x, ...
 extern "C" __global__ void loss_mean(float* mean, const float* losses, int N, float scale) {

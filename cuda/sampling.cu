@@ -22,7 +22,7 @@
 //
 // Weights are integers (WEIGHT_ONE for the largest logit), so sums are exact and the order of
 // additions does not matter.
-#include "lib/reduce.cuh"
+#include "lib/block_reduce.cuh"
 
 typedef unsigned long long u64;
 constexpr float WEIGHT_ONE = 1099511627776.0f;  // 2^40: the sum of 2^16 weights is below 2^64

@@ -1,4 +1,4 @@
-// Reductions over a warp and over a block, in a fixed order: a run repeats bit for bit.
+// Reductions over a warp, in a fixed order: a run repeats bit for bit.
 #pragma once
 #include "lib/packs.cuh"
 
@@ -25,28 +25,3 @@ __device__ __forceinline__ T warp_reduce(T value) {
 }
 __device__ __forceinline__ float warp_sum(float value) { return warp_reduce<Sum>(value); }
 __device__ __forceinline__ float warp_max(float value) { return warp_reduce<Max>(value); }
-
-// ---- over a block ------------------------------------------------------------------------------
-
-constexpr int MAX_WARPS = 32;  // of one block
-
-// Every thread of a one-dimensional block of whole warps gets the result; `neutral` changes no
-// other value. All threads must come here: it holds a barrier. Two calls of one kind, one after the
-// other, must differ in SLOT: a fast warp may be in the second while a slow one still reads what
-// the first left in shared memory.
-template <class Op, int SLOT, class T>
-__device__ __forceinline__ T block_reduce(T value, T neutral) {
-    __shared__ T of_warp[MAX_WARPS];
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, num_warps = blockDim.x / WARP;
-    value = warp_reduce<Op>(value);
-    if (lane == 0) of_warp[warp] = value;
-    __syncthreads();
-    return warp_reduce<Op>(lane < num_warps ? of_warp[lane] : neutral);
-}
-template <int SLOT = 0>
-__device__ __forceinline__ float block_sum(float value) {
-    return block_reduce<Sum, SLOT>(value, 0.0f);
-}
-__device__ __forceinline__ float block_max(float value) {
-    return block_reduce<Max, 0>(value, __uint_as_float(0xff800000u));  // -inf
-}

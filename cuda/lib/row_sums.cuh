@@ -55,7 +55,7 @@ __device__ __forceinline__ void add_other_threads(Pack& sum, const float* own) {
 // C). The source defines the matrix: load(offset) starts to read the pack at an offset of the
 // matrix and returns what waits in registers, a Source::Raw; finish(raw, offset) turns that into
 // floats. Grid (packs of columns / blockDim.x, chunks); dynamic shared memory, if blockDim.y > 1: a
-// pack of floats for each thread. SumLaunch in ops/bias.py computes the launch; SUM_DEFINES there
+// pack of floats for each thread. RowSums in ops/bias.py computes the launch; SUM_DEFINES there
 // are the constants for it: -DSUM_THREADS, the most threads of a block, and -DROWS_IN_FLIGHT.
 template <int IN_FLIGHT, class Source>
 __device__ __forceinline__ void sum_chunk(float* partials, const Source& source, int N, int C,

@@ -15,9 +15,9 @@ def compile_ahead(
 ) -> None:
     """Compile, or load from the disk cache, with a line of progress. Raises KernelError.
 
-    A dry run finds out which kernels are needed: it makes all calls of a step, an evaluation and a
-    sample, and only notes the launches. Matrix products do run, on buffers that hold nothing yet,
-    and choose their algorithms; rank 0 keeps the choices in `folder`.
+    A dry run makes all calls of a step, an evaluation and a sample, and records the kernels instead
+    of launching them. Matrix products do run, on buffers that hold nothing yet, and choose their
+    algorithms; rank 0 keeps the choices in `folder`.
     """
     if not device.is_gpu:
         return
@@ -27,7 +27,7 @@ def compile_ahead(
         generator.dry_run()
 
     with measuring(folder, keep=trainer.rank == 0):
-        jobs = record_kernels(dry_run)
-    with console.progress(f"compiling {len(jobs)} kernel files") as show:
-        precompile(jobs, progress=show, set_up_thread=device.activate)
+        variants = record_kernels(dry_run)
+    with console.progress(f"compiling {len(variants)} kernel files") as show:
+        precompile(variants, progress=show, set_up_thread=device.activate)
     device.synchronize()

@@ -97,7 +97,7 @@ def test_a_dry_run_finds_every_kernel_and_changes_no_weight(emulated_gpu: Emulat
         trainer.dry_run()
         generator.dry_run()
 
-    files = {job[1] for job in record_kernels(dry_run)}
+    files = {variant.file for variant in record_kernels(dry_run)}
     np.testing.assert_array_equal(np.asarray(trainer.params.flat), before)
     assert {"encoder.cu", "layernorm.cu", "attention/cuda_cores.cu", "gelu.cu", "adamw.cu"} <= files
     assert {"classifier.cu", "global_norm.cu", "sampling.cu", "bias.cu"} <= files
@@ -111,7 +111,7 @@ def test_hopper_kernels_train_like_the_others() -> None:
     ends = []
     for device in (EmulatedGPU(), EmulatedHopper()):
         trainer = make(device, HOPPER, precision=BF16, master=True)
-        files = {job[1] for job in record_kernels(trainer.dry_run)}
+        files = {variant.file for variant in record_kernels(trainer.dry_run)}
         results = [trainer.step(x, i, 1e-2).result() for i, x in enumerate(batches())]
         ends.append((files, np.array([[r.loss, r.grad_norm] for r in results])))
     only_hopper = {"lm_head.cu", "attention/wgmma_forward.cu", "attention/wgmma_backward.cu"}
