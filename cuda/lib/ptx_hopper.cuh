@@ -1,15 +1,28 @@
-// The inline PTX of Hopper's tensor cores (wgmma, "warpgroup matrix multiply-accumulate"), by the
-// rules of ptx.cuh: generic pointers, and a host version for the emulator.
+// Wrappers of the instructions that only Hopper (sm_90a) has: wgmma, "warpgroup matrix
+// multiply-accumulate", its fences and its waits. All other inline PTX is in lib/ptx.cuh, whose
+// rules hold here too: generic pointers, and a host version for the emulator.
 //
-// A warpgroup is four neighbouring warps, the first a multiple of four. One wgmma computes 64 rows;
-// each warp gets 16 of them, in the fragments of mma.m16n8 (ptx.cuh): d[n] holds columns
-// [8 n, 8 n + 8). The right operand lies in shared memory, the left one there or in registers.
+// A warpgroup is four neighbouring warps; the number of the first is a multiple of four. One wgmma
+// multiplies a 64 x 16 matrix by a 16 x (8 N) matrix, N = 8 or 16, and adds the product to an
+// accumulator in registers. Each warp gets 16 of the 64 rows, in the fragments of mma.m16n8
+// (lib/ptx.cuh): d[n] holds columns [8 n, 8 n + 8). The right operand lies in shared memory, the
+// left one there or in registers. lib/wgmma_tiles.cuh has pictures of both layouts.
 //
-// Products run asynchronously: fence, start products, commit them as a group, wait for the group.
-// Until then nobody may touch their registers and shared memory.
+// Products run asynchronously, in four steps:
 //
-// These instructions exist on sm_90a and nowhere else, not even on later GPUs: elsewhere the
-// wrappers trap.
+//    wgmma_fence     registers that were written are ready to be used by products
+//    wgmma_bf16      starts a product; several may follow one another
+//    wgmma_commit    closes the group of products started so far
+//    wgmma_wait      waits until a group is complete
+//
+// Between the fence and the end of the wait nobody may touch the registers of the products, and
+// nobody may write to their tiles in shared memory.
+//
+// Later GPUs lack these instructions too. Everywhere but on sm_90a, wgmma_fence traps.
+//
+// Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions". Two
+// idioms are those of CUTLASS: the list of operands with a predicate for `accumulate` in
+// wgmma_bf16, and the empty asm of touch_registers.
 #pragma once
 
 #include "lib/ptx.cuh"
@@ -21,7 +34,7 @@
 #define PTX_HAS_WGMMA 0
 #endif
 
-// A matrix in shared memory as wgmma wants it named; wgmma.cuh makes them.
+// Where a matrix lies in shared memory, and in which layout; lib/wgmma_tiles.cuh makes these.
 using MatrixDescriptor = unsigned long long;
 
 #ifdef CUPYGPT_EMULATOR
@@ -42,9 +55,9 @@ using MatrixDescriptor = unsigned long long;
     ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, " \
     "%49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
-// A value that is in flight must not be moved, and one that is awaited not be used before: the
-// compiler does not know what wgmma does behind its back. This makes it believe that the registers
-// change here.
+// The compiler does not know that a started product still uses its registers. It might move them,
+// or use them before the wait. This makes it believe that they change here, so that it does
+// neither.
 template <int N>
 __device__ __forceinline__ void touch_registers(float (&d)[N][4]) {
 #pragma unroll
@@ -60,8 +73,8 @@ __device__ __forceinline__ void touch_registers(unsigned (&a)[N][4]) {
         for (int r = 0; r < 4; r++) asm volatile("" : "+r"(a[n][r])::"memory");
 }
 
-// Before the first product of a group: what was written to the accumulator d and to left operands
-// is seen by the products that follow.
+// Before the first product of a group: the products that follow see what was written to the
+// accumulator d and to left operands.
 template <int N>
 __device__ __forceinline__ void wgmma_fence(float (&d)[N][4]) {
 #if PTX_HAS_WGMMA
@@ -79,7 +92,8 @@ __device__ __forceinline__ void wgmma_commit() {
 #endif
 }
 
-// Waits until at most the newest GROUPS_LEFT groups are in flight; d belongs to one that is not.
+// Waits until at most the newest GROUPS_LEFT groups are in flight. d is the accumulator of a group
+// that is then complete.
 template <int GROUPS_LEFT, int N>
 __device__ __forceinline__ void wgmma_wait(float (&d)[N][4]) {
 #if PTX_HAS_WGMMA
@@ -88,8 +102,8 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[N][4]) {
 #endif
 }
 
-// d = a b, or d += a b if `accumulate`, for 64 x 16 times 16 x 8 N, bf16 with float32 sums. b's
-// rows of memory run along the contraction, or along the columns of b if B_IS_ROWS.
+// d = a b, or d += a b if `accumulate`, for 64 x 16 times 16 x (8 N), bf16 with float32 sums. A row
+// of b's tile holds a column of b, or with B_IS_ROWS a row of b.
 template <bool B_IS_ROWS, int N>
 __device__ __forceinline__ void wgmma_bf16(float (&d)[N][4], const unsigned (&a)[4],
                                            MatrixDescriptor b, bool accumulate) {
@@ -114,7 +128,7 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[N][4], const unsigned (&a)
 #endif
 }
 
-// The same with a in shared memory, its rows along the contraction.
+// The same with a in shared memory; a row of its tile holds a row of a.
 template <bool B_IS_ROWS, int N>
 __device__ __forceinline__ void wgmma_bf16(float (&d)[N][4], MatrixDescriptor a, MatrixDescriptor b,
                                            bool accumulate) {
@@ -137,8 +151,9 @@ __device__ __forceinline__ void wgmma_bf16(float (&d)[N][4], MatrixDescriptor a,
 #endif
 }
 
-// What this thread wrote to shared memory, by stores or by finished cp.async, becomes visible to
-// wgmma, which reads by another path. Before the barrier that others wait at.
+// Makes visible to wgmma what this thread wrote to shared memory, by stores or by finished
+// cp.async: wgmma reads by another path (the async proxy). It comes before the barrier at which
+// other threads wait for the data.
 __device__ __forceinline__ void fence_for_wgmma() {
 #if PTX_HAS_WGMMA
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
