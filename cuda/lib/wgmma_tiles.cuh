@@ -1,11 +1,52 @@
-// Tiles of bf16 in shared memory as wgmma reads them, and products with them.
+// Matrix products of a warpgroup (128 threads). A block copies tiles of bf16 matrices to shared
+// memory, the tensor cores multiply them there with wgmma (lib/ptx_hopper.cuh), and each thread
+// finds its share of the product in its registers. Each of the two places has its layout.
 //
-// A tile is made of panels of 64 columns; a row of a panel is 128 bytes, rows follow one another.
-// The 16-byte unit u of row r lies at place u ^ (r % 8) of its row: so eight rows' units of one
-// column are in eight different bank groups, and wgmma can read a tile along its rows and down them
-// at full speed. This is its "128-byte swizzle"; tiles begin at multiples of 1024 bytes.
+// In shared memory, a tile lies in panels of 64 columns, one panel after the other. A row of a
+// panel has 128 bytes, which are eight packs; the next row follows. Pack p of row r lies at place
+// p ^ (r % 8) of its row. The name of this order is "128-byte swizzle". Numbers in the picture are
+// packs; rows 8 to 15, 16 to 23, ... look the same:
+//
+//                        places in the row, 16 bytes each
+//                          0   1   2   3   4   5   6   7
+//                        +---+---+---+---+---+---+---+---+
+//                  row 0 | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 |
+//                      1 | 1 | 0 | 3 | 2 | 5 | 4 | 7 | 6 |
+//                      2 | 2 | 3 | 0 | 1 | 6 | 7 | 4 | 5 |
+//                      3 | 3 | 2 | 1 | 0 | 7 | 6 | 5 | 4 |
+//                      4 | 4 | 5 | 6 | 7 | 0 | 1 | 2 | 3 |
+//                      5 | 5 | 4 | 7 | 6 | 1 | 0 | 3 | 2 |
+//                      6 | 6 | 7 | 4 | 5 | 2 | 3 | 0 | 1 |
+//                      7 | 7 | 6 | 5 | 4 | 3 | 2 | 1 | 0 |
+//                        +---+---+---+---+---+---+---+---+
+//
+// A place stands for four of the 32 banks. Look for pack 2: it lies at eight different places in
+// the eight rows. So the same pack of eight rows is read as fast as the eight packs of one row, and
+// wgmma can read a tile along its rows and down them at full speed. The pattern takes 1024 bytes,
+// and wgmma finds it by the address: a tile begins at a multiple of 1024 bytes.
+//
+// In registers, an accumulator of 64 rows x 8 N columns is float sums[N][4] in each thread of the
+// warpgroup. The picture shows sums[0], which are columns 0 to 7; "5:1" is sums[0][1] of thread 5:
+//
+//        column    0     1      2     3      4     5      6     7
+//       row  0   |  0:0   0:1    1:0   1:1    2:0   2:1    3:0   3:1 |
+//            1   |  4:0   4:1    5:0   5:1    6:0   6:1    7:0   7:1 |
+//            ... |                                                   |
+//            7   | 28:0  28:1   29:0  29:1   30:0  30:1   31:0  31:1 |
+//            8   |  0:2   0:3    1:2   1:3    2:2   2:3    3:2   3:3 |  warp 0
+//            ... |                                                   |
+//           15   | 28:2  28:3   29:2  29:3   30:2  30:3   31:2  31:3 |
+//           16   | 32:0  32:1   33:0  33:1   34:0  34:1   35:0  35:1 |  warp 1
+//            ... |                                                   |
+//
+// So a thread has two rows, 8 apart, and four neighbouring lanes share a row: two shuffles add up a
+// row. The left operand of wgmma has the same layout in registers, two bf16 in each: a product can
+// be the left operand of the next one, and no number moves to another thread.
 //
 // -DHS columns of a tile: 64 or 128; floatX is bf16.
+//
+// Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions", there
+// "Register Fragments", "Shared Memory Matrix Layout" and "Matrix Descriptor Format".
 #pragma once
 
 #include "lib/packs.cuh"
@@ -13,9 +54,9 @@
 
 constexpr int WARPGROUP = 128;       // threads
 constexpr int GROUP_ROWS = 64;       // rows of one wgmma
-constexpr int STEP = 16;             // contraction of one wgmma
+constexpr int STEP = 16;             // terms of each sum of products that one wgmma adds up
 constexpr int PANEL = 64;            // columns
-constexpr int SWIZZLE_BYTES = 1024;  // eight rows of a panel: the pattern repeats behind them
+constexpr int SWIZZLE_BYTES = 1024;  // eight rows of a panel, after which the pattern repeats
 
 static_assert(sizeof(floatX) == 2, "bf16 only");
 static_assert(HS % PANEL == 0, "whole panels");
@@ -28,29 +69,29 @@ static_assert(HS % PANEL == 0, "whole panels");
 template <int ROWS, int THREADS = WARPGROUP>
 __device__ __forceinline__ void copy_tile(floatX* tile, const floatX* source, int stride, int first,
                                           int limit) {
-    constexpr int UNITS = HS / PACK_SIZE, ROUND = THREADS / UNITS;  // rows copied at once
-    // A thread takes the same unit of rows that are a multiple of eight apart: its place in them is
-    // the same.
-    static_assert(ROUND % 8 == 0);
-    const int row = threadIdx.x / UNITS, unit = threadIdx.x % UNITS;
-    floatX* to = tile + unit / 8 * (ROWS * PANEL) + row * PANEL + (unit % 8 ^ row % 8) * PACK_SIZE;
-    const floatX* from = source + (long long)(first + row) * stride + unit * PACK_SIZE;
+    constexpr int ROW_PACKS = HS / PACK_SIZE, ROWS_AT_ONCE = THREADS / ROW_PACKS;
+    // A thread copies the same pack of rows that are a multiple of eight apart, so it lies at the
+    // same place in all of them.
+    static_assert(ROWS_AT_ONCE % 8 == 0);
+    const int row = threadIdx.x / ROW_PACKS, pack = threadIdx.x % ROW_PACKS;
+    floatX* to = tile + pack / 8 * (ROWS * PANEL) + row * PANEL + (pack % 8 ^ row % 8) * PACK_SIZE;
+    const floatX* from = source + (long long)(first + row) * stride + pack * PACK_SIZE;
     if (first + ROWS <= limit) {
 #pragma unroll
-        for (int down = 0; down < ROWS; down += ROUND)
-            if (ROWS % ROUND == 0 || row + down < ROWS)
+        for (int down = 0; down < ROWS; down += ROWS_AT_ONCE)
+            if (ROWS % ROWS_AT_ONCE == 0 || row + down < ROWS)
                 cp_async16(to + down * PANEL, from + (long long)down * stride);
     } else {
 #pragma unroll
-        for (int down = 0; down < ROWS; down += ROUND)
-            if (ROWS % ROUND == 0 || row + down < ROWS)
+        for (int down = 0; down < ROWS; down += ROWS_AT_ONCE)
+            if (ROWS % ROWS_AT_ONCE == 0 || row + down < ROWS)
                 cp_async16_zfill(to + down * PANEL, from + (long long)down * stride,
                                  first + row + down < limit ? 16 : 0);
     }
 }
 
-// Waits for this thread's copies but the newest GROUPS_LEFT groups, and for those of all others:
-// behind it wgmma may read them.
+// Waits until the copies of all threads of the block are complete, except for the newest
+// GROUPS_LEFT groups of each. After it wgmma may read the tiles.
 template <int GROUPS_LEFT>
 __device__ __forceinline__ void wait_for_tiles() {
     cp_async_wait<GROUPS_LEFT>();
@@ -60,51 +101,64 @@ __device__ __forceinline__ void wait_for_tiles() {
 
 // ---- operands in shared memory ---------------------------------------------------------------
 
-// Names a tile. Besides its address a descriptor holds the distance in bytes of eight rows from the
-// next eight and, of use only where columns of the product run over several panels, that of panels.
-// Only the address, in the lower word, differs from place to place.
-struct TileName {
+// Tells wgmma where a tile lies: its address, the distance in bytes from eight rows to the next
+// eight, and the distance from a panel to the next one, which counts only where the columns of the
+// product run over several panels. The address is in the lower word, so only this word differs
+// between the pieces of a tile.
+struct TileDescriptor {
     unsigned low, high;
-    __device__ __forceinline__ TileName(const floatX* tile, int panel_bytes)
+    __device__ __forceinline__ TileDescriptor(const floatX* tile, int panel_bytes)
         : low((shared_address(tile) & 0x3ffff) >> 4 | unsigned(panel_bytes >> 4) << 16),
-          high(1u << 30 | SWIZZLE_BYTES >> 4) {}  // the swizzle of 128 bytes
+          high(1u << 30 | SWIZZLE_BYTES >> 4) {}  // bit 62: 128-byte swizzle
     __device__ __forceinline__ MatrixDescriptor plus(int bytes) const {
         return (MatrixDescriptor)high << 32 | (low + (bytes >> 4));
     }
 };
 
-// A tile of ROWS rows, contraction along the row: the product's rows or columns are those rows.
+// What each step of a product reads of a tile of 64 rows with HS = 64. A step is one wgmma:
+//
+//        columns  0-15     16-31    32-47    48-63             0-63
+//    rows  0-15 | step 0 | step 1 | step 2 | step 3 |        | step 0 |
+//    rows 16-31 | step 0 | step 1 | step 2 | step 3 |        | step 1 |
+//    rows 32-47 | step 0 | step 1 | step 2 | step 3 |        | step 2 |
+//    rows 48-63 | step 0 | step 1 | step 2 | step 3 |        | step 3 |
+//                           AlongRows                         DownRows
+
+// A tile of ROWS rows, all of which are rows of the left matrix, or columns of the right one. A
+// step reads 16 columns of the tile.
 template <int ROWS>
 struct AlongRows {
-    TileName name;
-    __device__ __forceinline__ explicit AlongRows(const floatX* tile) : name(tile, 16) {}
+    TileDescriptor descriptor;
+    __device__ __forceinline__ explicit AlongRows(const floatX* tile) : descriptor(tile, 16) {}
     __device__ __forceinline__ MatrixDescriptor at(int step) const {
         constexpr int STEPS = PANEL / STEP;  // of one panel
-        return name.plus(step / STEPS * (ROWS * PANEL * 2) + step % STEPS * (STEP * 2));
+        return descriptor.plus(step / STEPS * (ROWS * PANEL * 2) + step % STEPS * (STEP * 2));
     }
 };
 
-// A tile of ROWS rows, contraction down the rows: the product's columns are the tile's columns.
+// A tile of ROWS rows as the right matrix itself. A step reads 16 rows of the tile.
 template <int ROWS>
 struct DownRows {
-    TileName name;
+    TileDescriptor descriptor;
     __device__ __forceinline__ explicit DownRows(const floatX* tile)
-        : name(tile, ROWS * PANEL * 2) {}
+        : descriptor(tile, ROWS * PANEL * 2) {}
     __device__ __forceinline__ MatrixDescriptor at(int step) const {
-        return name.plus(step * (STEP * PANEL * 2));
+        return descriptor.plus(step * (STEP * PANEL * 2));
     }
 };
 
 // ---- operands in registers -------------------------------------------------------------------
 
-// 64 rows of a warpgroup as left operand: 16 K columns, see ptx_hopper.cuh.
+// 64 rows x 16 K columns as the left operand of a warpgroup. In each step a thread has four
+// registers of two neighbouring columns: 2 t and 2 t + 1 of its two rows, then 2 t + 8 and 2 t + 9,
+// where t is lane % 4.
 template <int K>
 struct LeftOperand {
     unsigned steps[K][4];
     __device__ __forceinline__ const unsigned (&at(int step) const)[4] { return steps[step]; }
 };
 
-// Accumulators of 64 x 8 N as a left operand, rounded to bf16.
+// An accumulator of 64 x 8 N as a left operand, rounded to bf16: 16 of its columns make one step.
 template <int N>
 __device__ __forceinline__ void to_left_operand(LeftOperand<N / 2>& left,
                                                 const float (&values)[N][4]) {
@@ -112,15 +166,15 @@ __device__ __forceinline__ void to_left_operand(LeftOperand<N / 2>& left,
     for (int step = 0; step < N / 2; step++)
 #pragma unroll
         for (int r = 0; r < 4; r++) {
-            const float (&pair)[4] = values[2 * step + r / 2];
-            left.steps[step][r] = pack_bfloat16(pair[r % 2 * 2], pair[r % 2 * 2 + 1]);
+            const float (&columns)[4] = values[2 * step + r / 2];
+            left.steps[step][r] = pack_bfloat16(columns[r % 2 * 2], columns[r % 2 * 2 + 1]);
         }
     touch_registers(left.steps);  // packed here, not between a fence and its products
 }
 
-// ---- products: started here, committed and awaited by the caller -----------------------------
+// ---- products: started here; the caller commits them and waits for them -----------------------
 
-// scores = own rows x (8 N rows of a tile)^T, over the head.
+// scores = own rows x (8 N rows of a tile)^T, sums over the HS columns of both.
 template <int N, class Own>
 __device__ __forceinline__ void start_scores(float (&scores)[N][4], const Own& own,
                                              const floatX* tile) {
@@ -131,7 +185,7 @@ __device__ __forceinline__ void start_scores(float (&scores)[N][4], const Own& o
         wgmma_bf16<false>(scores, own.at(step), right.at(step), step > 0);
 }
 
-// sums += left x tile, over the 16 K rows of the tile.
+// sums += left x tile, sums over the 16 K rows of the tile.
 template <int K>
 __device__ __forceinline__ void start_sums(float (&sums)[HS / 8][4], const LeftOperand<K>& left,
                                            const floatX* tile) {
@@ -144,8 +198,8 @@ __device__ __forceinline__ void start_sums(float (&sums)[HS / 8][4], const LeftO
 
 // ---- results ---------------------------------------------------------------------------------
 
-// Writes factor * sums to rows [first, first + 64) of a matrix in global memory, those below
-// `limit` only; factor[1] is for the second eight rows of each warp.
+// Writes factor * sums to rows [first, first + 64) of a matrix in global memory, except for rows
+// from `limit` on. factor[0] is for the first of the thread's two rows, factor[1] for the second.
 __device__ __forceinline__ void store_rows(floatX* target, int stride, int first, int limit,
                                            const float (&sums)[HS / 8][4],
                                            const float (&factor)[2]) {
