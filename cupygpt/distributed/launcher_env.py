@@ -1,25 +1,27 @@
 """Who this process is among the ranks of a run, from the environment that its launcher has set.
 
 torchrun and --gpus set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; Open MPI sets
-OMPI_COMM_WORLD_*; MPICH and Intel MPI set PMI_*; srun sets SLURM_*. The last three do not say where
-rank 0 listens, so the ranks have to find an address and a port that all of them agree on.
+OMPI_COMM_WORLD_*; MPICH and Intel MPI set PMI_*; srun sets SLURM_*. The MPIs and srun do not say
+where rank 0 listens, so the ranks have to find an address and a port that all of them agree on.
 """
 
+import os
 import random
 import re
 import socket
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from cupygpt.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
 TORCHRUN_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 PORT = "CUPYGPT_PORT"
-"""Sets the port of rank 0, whatever the launcher says."""
+"""With launchers other than --gpus, sets the port of rank 0, whatever MASTER_PORT says."""
 KEY = "CUPYGPT_KEY"
-"""Sets the run's key, whatever the launcher says."""
+"""With launchers other than --gpus, sets the run's key; --gpus chooses one."""
 
 FIRST_PORT, NUM_PORTS = 20000, 10000
 """Below the ports that systems use for outgoing connections (from 32768 on Linux)."""
@@ -29,13 +31,15 @@ FIRST_PORT, NUM_PORTS = 20000, 10000
 class RankInfo:
     """One process among all: its rank, the number of ranks, its number on this host.
 
-    Rank 0 listens at `address` and `port`; `launcher` is for messages.
+    Rank 0 listens at `address` and `port`; `launcher` names the launcher in error messages.
 
     `key` is what a process must know to connect as a rank (see handshake.py). --gpus chooses it at
-    random and CUPYGPT_KEY sets it by hand; both keep out everyone who cannot read the environment
-    of the ranks. Without these it is derived from the id that the launcher gives to its job, and
-    from the port. Such a key keeps out other runs and programs that connect by mistake. It does
-    not keep out a person who means harm and knows the id: Slurm shows its ids to all users.
+    random; with other launchers CUPYGPT_KEY sets it by hand, and should be a long random text. Both
+    keep out everyone who cannot read the environment of the ranks. Without these the key is derived
+    from the port and from the id of the launcher's job. Such a key keeps out other runs and
+    programs that connect by mistake. It does not keep out a person who means harm and knows the id:
+    Slurm shows its ids to all users. MPICH has an id on one host only (see `_mpich_job`): set
+    MASTER_PORT and CUPYGPT_KEY if several of its runs share hosts.
     """
 
     rank: int
@@ -79,11 +83,12 @@ def _from_torchrun(environ: Mapping[str, str], _: AskMpi) -> RankInfo | None:
         raise ConfigError(
             "RANK and WORLD_SIZE are set, but not MASTER_ADDR: set it to the host of rank 0."
         )
+    launcher = "another launcher (RANK and WORLD_SIZE are set)"
     port = _port(environ, "RANK and WORLD_SIZE")
     if environ.get(TORCHRUN_STORE) == "True" and PORT not in environ:
         port += 1  # torchrun itself listens on MASTER_PORT
     key = _key(environ, environ.get("TORCHELASTIC_RUN_ID", ""), port)
-    return RankInfo(rank, world, local_rank, address, port, "RANK and WORLD_SIZE", key)
+    return RankInfo(rank, world, local_rank, address, port, launcher, key)
 
 
 def _from_open_mpi(environ: Mapping[str, str], ask_mpi: AskMpi) -> RankInfo | None:
@@ -104,9 +109,25 @@ def _from_mpich(environ: Mapping[str, str], ask_mpi: AskMpi) -> RankInfo | None:
     rank, world = _rank_and_world(environ, "PMI_RANK", "PMI_SIZE")
     local_rank = _number(environ, "MPI_LOCALRANKID")
     ranks_here = _number(environ, "MPI_LOCALNRANKS", default=0)
-    job = ""  # no variable names the job: PMI_ID, where it is set, is another number of the rank
-    address, port = _mpi_address(environ, job, ask_mpi, one_host=ranks_here == world)
+    one_host = ranks_here == world
+    job = environ.get("I_MPI_HYDRA_UUID") or (_mpich_job() if one_host else "")
+    address, port = _mpi_address(environ, job, ask_mpi, one_host=one_host)
     return RankInfo(rank, world, local_rank, address, port, "mpirun", _key(environ, job, port))
+
+
+def _mpich_job() -> str:
+    """What the ranks of one MPICH job on this host have in common; no variable names the job.
+
+    It is the user, and the process that started the ranks. MPICH starts each rank in its own
+    session, so this is the parent of the session's first process, even if a script stands between.
+    """
+    user = f"user {os.getuid()}"
+    try:
+        status = Path(f"/proc/{os.getsid(0)}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return user  # not Linux, or a container hides the process
+    _state, parent = status.rpartition(")")[2].split()[:2]
+    return f"{user}, process {parent}"
 
 
 def _from_slurm(environ: Mapping[str, str], _: AskMpi) -> RankInfo | None:
@@ -183,7 +204,7 @@ def _port(environ: Mapping[str, str], what: str = "", *, job: str | None = None)
     for name in (PORT, "MASTER_PORT"):
         if name in environ:
             port = _number(environ, name)
-            if not 1 <= port < 65535:
+            if not 1 <= port < 65535:  # with torchrun, rank 0 takes the next one
                 raise ConfigError(f"{name} is {port}: ports are numbers from 1 to 65534.")
             return port
     if job is None:

@@ -1,9 +1,15 @@
+"""Which rank a process is, by the variables of each launcher."""
+
 import re
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import cupygpt
 from cupygpt.distributed.launcher_env import (
     FIRST_PORT,
     NUM_PORTS,
@@ -24,6 +30,7 @@ OPEN_MPI = {
     "OMPI_COMM_WORLD_LOCAL_SIZE": "4", "PMIX_NAMESPACE": "prterun-host-4711@1",
 }  # fmt: skip
 MPICH = {"PMI_RANK": "1", "PMI_SIZE": "2", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+INTEL_MPI = {**MPICH, "I_MPI_HYDRA_UUID": "497a0000-444f"}
 SLURM = {
     "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
     "SLURM_STEP_NODELIST": "gpu[03-04]", "SLURM_JOB_ID": "123", "SLURM_STEP_ID": "0",
@@ -50,9 +57,8 @@ def test_a_process_without_a_launcher_is_alone() -> None:
 
 
 def test_the_variables_of_torchrun_are_read() -> None:
-    assert replace(found(TORCHRUN), key="") == RankInfo(
-        3, 8, 1, "gpu07", 4711, "RANK and WORLD_SIZE", ""
-    )
+    launcher = "another launcher (RANK and WORLD_SIZE are set)"
+    assert replace(found(TORCHRUN), key="") == RankInfo(3, 8, 1, "gpu07", 4711, launcher, "")
 
 
 def test_rank_0_uses_the_next_port_because_torchrun_listens_on_its_own() -> None:
@@ -81,6 +87,7 @@ def test_all_ranks_of_a_job_find_the_same_key(environ: dict[str, str]) -> None:
         (TORCHRUN, {"TORCHELASTIC_RUN_ID": "another"}),
         (OPEN_MPI, {"PMIX_NAMESPACE": "prterun-host-4712@1"}),
         (MPICH, {"CUPYGPT_PORT": "5001"}),
+        (INTEL_MPI, {"I_MPI_HYDRA_UUID": "a17a0000-28e4"}),
         (SLURM, {"SLURM_JOB_ID": "124"}),
         (SLURM, {"SLURM_STEP_ID": "1"}),
     ],
@@ -96,6 +103,48 @@ def test_the_key_can_be_set_and_is_not_shown() -> None:
     assert "secret" not in repr(info)
     with pytest.raises(ConfigError, match="CUPYGPT_KEY is empty"):
         find_rank_info({**TORCHRUN, "CUPYGPT_KEY": ""})
+
+
+START_RANKS = """
+import json, subprocess, sys
+report = [sys.executable, "-c", sys.argv[1]]
+through_a_script = ["sh", "-c", '"$@"; exit $?', "sh", *report]
+for rank, command in enumerate([report, through_a_script]):
+    environ = {"PMI_SIZE": "2", "MPI_LOCALNRANKS": "2"}
+    environ |= {"PMI_RANK": str(rank), "MPI_LOCALRANKID": str(rank), "PYTHONPATH": sys.argv[2]}
+    subprocess.run(command, env=environ, start_new_session=True, check=True)
+"""
+REPORT = """
+import os
+from cupygpt.distributed.launcher_env import find_rank_info
+info = find_rank_info(os.environ)
+print(info.port, info.key, sep=", ")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_mpich_runs_of_one_host_differ_in_port_and_key() -> None:
+    """Each mpirun is a process that starts two ranks, the second one through a script."""
+    root = str(Path(cupygpt.__file__).parents[1])
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", START_RANKS, REPORT, root],
+            stdout=subprocess.PIPE, text=True, check=True,
+        ).stdout.splitlines()
+        for _ in range(2)
+    ]  # fmt: skip
+    (first, first_again), (second, second_again) = runs
+    assert first == first_again
+    assert second == second_again
+    assert first.split(", ", 1)[0] != second.split(", ", 1)[0]
+    assert first.split(", ", 1)[1] != second.split(", ", 1)[1]
+
+
+def test_mpich_ranks_on_several_hosts_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = {**MPICH, "PMI_SIZE": "4", "MASTER_ADDR": "gpu07"}
+    first = found(environ)
+    monkeypatch.setattr("os.getsid", lambda _: 1)  # another host has other processes
+    assert found({**environ, "PMI_RANK": "2"}).key == first.key
 
 
 def test_mpirun_on_one_host_needs_no_address() -> None:
