@@ -1,12 +1,13 @@
 """Messages over a TCP connection: a length in 8 bytes, then that many bytes, JSON or raw.
 
-`multiprocessing.connection` sends messages too, but cannot limit the time of one: after the first
-byte it waits for the rest, however long that takes. A port scanner would then block rank 0 while
-the ranks connect, and a host that vanishes would block the watchdog.
+`multiprocessing.connection` sends messages too, but cannot limit how long receiving one may take:
+after the first byte it waits for the rest. A port scanner would then block rank 0 while the ranks
+connect, and a host that vanishes would block the watchdog.
 """
 
 import contextlib
 import json
+import selectors
 import socket
 import struct
 import threading
@@ -15,17 +16,26 @@ from typing import Any
 
 _LENGTH = struct.Struct("<Q")
 MAX_MESSAGE_BYTES = 1 << 34
-"""A larger length is not one of ours, but the first bytes of another protocol."""
+"""A larger length means that the bytes are not ours, but another protocol's."""
 
 
 class Closed(ConnectionError):
     """The other side closed the connection, or it broke."""
 
 
+def as_received(message: Any) -> Any:
+    """What another process receives when `message` is sent: JSON makes a list of a tuple."""
+    return json.loads(json.dumps(message))
+
+
 class MessageSocket:
-    """One end of a connection. Several threads may send, one thread at a time may receive."""
+    """One end of a connection. Several threads may send, one thread at a time may receive.
+
+    The time limit of a receive concerns that receive only: a send takes the time that it needs.
+    """
 
     def __init__(self, connection: socket.socket) -> None:
+        connection.settimeout(None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = connection
         self._lock = threading.Lock()
@@ -75,16 +85,26 @@ class MessageSocket:
     def _fill(self, size: int, deadline: float | None) -> None:
         """Receive until the buffer holds `size` bytes."""
         while len(self._buffer) < size:
-            left = None if deadline is None else deadline - time.monotonic()
-            if left is not None and left <= 0:
-                raise TimeoutError("timed out")
+            if deadline is not None:
+                self._wait_for_bytes(deadline - time.monotonic())
             try:
-                self._socket.settimeout(left)
-                chunk = self._socket.recv(min(size - len(self._buffer), 1 << 20))
-            except TimeoutError:
-                raise
+                received = self._socket.recv(min(size - len(self._buffer), 1 << 20))
             except OSError as error:
                 raise Closed(str(error)) from error
-            if not chunk:
+            if not received:
                 raise Closed("the connection was closed")
-            self._buffer += chunk
+            self._buffer += received
+
+    def _wait_for_bytes(self, timeout_s: float) -> None:
+        """Return when there is something to receive. Raises TimeoutError.
+
+        The socket itself gets no time limit: it would also cut off a send of another thread, in the
+        middle of a message.
+        """
+        with selectors.DefaultSelector() as selector:
+            try:
+                selector.register(self._socket, selectors.EVENT_READ)
+            except ValueError:
+                raise Closed("this process has closed the connection") from None
+            if timeout_s <= 0 or not selector.select(timeout_s):
+                raise TimeoutError("timed out")

@@ -10,12 +10,12 @@ from typing import Any, Protocol, TypeVar
 
 from cupygpt.cli import INTERRUPTED
 from cupygpt.distributed.launcher_env import RankInfo, find_rank_info
-from cupygpt.distributed.messages import Closed, MessageSocket
+from cupygpt.distributed.messages import Closed, MessageSocket, as_received
 from cupygpt.distributed.rendezvous import Connections, connect_ranks
 from cupygpt.distributed.watchdog import FAILED, Watchdog, exit_now
 from cupygpt.errors import ConfigError, CupyGPTError, RunError
 
-WATCHDOG_HEAD_START_S = 2.0
+WAIT_FOR_WATCHDOG_S = 2.0
 """When a connection breaks, wait this long: the watchdog usually knows why, and exits first."""
 
 Result = TypeVar("Result")
@@ -29,10 +29,16 @@ class Ranks(Protocol):
     local_rank: int
 
     def all_gather_object(self, value: Any) -> list[Any]:
-        """The values of all ranks, in rank order. Every rank must call; JSON types only."""
+        """The values of all ranks, in rank order. Every rank must call; JSON types only.
+
+        Every rank receives the same values, its own too: a list where a rank gave a tuple.
+        """
 
     def on_abort(self, advice: Callable[[], str]) -> None:
-        """Set a function that is called if another rank dies; its sentence ends the message."""
+        """Set a function that is called if this process reports the failure of another rank.
+
+        The sentence that it returns ends the message.
+        """
 
 
 class OneRank:
@@ -42,10 +48,10 @@ class OneRank:
 
     def all_gather_object(self, value: Any) -> list[Any]:
         """The value of the only rank."""
-        return [value]
+        return [as_received(value)]
 
     def on_abort(self, advice: Callable[[], str]) -> None:
-        """No other rank can die: `advice` is never called."""
+        """No other rank can fail: `advice` is never called."""
 
     def __enter__(self) -> "OneRank":
         return self
@@ -62,7 +68,7 @@ class ManyRanks:
 
     An exception that leaves the block ends the other ranks too, and rank 0 prints its message.
     Without an exception, leaving the block waits for the others. If another rank dies, the watchdog
-    calls `end` with an exit code.
+    calls `end` with an exit code, on another thread.
     """
 
     def __init__(
@@ -85,7 +91,8 @@ class ManyRanks:
                 self.rank0.send(value)
                 values: list[Any] = self.rank0.receive()
             else:
-                values = [value] + [self.others[rank].receive() for rank in range(1, self.world)]
+                others = [self.others[rank].receive() for rank in range(1, self.world)]
+                values = [as_received(value), *others]
                 for connection in self.others.values():
                     connection.send(values)
         return values
@@ -106,11 +113,11 @@ class ManyRanks:
         try:
             yield
         except Closed as error:
-            time.sleep(WATCHDOG_HEAD_START_S)
+            time.sleep(WAIT_FOR_WATCHDOG_S)
             raise RunError(f"the connection to another rank broke ({error}).") from error
 
     def on_abort(self, advice: Callable[[], str]) -> None:
-        """Set what the watchdog calls, and adds to its message, if another rank dies."""
+        """Set what the watchdog calls, and adds to its message; see Ranks."""
         self._watchdog.on_abort = advice
 
     def __enter__(self) -> "ManyRanks":
@@ -148,12 +155,16 @@ def join_ranks(timeout_s: float, *, debug: bool = False) -> OneRank | ManyRanks:
 
 
 def broadcast_object(ranks: Ranks, value: Any) -> Any:
-    """Rank 0's value on all ranks."""
+    """Rank 0's value, on all ranks. Every rank must call; only rank 0's `value` counts."""
     return ranks.all_gather_object(value)[0]
 
 
 def rank0_first(ranks: Ranks, function: Callable[[], Result]) -> Result:
-    """Call `function` on rank 0, then on all other ranks; returns this rank's result."""
+    """Call `function` on rank 0, then on all other ranks; returns this rank's result.
+
+    Every rank must call. `function` must not itself communicate with other ranks. Nothing waits at
+    the end: rank 0 continues while the others are still in `function`.
+    """
     if ranks.rank != 0:
         ranks.all_gather_object(None)
         return function()
@@ -163,7 +174,11 @@ def rank0_first(ranks: Ranks, function: Callable[[], Result]) -> Result:
 
 
 def check_equal_on_ranks(ranks: Ranks, what: str, facts: dict[str, Any]) -> None:
-    """Raise ConfigError, on all ranks, with a list of the facts that differ between the ranks."""
+    """Compare `facts` with those of the other ranks. Every rank must call, with the same names.
+
+    Raises ConfigError, on all ranks, if a fact differs; the message lists those that do, and calls
+    them `what`.
+    """
     everyone = ranks.all_gather_object(facts)
     lines = []
     for name in facts:

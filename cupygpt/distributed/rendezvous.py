@@ -20,7 +20,9 @@ from cupygpt.errors import ConfigError, CupyGPTError, RunError
 
 KINDS = ("control", "watch")
 HANDSHAKE_S = 5.0
-"""A connection that has not identified itself within this time is closed."""
+"""Rank 0 closes a connection that has not identified itself within this time. The other ranks wait
+at least as long for rank 0's part of the handshake, and if only one of their connections succeeds,
+as long for a refusal on it."""
 RETRY_S = 0.05
 
 Joined = dict[tuple[int, str], MessageSocket]
@@ -110,10 +112,13 @@ def _admit(connection: MessageSocket, info: RankInfo, joined: Joined) -> None:
         connection.close()
         return
     try:
-        joined[_checked(identity, info, joined)] = connection
+        key = _checked(identity, info, joined)
     except ConfigError as error:
         _refuse([connection], error)
         raise
+    if key in joined:
+        joined[key].close()
+    joined[key] = connection
 
 
 def _checked(identity: dict[str, Any], info: RankInfo, joined: Joined) -> tuple[int, str]:
@@ -130,12 +135,25 @@ def _checked(identity: dict[str, Any], info: RankInfo, joined: Joined) -> tuple[
             f"rank 0 as one of {info.world}. Start all ranks with the same launcher, and give each "
             f"run on this host its own port (MASTER_PORT)."
         )
-    if not 0 < rank < info.world or (rank, kind) in joined:
+    # A rank that lost one of its connections closes the other one and makes both again.
+    is_double = (rank, kind) in joined and _is_open(joined[rank, kind])
+    if not 0 < rank < info.world or is_double:
         raise ConfigError(
             f"two processes say that they are rank {rank} (one on {identity['host']}): each needs "
             f"its own RANK, and each run its own MASTER_PORT."
         )
     return rank, kind
+
+
+def _is_open(connection: MessageSocket) -> bool:
+    """Whether the other end is open; it sends nothing before all ranks have joined."""
+    try:
+        connection.receive(1e-3)
+    except TimeoutError:
+        return True
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def _refuse(connections: Iterable[MessageSocket], error: CupyGPTError) -> None:
@@ -158,9 +176,10 @@ def _connect_to_rank0(info: RankInfo, timeout_s: float) -> Connections:
             # the first one, and listens no longer.
             with contextlib.suppress(OSError):
                 connected.append(_connect(info, "watch", left))
-            # Rank 0 may have started to wait only now, and waits equally long for the others.
-            complete = len(connected) == len(KINDS)
-            answer = control.receive(2 * timeout_s if complete else HANDSHAKE_S)
+            # Rank 0 may have begun to listen just now, and then waits a full timeout_s for the
+            # others; hence twice.
+            is_complete = len(connected) == len(KINDS)
+            answer = control.receive(2 * timeout_s if is_complete else HANDSHAKE_S)
             if "refused" in answer:
                 raise SystemExit(int(answer["code"]))
             return Connections({0: control}, {0: connected[1]})
@@ -191,7 +210,8 @@ def _connect(info: RankInfo, kind: str, timeout_s: float) -> MessageSocket:
         "version": cupygpt.__version__,
     }
     try:
-        # Before rank 0 listens, the system may connect a port with itself.
+        # While nobody listens, Linux may give our outgoing socket the very port that it connects
+        # to; TCP then connects it to itself.
         if connection.getsockname() == connection.getpeername():
             raise ConnectionError("rank 0 does not listen yet")
         introduce(messages, info.key, identity, max(timeout_s, HANDSHAKE_S))

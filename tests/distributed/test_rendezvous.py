@@ -12,7 +12,10 @@ import pytest
 from support.rank_threads import rank_infos, run_ranks
 
 import cupygpt
+from cupygpt.distributed import rendezvous
+from cupygpt.distributed.handshake import introduce
 from cupygpt.distributed.launcher_env import LOOPBACK, RankInfo, free_port
+from cupygpt.distributed.messages import MessageSocket
 from cupygpt.distributed.ranks import broadcast_object, check_equal_on_ranks, rank0_first
 from cupygpt.distributed.rendezvous import Connections, connect_ranks
 from cupygpt.errors import ConfigError, CupyGPTError, RunError
@@ -49,6 +52,16 @@ def test_values_are_gathered_in_rank_order() -> None:
         assert [value["rank"] for value in values] == [0, 1, 2]
         assert [value["loss"] for value in values] == [1 / 3, 1 / 4, 1 / 5]  # the same bits
         assert chosen == 10
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_every_rank_receives_the_same_lists(world: int) -> None:
+    """JSON has no tuples and no numbers as names: no rank keeps what the others cannot see."""
+
+    def exchange(ranks: Any) -> Any:
+        return ranks.all_gather_object({7: (1, 2)}), broadcast_object(ranks, (3, 4))
+
+    assert run_ranks(world, exchange) == [([{"7": [1, 2]}] * world, [3, 4])] * world
 
 
 def test_rank_0_finishes_before_the_others_begin() -> None:
@@ -158,6 +171,22 @@ def test_two_processes_with_the_same_rank_are_refused() -> None:
     errors = outcomes([infos[0], infos[1], infos[1]])
     assert isinstance(errors[0], ConfigError)
     assert "two processes say that they are rank 1" in str(errors[0])
+
+
+def test_a_rank_that_loses_a_connection_makes_both_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank 0 must not take its second attempt for another process with the same rank."""
+    monkeypatch.setattr(rendezvous, "HANDSHAKE_S", 0.3)
+    attempts: list[str] = []
+
+    def breaks_once(connection: MessageSocket, key: str, identity: Any, timeout_s: float) -> None:
+        attempts.append(identity["kind"])
+        if attempts == ["control", "watch"]:
+            raise ConnectionResetError
+        introduce(connection, key, identity, timeout_s)
+
+    monkeypatch.setattr(rendezvous, "introduce", breaks_once)
+    assert outcomes(rank_infos(2)) == [None, None]
+    assert attempts == ["control", "watch", "control", "watch"]
 
 
 def connect_early(port: int) -> socket.socket:
