@@ -1,6 +1,8 @@
 """What the ranks do with arrays: sum gradients, and exchange updated parameters.
 
-Every implementation adds in a fixed order, so that all ranks hold the same bits and a run repeats.
+Every implementation adds in a fixed order, so that all ranks hold the same bits, and a repeated run
+gives them again. The order of sockets.py is that of the ranks. NCCL's follows from the sizes of the
+arrays, from the way the GPUs are connected, and from NCCL's version and settings.
 """
 
 from collections.abc import Sequence
@@ -20,19 +22,20 @@ class Collectives(Protocol):
     world: int
 
     def all_reduce_async(self, arrays: Sequence[Array]) -> None:
-        """Replace each contiguous array by its sum over the ranks.
+        """Replace each contiguous float32 array by its sum over the ranks.
 
         The sum starts after the work that is queued so far, and runs in parallel with the work
         that is queued later. Until `wait`, that work must not touch the arrays.
         """
 
     def wait(self) -> None:
-        """All sums are complete before any work that is queued from here on."""
+        """Work that is queued from here on starts after all sums. The host does not wait."""
 
     def all_gather(self, whole: Array, start: int, stop: int) -> None:
-        """Fill `whole` with the elements of all ranks, an equal number from each.
+        """Fill the 1-D array `whole` with the elements of all ranks, in the order of the ranks.
 
-        `whole[start:stop]` holds those of this rank, in the order of the ranks.
+        Read: `whole[start:stop]`, the elements of this rank, equally many on each rank. Written:
+        the rest of `whole`, before any work that is queued from here on. Any dtype.
         """
 
 

@@ -1,10 +1,17 @@
-"""Both ends of a new connection prove that they know the run's key, before it counts.
+"""Both ends of a connection prove the run's key before rank 0 accepts it as a rank's.
 
 Whoever can reach the port of rank 0 can connect to it: a port scanner, another run, another user.
 So each side sends random bytes, and answers with the HMAC-SHA256 of both sides' bytes under the key
 (`RankInfo.key`). The key itself is never sent, and an answer is worthless on another connection.
-This protects the moment of connecting. Later messages are neither encrypted nor signed: the network
-between the hosts must be one whose routers and administrators you trust.
+
+What this does not do:
+
+- Rank 0 proves the key first, to whoever connects. The receiver of that proof can try guesses of
+  the key, without asking again. A key that is set by hand should be a long random text.
+- A stranger who connects and then says nothing delays the start of the run, by up to 5 s for each
+  connection (HANDSHAKE_S in rendezvous.py).
+- Later messages are neither encrypted nor signed: the network between the hosts must be one whose
+  routers and administrators you trust.
 """
 
 import hmac
@@ -64,7 +71,7 @@ def identify(connection: MessageSocket, key: str, timeout_s: float) -> dict[str,
 def _receive(connection: MessageSocket, timeout_s: float) -> dict[str, Any]:
     try:
         message = connection.receive(timeout_s, MAX_BYTES)
-    except (ValueError, RecursionError):
+    except (ValueError, RecursionError):  # not JSON, or JSON nested too deeply
         message = None
     if not isinstance(message, dict):
         raise Closed("the other side speaks another protocol")

@@ -16,19 +16,22 @@ from cupygpt.distributed.watchdog import FAILED, LAUNCHER_PID
 
 POLL_S = 0.05
 GRACE_S = 8.0
-"""After a rank has failed, the others have this time to end by themselves; then they are killed."""
+"""After a rank has failed, the others have this time to end by themselves; then they are killed.
+It is longer than a watchdog takes at worst: 1 s for `on_abort`, DELIVERY_S, 1 s to flush stdout."""
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _STOPPED = (INTERRUPTED, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)
-"""Exit codes of a rank that a signal stopped: after a checkpoint, or before it could catch it."""
+"""Exit codes of a rank that ended because of a signal: its own after saving a checkpoint, or the
+signal's if the rank had set no handler yet."""
 
 
 def launch(arguments: Sequence[str], count: int) -> int:
     """Run `count` ranks of `python arguments` and wait for all of them; returns the exit code.
 
-    The exit code is that of the rank that failed first, or that of rank 0. Each SIGINT and SIGTERM
-    is passed on once to every rank. If a signal killed a rank, stderr names it; a rank that failed
-    by itself has reported the reason.
+    The exit code is that of the first rank that failed; if none did, that of rank 0. Each SIGINT
+    and SIGTERM is passed on once to every rank. If a signal killed a rank, stderr names it; a rank
+    that failed by itself has reported the reason. Port and key are chosen here, whatever
+    CUPYGPT_PORT and CUPYGPT_KEY say.
     """
     environ = {
         **{name: value for name, value in os.environ.items() if name != PORT},

@@ -1,4 +1,4 @@
-"""Sums over GPUs by NCCL, on a second stream in parallel with the one that computes.
+"""Sums and gathers over GPUs by NCCL, on a second stream in parallel with the one that computes.
 
 Imported only when several GPUs are used, because CuPy may not be installed.
 """
@@ -20,12 +20,10 @@ from cupygpt.errors import DeviceError
 class NcclCollectives:
     """NCCL between the GPUs of all ranks.
 
-    All calls go to one side stream. Before its work, the side stream waits for an event of the main
-    stream; in `wait`, the main stream waits for an event of the side stream. In a captured graph
-    these events become branches, so a captured step overlaps as an eager step does.
-
-    The communicator lives as long as the process and is never destroyed: NCCL's destructor waits
-    for every graph that uses it, and for the other ranks, which may be dead.
+    All NCCL calls are queued on one side stream. Before its work, the side stream waits for an
+    event of the main stream; in `wait`, the main stream waits for an event of the side stream. In a
+    captured graph these events become dependencies between two branches, so a captured step
+    overlaps as an eager step does.
     """
 
     def __init__(self, device: CUDA, ranks: Ranks) -> None:
@@ -37,8 +35,8 @@ class NcclCollectives:
         self._communicator = self._try(
             lambda: nccl.NcclCommunicator(self.world, unique_id, self.rank)
         )
-        # Leak one reference so that Python never destroys the communicator: its destructor blocks
-        # on dead ranks.
+        # Leak one reference so that Python never destroys the communicator: its destructor would
+        # wait for every graph that uses it, and for the other ranks, which may be dead.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._communicator))
 
     def all_reduce_async(self, arrays: Sequence[Array]) -> None:
@@ -56,7 +54,7 @@ class NcclCollectives:
         self._main.wait_event(done)
 
     def all_gather(self, whole: Array, start: int, stop: int) -> None:
-        """Queue an all-gather in place. It moves bytes, so the dtype may be any."""
+        """Queue an all-gather in place, and let the main stream wait for it; see Collectives."""
         own = whole[start:stop]
         assert own.size * self.world == whole.size, (own.size, self.world, whole.size)
         assert start == self.rank * own.size, (start, self.rank)

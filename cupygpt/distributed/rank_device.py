@@ -1,4 +1,4 @@
-"""The device of each rank: the GPU with the rank's number on its host, or the CPU in tests."""
+"""The device of each rank: the GPU whose number is the local rank, or the CPU in tests."""
 
 import socket
 

@@ -2,8 +2,8 @@
 
 NCCL itself waits forever for a dead rank, in C code that no exception reaches. So each rank watches
 its connection to rank 0 on a thread, and rank 0 watches one connection to each rank. A process that
-dies closes its connection, a process that fails first says why, and a host that vanishes sends no
-more heartbeats.
+dies closes its connection, a process that fails says why before it ends, and a host that vanishes
+sends no more heartbeats.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from cupygpt.distributed.messages import Closed, MessageSocket
 
 HEARTBEAT_S = 1.0
 MAX_MISSED_HEARTBEATS = 30
-"""A rank that misses so many heartbeats is dead, even if its connection stays open. Time is no
-measure: the clock also runs while a whole run is suspended (Ctrl-Z, a sleeping laptop), and such a
-run must be able to continue."""
+"""A rank that misses so many heartbeats is dead, even if its connection stays open. Heartbeats are
+counted, not seconds: the clock also runs while a whole run is suspended (Ctrl-Z, a sleeping laptop),
+and such a run must be able to continue."""
 DELIVERY_S = 3.0
-"""How long a rank that ends waits until the others have received its message."""
+"""How long at most a rank that ends waits until the others have received its message."""
 LAUNCHER_PID = "CUPYGPT_LAUNCHER_PID"
 """Set by --gpus: a rank ends when this process, its launcher, has ended."""
 
@@ -41,7 +41,7 @@ class Watchdog:
     """Threads that watch the other ranks; created when all ranks are connected.
 
     `on_abort` may be set to a function that returns a sentence for the message (where the last
-    checkpoint is); the function can also restore the terminal.
+    checkpoint is). The function may have side effects, such as restoring the terminal.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class Watchdog:
         is rank 0, or cannot reach rank 0.
         """
         if not self._ending.acquire(blocking=False):
-            # Another rank failed first: a watching thread is about to end this process.
+            # Another failure is being handled; the thread that handles it will end this process.
             time.sleep(2 * DELIVERY_S)
             return True
         self._send_to_all({"failed": reason, "code": code, "rank": self.rank})
-        return self._wait_until_closed() and self.rank != 0
+        return self._wait_for_others() and self.rank != 0
 
     def close(self) -> None:
         """The run is over: a connection that ends from now on is no failure."""
         self._closing.set()
         self._send_to_all("bye")
-        self._wait_until_closed()
+        self._wait_for_others()
         for connection in self._connections.values():
             connection.close()
 
@@ -98,10 +98,11 @@ class Watchdog:
                 with contextlib.suppress(Closed):
                     connection.send(message)
 
-    def _wait_until_closed(self) -> bool:
-        """Wait until all other ranks have closed their connections; whether they have.
+    def _wait_for_others(self) -> bool:
+        """Wait until every other rank has said goodbye, failed or closed its connection.
 
-        If a process exits earlier, its last message may be lost with it.
+        Returns whether all have, within DELIVERY_S. If this process ends earlier, its last message
+        may be lost with it.
         """
         deadline = time.monotonic() + DELIVERY_S
         others = [thread for thread in self._threads if thread is not threading.current_thread()]
@@ -147,7 +148,7 @@ class Watchdog:
         if self.rank == 0:
             self._report_error(f"rank {message['rank']}: {message['failed']}")
             self._send_to_all(message, except_to=peer)
-            self._wait_until_closed()
+            self._wait_for_others()
         self._end(int(message["code"]))
 
     def _lost(self, peer: int, how: str) -> None:
@@ -161,7 +162,7 @@ class Watchdog:
         self._report_error(reason if self.rank == 0 else f"rank {self.rank}: {reason}")
         self._send_to_all({"failed": reason, "code": code, "rank": self.rank})
         if self.rank == 0:
-            self._wait_until_closed()
+            self._wait_for_others()
         self._end(code)
 
     def _report_error(self, text: str) -> None:

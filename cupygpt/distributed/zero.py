@@ -1,15 +1,16 @@
 """ZeRO-1 (arXiv:1910.02054): each rank keeps a share of the optimizer's state.
 
-The flat vector of all parameters is divided into one zero shard per rank. The shards are equal and
-aligned; the last one may be shorter. The moments and master weights of a shard exist on its rank
-only.
+The flat vector of all parameters is divided into one zero shard per rank. All zero shards have
+`shard_size` elements until the parameters run out: the last ones may be shorter, or empty. The
+moments and master weights of a zero shard exist on its rank only. Parameters and gradients stay
+whole on every rank.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 ALIGNMENT = 8
-"""Elements in one 128-bit access of bfloat16: a kernel needs no special case for a zero shard."""
+"""Elements of a bfloat16 pack: every zero shard starts on a pack, so kernels need no special case."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class ZeroShard:
 
 
 def shard_size(num_parameters: int, num_shards: int) -> int:
-    """Elements of every zero shard except the last one, which may have fewer."""
+    """Elements of a zero shard; where the parameters run out, there are fewer."""
     if num_shards == 1:
         return num_parameters
     return -(-num_parameters // (num_shards * ALIGNMENT)) * ALIGNMENT
@@ -41,7 +42,11 @@ def shard_of(num_parameters: int, num_shards: int, rank: int) -> ZeroShard:
 def segments_of_shard(
     segments: Sequence[tuple[int, int, bool]], shard: ZeroShard
 ) -> list[tuple[int, int, bool]]:
-    """The pieces of (start, stop, decay) segments inside `shard`, counted from its start."""
+    """The parts of `segments` that lie inside a zero shard.
+
+    A segment is (start, stop, whether weight decay applies). Those returned count their elements
+    from the start of the zero shard.
+    """
     pieces = [
         (max(start, shard.start) - shard.start, min(stop, shard.stop) - shard.start, decay)
         for start, stop, decay in segments

@@ -1,4 +1,4 @@
-"""A connection counts only if both ends prove that they know the key, whatever is sent instead."""
+"""Rank 0 accepts a connection only if both ends prove the key, whatever is sent instead."""
 
 import json
 import socket
