@@ -19,8 +19,8 @@ from cupygpt.distributed.messages import Closed, MessageSocket
 HEARTBEAT_S = 1.0
 MAX_MISSED_HEARTBEATS = 30
 """A rank that misses so many heartbeats is dead, even if its connection stays open. Heartbeats are
-counted, not seconds: the clock also runs while a whole run is suspended (Ctrl-Z, a sleeping laptop),
-and such a run must be able to continue."""
+counted, not seconds: the clock also runs while a whole run is suspended (Ctrl-Z, a sleeping
+laptop), and such a run must be able to continue."""
 DELIVERY_S = 3.0
 """How long at most a rank that ends waits until the others have received its message."""
 LAUNCHER_PID = "CUPYGPT_LAUNCHER_PID"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 ALIGNMENT = 8
-"""Elements of a bfloat16 pack: every zero shard starts on a pack, so kernels need no special case."""
+"""Elements of a bfloat16 pack: every zero shard starts on a pack, as kernels need it."""
 
 
 @dataclass(frozen=True)
