@@ -15,7 +15,7 @@ import numpy as np
 
 from cupygpt.checkpoint.array_file import write_arrays
 from cupygpt.checkpoint.train_state import Progress, TrainState
-from cupygpt.data.rows import START, Position
+from cupygpt.data.loader import START, Position
 from cupygpt.distributed.zero import ZeroShard
 from cupygpt.errors import CheckpointError
 from cupygpt.llmc_header import HEADER_BYTES, HEADER_INTS, FileKind, check_kind, read_header

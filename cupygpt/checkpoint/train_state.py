@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cupygpt.data.rows import START, Position
+from cupygpt.data.loader import START, Position
 from cupygpt.distributed.zero import ZeroShard
 
 

@@ -11,9 +11,8 @@ import numpy as np
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, prune_checkpoints, save_checkpoint
 from cupygpt.checkpoint.train_state import Progress
 from cupygpt.console import Console, StepLine
-from cupygpt.data.prefetch import Prefetcher
-from cupygpt.data.rows import START, Position
-from cupygpt.data.step_loader import Packed, StepLoader
+from cupygpt.data.loader import START, Position
+from cupygpt.data.step_loader import Packed, Prefetcher, StepLoader
 from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.ranks import Ranks, rank0_first
 from cupygpt.errors import ConfigError, RunError

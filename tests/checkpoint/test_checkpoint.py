@@ -19,7 +19,7 @@ from cupygpt.checkpoint.checkpoint import (
 from cupygpt.checkpoint.state_file import load_state
 from cupygpt.checkpoint.train_state import Progress, TrainState
 from cupygpt.config import GPTConfig
-from cupygpt.data.rows import Position
+from cupygpt.data.loader import Position
 from cupygpt.errors import CheckpointError, RunError
 from cupygpt.model.init_weights import initial_parameters
 

@@ -13,9 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cupygpt.data.loader import TrainLoader, ValidationBatches
-from cupygpt.data.prefetch import Prefetcher
-from cupygpt.data.rows import Batch, Position
+from cupygpt.data.loader import Batch, Position, TrainLoader, ValidationBatches
+from cupygpt.data.step_loader import Prefetcher
 from cupygpt.data.token_files import TokenShard, open_shards, write_shard
 from cupygpt.errors import DataError
 

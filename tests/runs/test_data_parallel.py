@@ -13,8 +13,7 @@ from cupygpt.checkpoint.checkpoint import load_checkpoint, save_checkpoint
 from cupygpt.checkpoint.state_file import load_state, state_path
 from cupygpt.checkpoint.train_state import Progress, TrainState
 from cupygpt.config import GPTConfig
-from cupygpt.data.loader import TrainLoader, ValidationBatches
-from cupygpt.data.rows import Position
+from cupygpt.data.loader import Position, TrainLoader, ValidationBatches
 from cupygpt.data.step_loader import StepLoader
 from cupygpt.data.token_files import open_shards
 from cupygpt.device.cpu import CPU

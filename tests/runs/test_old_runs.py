@@ -8,7 +8,6 @@ version that changes a file format adds one, made by the command in cf012fa/run.
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import plot_log
@@ -23,8 +22,8 @@ from cupygpt.training.run_folder import environment, read_record
 RUNS = Path(__file__).parents[1] / "golden" / "runs"
 VERSIONS = sorted(path.name for path in RUNS.iterdir() if path.is_dir())
 
-WRITTEN_WITH = {"cf012fa": ["X86_V3"]}
-"""NumPy's SIMD extensions on the machine that wrote a folder; run.json does not hold them."""
+BITS_DEPEND_ON = ("numpy", "device", "processor")
+"""Entries of a run's environment. The folder of cf012fa does not name its processor."""
 
 
 @pytest.fixture(params=VERSIONS)
@@ -38,14 +37,9 @@ def run(version: str, tmp_path: Path) -> Path:
     return Path(shutil.copytree(RUNS / version, tmp_path / "run"))
 
 
-def is_written_on_such_a_machine(version: str) -> bool:
-    """Whether bits repeat here: the same NumPy, cores and SIMD extensions as back then."""
-    saved = read_record(RUNS / version)["environment"]
-    here = environment(CPU().describe())
-    if any(saved[name] != here[name] for name in ("numpy", "device")):
-        return False
-    found: Any = np.show_config(mode="dicts")
-    return bool(found["SIMD Extensions"]["found"] == WRITTEN_WITH[version])
+def bits_repeat(saved: dict[str, str], here: dict[str, str]) -> bool:
+    """Whether two environments give equal bits; not if one of them leaves something open."""
+    return all(name in saved and saved[name] == here[name] for name in BITS_DEPEND_ON)
 
 
 def test_there_are_old_runs() -> None:
@@ -89,7 +83,8 @@ def test_a_resumed_run_continues_as_the_old_version_did(run: Path, version: str)
     files = ["-i", str(run / "text_train.bin"), "-j", str(run / "text_val.bin")]
     assert train.main(["--resume", str(run), *files]) == 0
     assert checkpoint_steps(run) == old_steps
-    if is_written_on_such_a_machine(version):
+    saved = read_record(RUNS / version)["environment"]
+    if bits_repeat(saved, environment(CPU().describe())):
         assert main_log(run) == old_log
         for name in (f"model_{old_steps[-1]:08d}.bin", f"state_{old_steps[-1]:08d}_00000.bin"):
             assert (run / name).read_bytes() == (RUNS / version / name).read_bytes(), name
@@ -98,14 +93,17 @@ def test_a_resumed_run_continues_as_the_old_version_did(run: Path, version: str)
 
 
 def assert_close(log: list[str], old_log: list[str]) -> None:
-    """Losses within 0.001 and gradient norms within 0.02, at the same steps and learning rates."""
+    """Losses and gradient norms within 1.5 of the last digit, at the same steps and learning rates.
+
+    Another processor adds in another order, which may change the last digit by one.
+    """
     assert len(log) == len(old_log)
     for line, old_line in zip(log, old_log, strict=True):
         now, then = fields(line), fields(old_line)
         assert now.keys() == then.keys(), (line, old_line)
         for name, value in then.items():
-            limit = {"trl": 1e-3, "tel": 1e-3, "norm": 0.02}.get(name, 0.0)
-            assert abs(now[name] - value) <= limit + 1e-9, (line, old_line)
+            limit = {"trl": 1.5e-4, "tel": 1.5e-4, "norm": 0.015}.get(name, 0.0)
+            assert abs(now[name] - value) <= limit, (line, old_line)
 
 
 def fields(line: str) -> dict[str, float]:
@@ -118,10 +116,18 @@ def test_a_changed_loss_is_noticed_on_any_machine(version: str) -> None:
     assert_close(log, log)
     last = log[-1]
     loss = fields(last)["tel"]
-    for changed in (last.replace(f"{loss:.4f}", f"{loss + 0.002:.4f}"), "s:13" + last[4:]):
+    for changed in (last.replace(f"{loss:.4f}", f"{loss + 0.0002:.4f}"), "s:13" + last[4:]):
         assert changed != last
         with pytest.raises(AssertionError):
             assert_close([*log[:-1], changed], log)
+
+
+def test_bits_repeat_only_where_the_whole_environment_is_known_and_equal() -> None:
+    here = environment(CPU().describe())
+    assert bits_repeat(here, here)
+    for name in BITS_DEPEND_ON:
+        assert not bits_repeat({**here, name: "another"}, here)
+        assert not bits_repeat({key: here[key] for key in here if key != name}, here)
 
 
 def test_an_old_run_is_sampled(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
