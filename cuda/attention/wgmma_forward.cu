@@ -1,157 +1,241 @@
-// Causal attention forward in bf16 on Hopper's tensor cores (wgmma), one pass, never storing T x T.
-// After FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608): while the tensor cores multiply the
-// probabilities of one tile with its values, a warpgroup computes those of the next tile.
+// Causal attention forward on Hopper, in bf16: for each query, the softmax of its scores with all
+// keys up to its own position, times the values of these keys. A block of one warpgroup owns 64
+// queries of one head. Their keys and values stream past in tiles; scores, probabilities and the 64
+// rows of the output stay in registers, and the T x T scores are never stored.
 //
-// -DHS head size, -DKEYS keys per streamed tile, -DSTAGES pairs of tiles in shared memory, -DBLOCKS
-// that an SM should hold. A block is one warpgroup and owns 64 queries of one head; their scores,
-// probabilities and output rows stay in registers. Small blocks, several on an SM, wait less at
-// barriers than large ones and keep the units busy in turn.
+// Causality: the tiles on the diagonal get a mask, those above it are skipped. Numbers are the
+// order in which a block takes its tiles; \ is the mask (here KEYS = 64):
+//
+//                               keys and values
+//                        0-63    64-127  128-191  192-255
+//                      +-------+-------+-------+-------+
+//    queries    0-63   |  0 \  |       |       |       |    one block each row
+//              64-127  |  1    |  0 \  |       |       |
+//             128-191  |  2    |  1    |  0 \  |       |
+//             192-255  |  3    |  2    |  1    |  0 \  |    most tiles: starts first
+//                      +-------+-------+-------+-------+
+//
+// The softmax of a tile needs its scores, Q K^T, complete. So that the tensor cores do not wait for
+// it, they multiply the probabilities P of the tile before by its values V in the meantime. Here is
+// the time line of a block with three tiles; each | is a barrier,
+// after which the tile of that column is complete in shared memory:
+//
+//    time ------------------------------------------------------------------------------------->
+//                  |  kv_tile 0          |  kv_tile 1           |  kv_tile 2           |
+//    copies        |  K1 V1              |  K2 V2               |                      |
+//    tensor cores  |  Q K0^T             |  Q K1^T  P0 V0       |  Q K2^T  P1 V1       |  P2 V2
+//    other units   |          softmax 0  |          softmax 1   |          softmax 2   |
+//
+// During kv_tile 1, the stages of shared memory hold K1 and V1, V0 of the tile before, and the
+// copies of K2 and V2: at least three stages. While a block waits, the other blocks on its SM
+// compute: small blocks, several on an SM, wait less at barriers than large ones.
+//
+// The softmax is "online": sums so far are relative to a reference, the largest score of the row
+// when it was last looked at. When a later score exceeds it too far, the row takes this score as
+// its reference, and its sums are multiplied by a correction.
+//
+// -D constants, from ops/attention.py: HS head size; KEYS of a tile; STAGES; BLOCKS that an SM
+// should hold.
+//
+// Sources: FlashAttention (Dao et al. 2022, arXiv:2205.14135) for the online softmax,
+// FlashAttention-2 (Dao 2023, arXiv:2307.08691) for blocks that own queries, FlashAttention-3 (Shah
+// et al. 2024, arXiv:2407.08608) for the overlap of P V with the next softmax.
+#include "lib/constants.cuh"
 #include "lib/wgmma_tiles.cuh"
 
-constexpr int TILE = KEYS * HS;    // elements of one tile of keys, or of values
-constexpr int AHEAD = STAGES - 2;  // tiles under way beside this one and the one before
-constexpr float LOG2E = 1.4426950408889634f;
-constexpr float MASKED = -1e30f;  // score of a key after the query: exp2 makes it 0
+constexpr int TILE = KEYS * HS;  // elements of one tile of keys, or of values
+// Copies that are under way while a tile's products run. Two more stages hold this tile and the
+// values of the tile before.
+constexpr int PREFETCH_TILES = STAGES - 2;
 
-// Sums are kept relative to exp(reference), the largest score of a row when it was last looked at.
-// While no exp exceeds it by more than a factor of 2^SLACK, nothing can overflow and the sums
-// need not be scaled anew: after the first tiles, that is nearly always.
+// A row's reference stays as it is while no exp(score) exceeds exp(reference) by more than a factor
+// of 2^SLACK: nothing can overflow, and the sums need no correction. After the first tiles, that is
+// nearly always so.
 constexpr float SLACK = 8.0f;
 
 static_assert(KEYS % GROUP_ROWS == 0, "only the last tile holds keys after the block's queries");
-static_assert(AHEAD >= 1, "a tile's values are read one turn later than its keys");
+static_assert(PREFETCH_TILES >= 1, "a tile is copied while another one is used");
 
-// What a thread knows of its two rows (one in each half of its warp's 16).
-struct Rows {
+using Scores = float[KEYS / 8][4];
+using Outputs = float[HS / 8][4];
+
+// ---- softmax -----------------------------------------------------------------------------------
+
+// What a thread knows of its two rows, 8 apart.
+struct RowStats {
     float reference[2] = {MASKED, MASKED};
-    float denominator[2] = {};  // this thread's share of it
-    float correction[2];        // of sums made with the reference before
+    float denominator[2] = {};  // of this thread's columns
+    float correction[2];        // for sums made with the reference before
 };
 
-// Replaces scores by probabilities, up to the denominator. Returns whether this warp's sums are to
-// be multiplied by the rows' corrections. A row's own scores alone decide over its reference.
-template <int N>
-__device__ __forceinline__ bool to_probabilities(float (&scores)[N][4], Rows& rows,
+// The first of this thread's two rows and the first of its columns, in a product whose rows begin
+// at `first`.
+__device__ __forceinline__ int thread_row(int first) {
+    return first + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+}
+__device__ __forceinline__ int thread_column() { return threadIdx.x % 4 * 2; }
+
+// Masks the keys after each query. Keys from T on are after every query below T, so this also hides
+// the padding.
+__device__ __forceinline__ void mask_later_keys(Scores& scores, int first_query, int first_key) {
+    const int key = first_key + thread_column(), query = thread_row(first_query);
+#pragma unroll
+    for (int n = 0; n < KEYS / 8; n++)
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+            if (key + 8 * n + r % 2 > query + r / 2 * 8) scores[n][r] = MASKED;
+}
+
+// The largest score of this thread in one of its rows.
+__device__ __forceinline__ float largest_score(const Scores& scores, int half) {
+    float largest = fmaxf(scores[0][2 * half], scores[0][2 * half + 1]);
+#pragma unroll
+    for (int n = 1; n < KEYS / 8; n++)
+        largest = fmaxf(largest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+    return largest;
+}
+
+// Takes a larger score of the row as its reference if it exceeds `limit`. Another row of the warp
+// may be the reason for the call: then nothing changes.
+__device__ __forceinline__ void move_reference(RowStats& rows, int half, float highest, float limit,
+                                               float exponent_scale) {
+    float largest = fmaxf(highest, __shfl_xor_sync(FULL_WARP, highest, 1));
+    largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, 2));
+    const float reference = largest > limit ? largest : rows.reference[half];
+    rows.correction[half] = exp2_approx((rows.reference[half] - reference) * exponent_scale);
+    rows.reference[half] = reference;
+    rows.denominator[half] *= rows.correction[half];
+}
+
+// score -> exp(scaled score - reference) in one of the thread's rows; adds them to the denominator.
+__device__ __forceinline__ void exponentials(Scores& scores, RowStats& rows, int half,
+                                             float exponent_scale) {
+    const float shift = rows.reference[half] * exponent_scale;
+    float even = 0.0f, odd = 0.0f;  // two chains of sums: less waiting
+#pragma unroll
+    for (int n = 0; n < KEYS / 8; n++) {
+        float &low = scores[n][2 * half], &high = scores[n][2 * half + 1];
+        low = exp2_approx(low * exponent_scale - shift);
+        high = exp2_approx(high * exponent_scale - shift);
+        even += low, odd += high;
+    }
+    rows.denominator[half] += even + odd;
+}
+
+// Replaces scores by probabilities, up to the denominator. Returns whether this warp's sums must be
+// multiplied by the rows' corrections. Only a row's own scores decide over its reference.
+__device__ __forceinline__ bool to_probabilities(Scores& scores, RowStats& rows,
                                                  float exponent_scale) {
     float highest[2];
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        highest[half] = fmaxf(scores[0][2 * half], scores[0][2 * half + 1]);
-#pragma unroll
-        for (int n = 1; n < N; n++)
-            highest[half] =
-                fmaxf(highest[half], fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-    }
+    for (int half = 0; half < 2; half++) highest[half] = largest_score(scores, half);
     const float limit[2] = {rows.reference[0] + SLACK / exponent_scale,
                             rows.reference[1] + SLACK / exponent_scale};
-    const bool scales = __any_sync(FULL_WARP, highest[0] > limit[0] || highest[1] > limit[1]);
-    if (scales) {
+    const bool corrects = __any_sync(FULL_WARP, highest[0] > limit[0] || highest[1] > limit[1]);
+    if (corrects) {
 #pragma unroll
-        for (int half = 0; half < 2; half++) {
-            float largest = fmaxf(highest[half], __shfl_xor_sync(FULL_WARP, highest[half], 1));
-            largest = fmaxf(largest, __shfl_xor_sync(FULL_WARP, largest, 2));
-            // Elsewhere in the warp a row may have grown: one that has not keeps its reference.
-            const float reference = largest > limit[half] ? largest : rows.reference[half];
-            rows.correction[half] =
-                exp2_approx((rows.reference[half] - reference) * exponent_scale);
-            rows.reference[half] = reference;
-            rows.denominator[half] *= rows.correction[half];
-        }
+        for (int half = 0; half < 2; half++)
+            move_reference(rows, half, highest[half], limit[half], exponent_scale);
     }
+#pragma unroll
+    for (int half = 0; half < 2; half++) exponentials(scores, rows, half, exponent_scale);
+    return corrects;
+}
+
+__device__ __forceinline__ void apply_corrections(Outputs& sums, const RowStats& rows) {
+#pragma unroll
+    for (int n = 0; n < HS / 8; n++)
+#pragma unroll
+        for (int r = 0; r < 4; r++) sums[n][r] *= rows.correction[r / 2];
+}
+
+// ---- results -----------------------------------------------------------------------------------
+
+// Writes lse (B, NH, T) of this thread's rows. inverse = 1 / denominator of each.
+__device__ __forceinline__ void store_lse(float* lse, float (&inverse)[2], const RowStats& rows,
+                                          int bh, int first_query, int T, float scale) {
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        const float shift = rows.reference[half] * exponent_scale;
-        float even = 0.0f, odd = 0.0f;  // two chains of sums: less waiting
-#pragma unroll
-        for (int n = 0; n < N; n++) {
-            float &low = scores[n][2 * half], &high = scores[n][2 * half + 1];
-            low = exp2_approx(low * exponent_scale - shift);
-            high = exp2_approx(high * exponent_scale - shift);
-            even += low, odd += high;
-        }
-        rows.denominator[half] += even + odd;
+        float sum = rows.denominator[half];
+        sum += __shfl_xor_sync(FULL_WARP, sum, 1);
+        sum += __shfl_xor_sync(FULL_WARP, sum, 2);
+        inverse[half] = 1.0f / sum;
+        const int query = thread_row(first_query) + half * 8;
+        if (threadIdx.x % 4 == 0 && query < T)
+            lse[(long long)bh * T + query] = rows.reference[half] * scale + logf(sum);
     }
-    return scales;
 }
+
+// ---- the kernel --------------------------------------------------------------------------------
 
 // out[b, t] = sum over s <= t of softmax(q_t . k_s / sqrt(HS)) v_s, per head.
 // Written: out (B, T, NH, HS) floatX; lse (B, NH, T) float, log of the sum of exp(scaled score).
-// Read: qkv (B, T, 3, NH, HS) floatX. Grid: B * NH * ceil(T / GROUP_ROWS).
+// Read: qkv (B, T, 3, NH, HS) floatX. Grid: B * NH * ceil(T / GROUP_ROWS). Block: WARPGROUP.
 // Dynamic shared memory: the queries and 2 * STAGES tiles.
 extern "C" __global__ void __launch_bounds__(WARPGROUP, BLOCKS)
     attention_wgmma_forward(floatX* __restrict__ out, float* __restrict__ lse,
                             const floatX* __restrict__ qkv, int T, int NH) {
     extern __shared__ __align__(1024) floatX smem[];
-    floatX* pairs = smem + GROUP_ROWS * HS;
+    floatX* stages = smem + GROUP_ROWS * HS;
 
     // Blocks of one head are neighbours and share its keys in the L2 cache. The last queries have
-    // the most keys: they come first, so that the tail of the launch is made of short blocks.
+    // the most keys: they come first, so that the launch ends with short blocks.
     const int num_blocks = (T + GROUP_ROWS - 1) / GROUP_ROWS;
     const int block = num_blocks - 1 - int(blockIdx.x % num_blocks);
-    const int head_row = blockIdx.x / num_blocks;  // b * NH + h
-    const int b = head_row / NH, h = head_row % NH;
+    const int bh = blockIdx.x / num_blocks;
+    const int b = bh / NH, h = bh % NH;
 
     const int stride = 3 * NH * HS;
     const floatX* queries = qkv + (long long)b * T * stride + h * HS;
     const floatX* keys = queries + NH * HS;
     const floatX* values = keys + NH * HS;
 
-    // Tiles come from the last one down: the first is the one that needs a mask.
+    // kv_tile 0 is the last one, on the diagonal.
     const int first_query = block * GROUP_ROWS;
     const int num_tiles = first_query / KEYS + 1;
 
-    auto key_tile = [&](int turn) { return pairs + turn % STAGES * (2 * TILE); };
-    auto value_tile = [&](int turn) { return key_tile(turn) + TILE; };
-    // Commits a group even for no tile, so that counting groups counts turns.
-    auto start_copy = [&](int turn) {
-        const int tile = num_tiles - 1 - turn;
+    auto key_tile = [&](int kv_tile) { return stages + kv_tile % STAGES * (2 * TILE); };
+    auto value_tile = [&](int kv_tile) { return key_tile(kv_tile) + TILE; };
+    // Commits a group for each tile, even for none: groups are counted.
+    auto start_copy = [&](int kv_tile) {
+        const int tile = num_tiles - 1 - kv_tile;
         if (tile >= 0) {
-            copy_tile<KEYS>(key_tile(turn), keys, stride, tile * KEYS, T);
-            copy_tile<KEYS>(value_tile(turn), values, stride, tile * KEYS, T);
+            copy_tile<KEYS>(key_tile(kv_tile), keys, stride, tile * KEYS, T);
+            copy_tile<KEYS>(value_tile(kv_tile), values, stride, tile * KEYS, T);
         }
         cp_async_commit();
     };
-    copy_tile<GROUP_ROWS>(smem, queries, stride, first_query, T);
+    copy_tile<GROUP_ROWS>(smem, queries, stride, first_query, T);  // in one group with kv_tile 0
 #pragma unroll
-    for (int turn = 0; turn < AHEAD; turn++) start_copy(turn);  // the first with the queries
+    for (int kv_tile = 0; kv_tile < PREFETCH_TILES; kv_tile++) start_copy(kv_tile);
     const AlongRows<GROUP_ROWS> own(smem);
 
-    float scores[KEYS / 8][4], sums[HS / 8][4] = {};
-    LeftOperand<KEYS / STEP> probs;  // of the turn before
-    Rows rows;
+    Scores scores;
+    Outputs sums = {};
+    LeftOperand<KEYS / STEP> probs;  // of the tile before
+    RowStats rows;
     const float scale = 1.0f / sqrtf(float(HS));
     const float exponent_scale = scale * LOG2E;  // exp(scale * s) = exp2(exponent_scale * s)
 
-    for (int turn = 0; turn < num_tiles; turn++) {
-        // Behind this barrier the turn's tiles are complete, and nobody reads those of two turns
-        // ago any more.
-        wait_for_tiles<AHEAD - 1>();
-        start_scores(scores, own, key_tile(turn));
+    for (int kv_tile = 0; kv_tile < num_tiles; kv_tile++) {
+        // After this barrier the tile is complete, and no thread reads the tile of two before any
+        // more: the next copy overwrites it.
+        wait_for_tiles<PREFETCH_TILES - 1>();
+        start_scores(scores, own, key_tile(kv_tile));
         wgmma_commit();
-        if (turn == 0) {
-            start_copy(AHEAD);
+        if (kv_tile == 0) {
+            start_copy(PREFETCH_TILES);
             wgmma_wait<0>(scores);
-            // Keys from T on are after every query below T, so this also hides the padding.
-            const int key = (num_tiles - 1) * KEYS + threadIdx.x % 4 * 2;
-            const int query = first_query + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
-#pragma unroll
-            for (int n = 0; n < KEYS / 8; n++)
-#pragma unroll
-                for (int r = 0; r < 4; r++)
-                    if (key + 8 * n + r % 2 > query + r / 2 * 8) scores[n][r] = MASKED;
+            mask_later_keys(scores, first_query, (num_tiles - 1) * KEYS);
             to_probabilities(scores, rows, exponent_scale);
         } else {
-            start_sums(sums, probs, value_tile(turn - 1));
+            start_sums(sums, probs, value_tile(kv_tile - 1));
             wgmma_commit();
-            start_copy(turn + AHEAD);
+            start_copy(kv_tile + PREFETCH_TILES);
             wgmma_wait<1>(scores);
-            const bool scales = to_probabilities(scores, rows, exponent_scale);
+            const bool corrects = to_probabilities(scores, rows, exponent_scale);
             wgmma_wait<0>(sums);
-            if (scales)
-#pragma unroll
-                for (int n = 0; n < HS / 8; n++)
-#pragma unroll
-                    for (int r = 0; r < 4; r++) sums[n][r] *= rows.correction[r / 2];
+            if (corrects) apply_corrections(sums, rows);
         }
         to_left_operand(probs, scores);
     }
@@ -160,15 +244,6 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, BLOCKS)
     wgmma_wait<0>(sums);
 
     float inverse[2];
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        float sum = rows.denominator[half];
-        sum += __shfl_xor_sync(FULL_WARP, sum, 1);
-        sum += __shfl_xor_sync(FULL_WARP, sum, 2);
-        inverse[half] = 1.0f / sum;
-        int query = first_query + threadIdx.x / WARP * 16 + half * 8 + threadIdx.x % WARP / 4;
-        if (threadIdx.x % 4 == 0 && query < T)
-            lse[(long long)head_row * T + query] = rows.reference[half] * scale + logf(sum);
-    }
+    store_lse(lse, inverse, rows, bh, first_query, T, scale);
     store_rows(out + ((long long)b * T * NH + h) * HS, NH * HS, first_query, T, sums, inverse);
 }
