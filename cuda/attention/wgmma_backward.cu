@@ -1,56 +1,141 @@
-// Causal attention backward in bf16 on Hopper's tensor cores (wgmma): the gradients of
-// attention_wgmma_forward.cu. The two kernels of attention_mma_backward.cu; a block is one
-// warpgroup and owns 64 rows, and products run while it computes.
+// Causal attention backward on Hopper, in bf16: from the gradient of attention's output, dO, those
+// of its queries, keys and values. attention/backward.cuh has the formulas. Two kernels compute
+// them, in this order; their blocks are one warpgroup each and own 64 rows of one head:
 //
-// -DHS head size, -DSTAGES pairs of streamed tiles in shared memory, -DDKDV_BLOCKS and -DDQ_BLOCKS
-// that an SM should hold.
+//    attention_wgmma_dq      owns 64 queries; keys and values stream past        -> dq, delta
+//    attention_wgmma_dkdv    owns 64 keys and values; queries and dO stream past -> dk, dv
+//
+// Both compute the probabilities P again, from the scores and the lse that the forward pass kept.
+// Numbers are the order in which a block takes its tiles: a block of dq owns a row of the picture
+// and goes to the left, a block of dkdv owns a column and goes down. \ is the causal mask; the
+// tiles above the diagonal are skipped:
+//
+//                                    keys
+//                        0-63    64-127  128-191  192-255
+//                      +-------+-------+-------+-------+
+//    queries    0-63   |  0 \  |       |       |       |
+//              64-127  |  1    |  0 \  |       |       |
+//             128-191  |  2    |  1    |  0 \  |       |
+//             192-255  |  3    |  2    |  1    |  0 \  |
+//                      +-------+-------+-------+-------+
+//
+// Time line of dq for one tile, between two barriers. P is computed while the tensor cores multiply
+// dO by V^T:
+//
+//    copies        |  next keys and values                       |
+//    tensor cores  |  Q K^T   dO V^T              dq += dS K     |
+//    other units   |          P           dS                     |
+//
+// Time line of dkdv. Everything is transposed, rows are keys:
+//
+//    copies        |          next queries and dO, their lse and delta                  |
+//    tensor cores  |  K Q^T          V dO^T   dv += P^T dO           dk += dS^T Q       |
+//    other units   |          P^T                            dS^T                       |
+//
+// The own rows of a block and the streamed tiles lie in shared memory. Sums (dq; dk and dv), P and
+// dS stay in registers. In dkdv, P^T and dS^T are needed as left operands; K Q^T and V dO^T leave
+// them in just the registers where the next products want them, so they need not go through shared
+// memory. While a block waits, the other blocks on its SM compute.
+//
+// -D constants, from ops/attention.py: HS head size; STAGES, buffers for two streamed tiles each;
+// DKDV_BLOCKS and DQ_BLOCKS that an SM should hold.
+//
+// Sources: FlashAttention (Dao et al. 2022, arXiv:2205.14135), FlashAttention-2 (Dao 2023,
+// arXiv:2307.08691), FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608).
 #include "attention/backward.cuh"
+#include "lib/constants.cuh"
 #include "lib/wgmma_tiles.cuh"
 
-constexpr int STREAM = 64;         // rows of a streamed tile
-constexpr int TILE = STREAM * HS;  // elements of a tile
-constexpr int AHEAD = STAGES - 1;  // pairs under way beside this one
-constexpr float LOG2E = 1.4426950408889634f;
+constexpr int STREAM = 64;                  // rows of a streamed tile
+constexpr int TILE = STREAM * HS;           // elements of a tile
+constexpr int PREFETCH_TILES = STAGES - 1;  // copies under way while a tile is used
 
 static_assert(STREAM == GROUP_ROWS, "the first tile, and no other, needs a mask");
-static_assert(2 * STREAM == WARPGROUP, "each thread copies lse or dot of one query");
-static_assert(AHEAD >= 1, "a pair is copied while another one is read");
+static_assert(2 * STREAM == WARPGROUP, "each thread copies lse or delta of one query");
+static_assert(PREFETCH_TILES >= 1, "a tile is copied while another one is used");
 
-// Two tiles that belong together, by turn.
-__device__ __forceinline__ floatX* pair(floatX* pairs, int turn) {
-    return pairs + turn % STAGES * (2 * TILE);
+using Scores = float[STREAM / 8][4];  // 64 x 64
+using Sums = float[HS / 8][4];        // 64 x HS
+
+// The stage of a tile: two tiles of shared memory.
+__device__ __forceinline__ floatX* stage_of(floatX* stages, int tile) {
+    return stages + tile % STAGES * (2 * TILE);
 }
 
-// Sums over the block's rows of factor * values, for those of its rows that are below T.
-__device__ __forceinline__ void store_block_sums(float* sums, const float (&values)[HS / 8][4],
-                                                 float factor, int rows_left) {
-    const int row = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4, member = threadIdx.x % 4;
+// Writes the sums of factor * values over the block's rows, as far as these are below T, for each
+// column.
+__device__ __forceinline__ void store_block_sums(float* sums, const Sums& values, float factor,
+                                                 int rows_left) {
+    const int row = accumulator_row(0), lane = threadIdx.x % 4;
     store_column_sums<1, HS, HS / 4, 4>(
-        sums, 0, 1, [&](int i) { return i / 2 * 8 + 2 * member + i % 2; },
+        sums, 0, 1, [&](int i) { return i / 2 * 8 + 2 * lane + i % 2; },
         [&](int i) {
-            const float (&pairs)[4] = values[i / 2];
-            return factor * ((row < rows_left ? pairs[i % 2] : 0.0f) +
-                             (row + 8 < rows_left ? pairs[2 + i % 2] : 0.0f));
+            const float (&columns)[4] = values[i / 2];
+            return factor * ((row < rows_left ? columns[i % 2] : 0.0f) +
+                             (row + 8 < rows_left ? columns[2 + i % 2] : 0.0f));
         });
+}
+
+// ---- dk and dv: rows are keys, columns are queries --------------------------------------------
+
+// Scores -> P^T. columns[4 * n] holds lse and delta of the thread's columns 8 n and 8 n + 1.
+__device__ __forceinline__ void to_transposed_probabilities(Scores& probs, const float4* columns,
+                                                            float exponent_scale) {
+#pragma unroll
+    for (int n = 0; n < STREAM / 8; n++) {
+        const float4 stats = columns[4 * n];
+        const float low = stats.x * LOG2E, high = stats.z * LOG2E;
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+            probs[n][r] = exp2_approx(probs[n][r] * exponent_scale - (r % 2 ? high : low));
+    }
+}
+
+// In the tile on the diagonal: a query does not see the keys after it.
+__device__ __forceinline__ void mask_earlier_queries(Scores& probs) {
+    const int key = accumulator_row(0), query = accumulator_column();
+#pragma unroll
+    for (int n = 0; n < STREAM / 8; n++)
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+            if (key + r / 2 * 8 > query + 8 * n + r % 2) probs[n][r] = 0.0f;
+}
+
+// dP^T -> dS^T = P^T * (dP^T - delta), with P^T rounded to bf16, as it is multiplied by dO.
+__device__ __forceinline__ void to_transposed_dscores(Scores& dscores,
+                                                      const LeftOperand<STREAM / STEP>& probs,
+                                                      const float4* columns) {
+#pragma unroll
+    for (int n = 0; n < STREAM / 8; n++) {
+        const float4 stats = columns[4 * n];
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float low, high;  // of two neighbouring queries
+            unpack_bfloat16(low, high, probs.at(n / 2)[n % 2 * 2 + half]);
+            float (&gradients)[4] = dscores[n];
+            gradients[2 * half] = low * (gradients[2 * half] - stats.y);
+            gradients[2 * half + 1] = high * (gradients[2 * half + 1] - stats.w);
+        }
+    }
 }
 
 // Written: the dk and dv rows of dqkv (B, T, 3, NH, HS) floatX, and their sums. Read: dout
 // (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse_dot (B, NH, T).
-// Grid: B * NH * ceil(T / 64).
+// Grid: B * NH * ceil(T / 64). Block: WARPGROUP.
 // Dynamic shared memory: 2 * (1 + STAGES) tiles, 2 * STAGES * STREAM floats.
 extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
     attention_wgmma_dkdv(floatX* dqkv, float* sums, const floatX* __restrict__ dout,
                          const floatX* __restrict__ qkv, const float2* __restrict__ lse_dot, int T,
                          int NH) {
     extern __shared__ __align__(1024) floatX smem[];
-    floatX* pairs = smem + 2 * TILE;
-    float* statistics = reinterpret_cast<float*>(pairs + 2 * STAGES * TILE);
+    floatX* stages = smem + 2 * TILE;
+    float* statistics = reinterpret_cast<float*>(stages + 2 * STAGES * TILE);
 
     // The first keys have the most queries and come first.
     const int num_blocks = (T + GROUP_ROWS - 1) / GROUP_ROWS;
     const int block = blockIdx.x % num_blocks;
-    const int head_row = blockIdx.x / num_blocks;  // b * NH + h
-    const int b = head_row / NH, h = head_row % NH;
+    const int bh = blockIdx.x / num_blocks;
+    const int b = bh / NH, h = bh % NH;
 
     const int stride = 3 * NH * HS, dout_stride = NH * HS;
     const long long first_row = (long long)b * T;
@@ -59,88 +144,61 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
     const floatX* values = keys + NH * HS;
     const floatX* douts = dout + first_row * dout_stride + h * HS;
 
+    // q_tile 0 is on the diagonal.
     const int first_key = block * GROUP_ROWS;
-    const int num_turns = (T + STREAM - 1) / STREAM - block;
+    const int num_tiles = (T + STREAM - 1) / STREAM - block;
 
-    // Of a turn: lse and dot of its queries, a float of them copied by each thread.
-    auto turn_statistics = [&](int turn) { return statistics + turn % STAGES * (2 * STREAM); };
-    auto* head_statistics = reinterpret_cast<const float*>(lse_dot + (long long)head_row * T);
-    // Commits a group even for no tile, so that counting groups counts turns.
-    auto start_copy = [&](int turn) {
-        if (turn < num_turns) {
-            const int first = (block + turn) * STREAM;
-            copy_tile<STREAM>(pair(pairs, turn), queries, stride, first, T);
-            copy_tile<STREAM>(pair(pairs, turn) + TILE, douts, dout_stride, first, T);
+    // lse and delta of a tile's queries; each thread copies one float of them.
+    auto tile_statistics = [&](int q_tile) { return statistics + q_tile % STAGES * (2 * STREAM); };
+    auto* head_statistics = reinterpret_cast<const float*>(lse_dot + (long long)bh * T);
+    // Commits a group for each tile, even for none: groups are counted.
+    auto start_copy = [&](int q_tile) {
+        if (q_tile < num_tiles) {
+            const int first = (block + q_tile) * STREAM;
+            copy_tile<STREAM>(stage_of(stages, q_tile), queries, stride, first, T);
+            copy_tile<STREAM>(stage_of(stages, q_tile) + TILE, douts, dout_stride, first, T);
             // Zero from T on, where dout is zero too and nothing is added.
             const int statistic = 2 * first + int(threadIdx.x);
-            cp_async4_zfill(turn_statistics(turn) + threadIdx.x, head_statistics + statistic,
+            cp_async4_zfill(tile_statistics(q_tile) + threadIdx.x, head_statistics + statistic,
                             statistic < 2 * T ? 4 : 0);
         }
         cp_async_commit();
     };
-    copy_tile<GROUP_ROWS>(smem, keys, stride, first_key, T);
+    copy_tile<GROUP_ROWS>(smem, keys, stride, first_key, T);  // in one group with q_tile 0
     copy_tile<GROUP_ROWS>(smem + TILE, values, stride, first_key, T);
 #pragma unroll
-    for (int turn = 0; turn < AHEAD; turn++) start_copy(turn);  // the first with keys and values
+    for (int q_tile = 0; q_tile < PREFETCH_TILES; q_tile++) start_copy(q_tile);
     const AlongRows<GROUP_ROWS> own_keys(smem);
     const AlongRows<GROUP_ROWS> own_values(smem + TILE);
 
     LeftOperand<STREAM / STEP> left_probs, left_dscores;
-    float dk[HS / 8][4] = {}, dv[HS / 8][4] = {};
+    Sums dk = {}, dv = {};
     const float scale = 1.0f / sqrtf(float(HS));
     const float exponent_scale = scale * LOG2E;
 
-    for (int turn = 0; turn < num_turns; turn++) {
-        // Behind this barrier the turn's tiles are complete, and nobody reads those of the turn
-        // before any more.
-        wait_for_tiles<AHEAD - 1>();
-        // Transposed: rows are keys, columns queries.
-        float probs[STREAM / 8][4], dscores[STREAM / 8][4];
-        const floatX* query_tile = pair(pairs, turn);
+    for (int q_tile = 0; q_tile < num_tiles; q_tile++) {
+        // After this barrier the tile is complete, and no thread reads the tile before it any more:
+        // the next copy overwrites it.
+        wait_for_tiles<PREFETCH_TILES - 1>();
+        Scores probs, dscores;
+        const floatX* query_tile = stage_of(stages, q_tile);
         const floatX* dout_tile = query_tile + TILE;
         start_scores(probs, own_keys, query_tile);
         wgmma_commit();
-        start_copy(turn + AHEAD);
+        start_copy(q_tile + PREFETCH_TILES);
         wgmma_wait<0>(probs);
-        // lse and dot of this thread's columns 8 n and 8 n + 1.
-        auto* columns = reinterpret_cast<const float4*>(turn_statistics(turn)) + threadIdx.x % 4;
-#pragma unroll
-        for (int n = 0; n < STREAM / 8; n++) {
-            const float4 pair = columns[4 * n];
-            const float low = pair.x * LOG2E, high = pair.z * LOG2E;
-#pragma unroll
-            for (int r = 0; r < 4; r++)
-                probs[n][r] = exp2_approx(probs[n][r] * exponent_scale - (r % 2 ? high : low));
-        }
-        if (turn == 0) {
-            const int key = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
-            const int query = threadIdx.x % 4 * 2;
-#pragma unroll
-            for (int n = 0; n < STREAM / 8; n++)
-#pragma unroll
-                for (int r = 0; r < 4; r++)
-                    if (key + r / 2 * 8 > query + 8 * n + r % 2) probs[n][r] = 0.0f;
-        }
-        // In bf16 they take half the registers: with more beside dscores, the compiler would let
-        // each product wait for the one before.
+        auto* columns = reinterpret_cast<const float4*>(tile_statistics(q_tile)) + threadIdx.x % 4;
+        to_transposed_probabilities(probs, columns, exponent_scale);
+        if (q_tile == 0) mask_earlier_queries(probs);
+        // In bf16 they take half the registers. With more registers in use next to dscores, the
+        // compiler would let each product wait for the one before.
         to_left_operand(left_probs, probs);
         start_scores(dscores, own_values, dout_tile);
         start_sums(dv, left_probs, dout_tile);
         wgmma_commit();
         wgmma_wait<0>(dscores);
         wgmma_wait<0>(dv);
-#pragma unroll
-        for (int n = 0; n < STREAM / 8; n++) {
-            const float4 pair = columns[4 * n];
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                float low, high;  // of two neighbouring queries, as they were multiplied
-                unpack_bfloat16(low, high, left_probs.at(n / 2)[n % 2 * 2 + half]);
-                float (&gradients)[4] = dscores[n];
-                gradients[2 * half] = low * (gradients[2 * half] - pair.y);
-                gradients[2 * half + 1] = high * (gradients[2 * half + 1] - pair.w);
-            }
-        }
+        to_transposed_dscores(dscores, left_probs, columns);
         to_left_operand(left_dscores, dscores);
         start_sums(dk, left_dscores, query_tile);
         wgmma_commit();
@@ -154,22 +212,73 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
     store_block_sums(block_sums + NH * HS, dv, 1.0f, T - first_key);
 }
 
+// ---- dq: rows are queries, columns are keys ---------------------------------------------------
+
+// lse and delta of this thread's two queries. Writes them to lse_dot. A query from T on gets those
+// of the last one; its results are not stored.
+__device__ __forceinline__ void load_statistics(float (&row_lse)[2], float (&row_delta)[2],
+                                                float2* lse_dot, const float* lse,
+                                                const floatX* douts, const floatX* outs, int stride,
+                                                int bh, int first_query, int row, int T) {
+#pragma unroll
+    for (int half = 0; half < 2; half++) {
+        const int query = first_query + row + 8 * half;
+        const long long inside = min(query, T - 1), statistic = (long long)bh * T + inside;
+        const float row_log = lse[statistic];
+        row_lse[half] = LOG2E * row_log;
+        row_delta[half] = row_product<4>(douts + inside * stride, outs + inside * stride);
+        if (threadIdx.x % 4 == 0 && query < T)
+            lse_dot[statistic] = make_float2(row_log, row_delta[half]);
+    }
+}
+
+// Scores -> P; row_lse is in units of log2.
+__device__ __forceinline__ void to_probabilities(Scores& probs, const float (&row_lse)[2],
+                                                 float exponent_scale) {
+#pragma unroll
+    for (int n = 0; n < STREAM / 8; n++)
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+            probs[n][r] = exp2_approx(probs[n][r] * exponent_scale - row_lse[r / 2]);
+}
+
+// In the tile on the diagonal. Keys from T on are after every query below T, so this also hides the
+// padding.
+__device__ __forceinline__ void mask_later_keys(Scores& probs, int row) {
+    const int key = accumulator_column();
+#pragma unroll
+    for (int n = 0; n < STREAM / 8; n++)
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+            if (key + 8 * n + r % 2 > row + r / 2 * 8) probs[n][r] = 0.0f;
+}
+
+// dP -> dS = P * (dP - delta).
+__device__ __forceinline__ void to_dscores(Scores& dscores, const Scores& probs,
+                                           const float (&row_delta)[2]) {
+#pragma unroll
+    for (int n = 0; n < STREAM / 8; n++)
+#pragma unroll
+        for (int r = 0; r < 4; r++)
+            dscores[n][r] = probs[n][r] * (dscores[n][r] - row_delta[r / 2]);
+}
+
 // Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their sums; lse_dot (B, NH, T).
 // Read: dout, out (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
-// Grid: B * NH * ceil(T / 64).
+// Grid: B * NH * ceil(T / 64). Block: WARPGROUP.
 // Dynamic shared memory: 2 * (1 + STAGES) tiles.
 extern "C" __global__ void __launch_bounds__(WARPGROUP, DQ_BLOCKS)
     attention_wgmma_dq(floatX* dqkv, float* sums, float2* lse_dot, const floatX* __restrict__ dout,
                        const floatX* __restrict__ out, const floatX* __restrict__ qkv,
                        const float* __restrict__ lse, int T, int NH) {
     extern __shared__ __align__(1024) floatX smem[];
-    floatX* pairs = smem + 2 * TILE;
+    floatX* stages = smem + 2 * TILE;
 
     // The last queries have the most keys and come first.
     const int num_blocks = (T + GROUP_ROWS - 1) / GROUP_ROWS;
     const int block = num_blocks - 1 - int(blockIdx.x % num_blocks);
-    const int head_row = blockIdx.x / num_blocks;  // b * NH + h
-    const int b = head_row / NH, h = head_row % NH;
+    const int bh = blockIdx.x / num_blocks;
+    const int b = bh / NH, h = bh % NH;
 
     const int stride = 3 * NH * HS, dout_stride = NH * HS;
     const long long first_row = (long long)b * T;
@@ -180,74 +289,50 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DQ_BLOCKS)
     const floatX* outs = out + first_row * dout_stride + h * HS;
     floatX* dqueries = dqkv + first_row * stride + h * HS;
 
-    // Tiles come from the last one down: the first is the one that needs a mask.
-    const int first_query = block * GROUP_ROWS, num_turns = block + 1;
+    // kv_tile 0 is the last one, on the diagonal.
+    const int first_query = block * GROUP_ROWS, num_tiles = block + 1;
 
-    auto start_copy = [&](int turn) {
-        const int first = (num_turns - 1 - turn) * STREAM;
+    auto start_copy = [&](int kv_tile) {
+        const int first = (num_tiles - 1 - kv_tile) * STREAM;
         if (first >= 0) {
-            copy_tile<STREAM>(pair(pairs, turn), keys, stride, first, T);
-            copy_tile<STREAM>(pair(pairs, turn) + TILE, values, stride, first, T);
+            copy_tile<STREAM>(stage_of(stages, kv_tile), keys, stride, first, T);
+            copy_tile<STREAM>(stage_of(stages, kv_tile) + TILE, values, stride, first, T);
         }
         cp_async_commit();
     };
-    copy_tile<GROUP_ROWS>(smem, queries, stride, first_query, T);
+    copy_tile<GROUP_ROWS>(smem, queries, stride, first_query, T);  // in one group with kv_tile 0
     copy_tile<GROUP_ROWS>(smem + TILE, douts, dout_stride, first_query, T);
 #pragma unroll
-    for (int turn = 0; turn < AHEAD; turn++) start_copy(turn);  // the first with own rows
+    for (int kv_tile = 0; kv_tile < PREFETCH_TILES; kv_tile++) start_copy(kv_tile);
     const AlongRows<GROUP_ROWS> own_queries(smem);
     const AlongRows<GROUP_ROWS> own_douts(smem + TILE);
 
-    const int row = threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
-    float row_lse[2], row_dot[2];
-#pragma unroll
-    for (int half = 0; half < 2; half++) {
-        const int query = first_query + row + 8 * half;
-        const long long inside = min(query, T - 1), statistic = (long long)head_row * T + inside;
-        const float row_log = lse[statistic];
-        row_lse[half] = LOG2E * row_log;
-        row_dot[half] = row_product<4>(douts + inside * dout_stride, outs + inside * dout_stride);
-        if (threadIdx.x % 4 == 0 && query < T)
-            lse_dot[statistic] = make_float2(row_log, row_dot[half]);
-    }
+    const int row = accumulator_row(0);
+    float row_lse[2], row_delta[2];
+    load_statistics(row_lse, row_delta, lse_dot, lse, douts, outs, dout_stride, bh, first_query,
+                    row, T);
 
-    float dq[HS / 8][4] = {};
+    Sums dq = {};
     LeftOperand<STREAM / STEP> left;
     const float scale = 1.0f / sqrtf(float(HS));
     const float exponent_scale = scale * LOG2E;
 
-    for (int turn = 0; turn < num_turns; turn++) {
-        // Behind this barrier the turn's tiles are complete, and nobody reads those of the turn
-        // before any more.
-        wait_for_tiles<AHEAD - 1>();
-        start_copy(turn + AHEAD);
-        float probs[STREAM / 8][4], dscores[STREAM / 8][4];
-        const floatX* key_tile = pair(pairs, turn);
+    for (int kv_tile = 0; kv_tile < num_tiles; kv_tile++) {
+        // After this barrier the tile is complete, and no thread reads the tile before it any more:
+        // the next copy overwrites it.
+        wait_for_tiles<PREFETCH_TILES - 1>();
+        start_copy(kv_tile + PREFETCH_TILES);
+        Scores probs, dscores;
+        const floatX* key_tile = stage_of(stages, kv_tile);
         start_scores(probs, own_queries, key_tile);
         wgmma_commit();
         start_scores(dscores, own_douts, key_tile + TILE);
         wgmma_commit();
         wgmma_wait<1>(probs);
-#pragma unroll
-        for (int n = 0; n < STREAM / 8; n++)
-#pragma unroll
-            for (int r = 0; r < 4; r++)
-                probs[n][r] = exp2_approx(probs[n][r] * exponent_scale - row_lse[r / 2]);
-        if (turn == 0) {
-            // Keys from T on are after every query below T, so this also hides the padding.
-            const int key = threadIdx.x % 4 * 2;
-#pragma unroll
-            for (int n = 0; n < STREAM / 8; n++)
-#pragma unroll
-                for (int r = 0; r < 4; r++)
-                    if (key + 8 * n + r % 2 > row + r / 2 * 8) probs[n][r] = 0.0f;
-        }
+        to_probabilities(probs, row_lse, exponent_scale);
+        if (kv_tile == 0) mask_later_keys(probs, row);
         wgmma_wait<0>(dscores);
-#pragma unroll
-        for (int n = 0; n < STREAM / 8; n++)
-#pragma unroll
-            for (int r = 0; r < 4; r++)
-                dscores[n][r] = probs[n][r] * (dscores[n][r] - row_dot[r / 2]);
+        to_dscores(dscores, probs, row_delta);
         to_left_operand(left, dscores);
         start_sums(dq, left, key_tile);
         wgmma_commit();

@@ -59,7 +59,7 @@ static_assert(PREFETCH_TILES >= 1, "a tile is copied while another one is used")
 using Scores = float[KEYS / 8][4];
 using Outputs = float[HS / 8][4];
 
-// ---- softmax -----------------------------------------------------------------------------------
+// ---- softmax ----------------------------------------------------------------------------------
 
 // What a thread knows of its two rows, 8 apart.
 struct RowStats {
@@ -68,17 +68,10 @@ struct RowStats {
     float correction[2];        // for sums made with the reference before
 };
 
-// The first of this thread's two rows and the first of its columns, in a product whose rows begin
-// at `first`.
-__device__ __forceinline__ int thread_row(int first) {
-    return first + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
-}
-__device__ __forceinline__ int thread_column() { return threadIdx.x % 4 * 2; }
-
 // Masks the keys after each query. Keys from T on are after every query below T, so this also hides
 // the padding.
 __device__ __forceinline__ void mask_later_keys(Scores& scores, int first_query, int first_key) {
-    const int key = first_key + thread_column(), query = thread_row(first_query);
+    const int key = first_key + accumulator_column(), query = accumulator_row(first_query);
 #pragma unroll
     for (int n = 0; n < KEYS / 8; n++)
 #pragma unroll
@@ -149,7 +142,7 @@ __device__ __forceinline__ void apply_corrections(Outputs& sums, const RowStats&
         for (int r = 0; r < 4; r++) sums[n][r] *= rows.correction[r / 2];
 }
 
-// ---- results -----------------------------------------------------------------------------------
+// ---- results ----------------------------------------------------------------------------------
 
 // Writes lse (B, NH, T) of this thread's rows. inverse = 1 / denominator of each.
 __device__ __forceinline__ void store_lse(float* lse, float (&inverse)[2], const RowStats& rows,
@@ -160,13 +153,13 @@ __device__ __forceinline__ void store_lse(float* lse, float (&inverse)[2], const
         sum += __shfl_xor_sync(FULL_WARP, sum, 1);
         sum += __shfl_xor_sync(FULL_WARP, sum, 2);
         inverse[half] = 1.0f / sum;
-        const int query = thread_row(first_query) + half * 8;
+        const int query = accumulator_row(first_query) + half * 8;
         if (threadIdx.x % 4 == 0 && query < T)
             lse[(long long)bh * T + query] = rows.reference[half] * scale + logf(sum);
     }
 }
 
-// ---- the kernel --------------------------------------------------------------------------------
+// ---- the kernel -------------------------------------------------------------------------------
 
 // out[b, t] = sum over s <= t of softmax(q_t . k_s / sqrt(HS)) v_s, per head.
 // Written: out (B, T, NH, HS) floatX; lse (B, NH, T) float, log of the sum of exp(scaled score).

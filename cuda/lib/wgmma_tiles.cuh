@@ -61,7 +61,7 @@ constexpr int SWIZZLE_BYTES = 1024;  // eight rows of a panel, after which the p
 static_assert(sizeof(floatX) == 2, "bf16 only");
 static_assert(HS % PANEL == 0, "whole panels");
 
-// ---- tiles -----------------------------------------------------------------------------------
+// ---- tiles ------------------------------------------------------------------------------------
 
 // Starts copying rows [first, first + ROWS) of a matrix to `tile`, by all THREADS threads of the
 // block; rows from `limit` on become zeros. `source` is row 0, `stride` the distance of two rows in
@@ -99,7 +99,7 @@ __device__ __forceinline__ void wait_for_tiles() {
     __syncthreads();
 }
 
-// ---- operands in shared memory ---------------------------------------------------------------
+// ---- operands in shared memory ----------------------------------------------------------------
 
 // Tells wgmma where a tile lies: its address, the distance in bytes from eight rows to the next
 // eight, and the distance from a panel to the next one, which counts only where the columns of the
@@ -147,7 +147,7 @@ struct DownRows {
     }
 };
 
-// ---- operands in registers -------------------------------------------------------------------
+// ---- operands in registers --------------------------------------------------------------------
 
 // 64 rows x 16 K columns as the left operand of a warpgroup. In each step a thread has four
 // registers of two neighbouring columns: 2 t and 2 t + 1 of its two rows, then 2 t + 8 and 2 t + 9,
@@ -196,7 +196,14 @@ __device__ __forceinline__ void start_sums(float (&sums)[HS / 8][4], const LeftO
         wgmma_bf16<true>(sums, left.at(step), right.at(step), true);
 }
 
-// ---- results ---------------------------------------------------------------------------------
+// ---- results ----------------------------------------------------------------------------------
+
+// The first of this thread's two rows of an accumulator, whose own first row counts as `first`; the
+// other one lies 8 below. The first of the thread's columns.
+__device__ __forceinline__ int accumulator_row(int first) {
+    return first + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
+}
+__device__ __forceinline__ int accumulator_column() { return threadIdx.x % 4 * 2; }
 
 // Writes factor * sums to rows [first, first + 64) of a matrix in global memory, except for rows
 // from `limit` on. factor[0] is for the first of the thread's two rows, factor[1] for the second.
