@@ -1,6 +1,7 @@
 // The gradient of a bias, which is added to every row of a matrix: the sum of the rows of the
 // matrix's gradient. Contract in ops/bias.py.
-#include "lib/row_sums.cuh"
+#include "lib/chunk_sums.cuh"
+#include "lib/column_sums.cuh"
 
 // The elements of dout as they are.
 struct DirectLoad {

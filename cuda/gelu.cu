@@ -2,7 +2,7 @@
 //
 // gelu(x) = x * 0.5 (1 + tanh(u)) with u = sqrt(2 / pi) (x + 0.044715 x^3). One exp is enough:
 // 0.5 (1 + tanh(u)) is the logistic function of 2u, 1 / (1 + exp(-2u)).
-#include "lib/row_sums.cuh"
+#include "lib/chunk_sums.cuh"
 
 constexpr float SCALE = 1.5957691216057308f;  // 2 sqrt(2 / pi): 2u = SCALE * (x + CUBIC * x^3)
 constexpr float CUBIC = 0.044715f;

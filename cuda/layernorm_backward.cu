@@ -34,7 +34,7 @@
 //   PACKS_PER_THREAD  packs of a row that one thread has
 //   STAGES            passes whose rows fit in shared memory; 0 if a row is too long for it: then
 //                     threads read global memory when they need the data
-#include "lib/row_sums.cuh"
+#include "lib/column_sums.cuh"
 #include "lib/ptx.cuh"
 
 constexpr int BLOCK_THREADS = THREADS_PER_ROW * ROWS_PER_PASS;

@@ -23,11 +23,11 @@
 //    a round           | tile 0 | tile 1 | tile 0 | tile 1 |
 //                       `---- pair ----'  `---- pair ----'
 //
-// The rows of inp stay in registers, as the left operand. Pairs of tiles of wte are copied into
-// STAGES places in shared memory, which they take in turns. The tensor cores compute one product,
-// 64 rows x one tile for each warpgroup, while the other units finish the product before it: for
-// the statistics the exponentials and their sum, for the gradient the exponentials and the
-// output.
+// The rows of inp stay in registers, as the left operand. Shared memory has STAGES places for pairs
+// of tiles of wte: for the pair in use, for the one before it, and for those that are being copied.
+// A product is 64 rows x one tile for each warpgroup. While the tensor cores compute one, the other
+// units finish the one before it: for the statistics the exponentials and their sum, for the
+// gradient the exponentials and the output.
 //
 //    time ------------------------------------------------------------------------------->
 //    copies        | pair 1                       | pair 2                       | pair 3
@@ -44,10 +44,9 @@ constexpr int HS = C;  // the columns of a tile in wgmma_tiles.cuh
 
 constexpr int THREADS = WARPGROUP * GROUPS;
 constexpr int BLOCK_ROWS = GROUP_ROWS * GROUPS;
-constexpr int COLUMNS = PAIR_COLUMNS / 2;  // of one product: tokens, rows of a tile of wte
-constexpr int TILE = COLUMNS * C;          // elements
-constexpr int PREFETCH_PAIRS =
-    STAGES - 2;  // copied ahead, next to the pair in use and the last one
+constexpr int COLUMNS = PAIR_COLUMNS / 2;   // of one product: tokens, rows of a tile of wte
+constexpr int TILE = COLUMNS * C;           // elements
+constexpr int PREFETCH_PAIRS = STAGES - 2;  // that are being copied
 constexpr int ROUND_PAIRS = ROUND_COLUMNS / PAIR_COLUMNS;
 constexpr int WARP_ROWS = 16;  // of a warp in a product
 constexpr int NO_TARGET = -1;
@@ -58,8 +57,8 @@ static_assert(PREFETCH_PAIRS >= 1, "a pair of tiles is copied while another is u
 
 // ---- who computes which logits ------------------------------------------------------------------
 
-// The logits of 64 rows and one tile. A thread has those of two rows, 8 apart: scores[n][2 * half
-// + r] is row 8 * half and column 8 * n + r, counted from thread_row and thread_column.
+// The logits of 64 rows and one tile. A thread has those of two rows, which are 8 apart:
+// scores[n][2 * half + r] is in row thread_row + 8 * half and column thread_column + 8 * n + r.
 using Scores = float[COLUMNS / 8][4];
 
 // The rows and the vocab split of a block. Neighbouring blocks have the same split, so they find
@@ -181,11 +180,11 @@ __device__ __forceinline__ void mask_padding(Scores& scores, int first, int V) {
 // 2^(logit * LOG2E - highest) over the columns so far, where highest is the largest logit * LOG2E.
 __device__ __forceinline__ void add_to_softmax(float& highest, float& sum, const Scores& scores,
                                                int half) {
-    float most = scores[0][2 * half];
+    float max_logit = scores[0][2 * half];
 #pragma unroll
     for (int n = 0; n < COLUMNS / 8; n++)
-        most = fmaxf(most, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-    const float shift = fmaxf(highest, most * LOG2E);
+        max_logit = fmaxf(max_logit, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
+    const float shift = fmaxf(highest, max_logit * LOG2E);
     float total = sum * exp2_approx(highest - shift);
 #pragma unroll
     for (int n = 0; n < COLUMNS / 8; n++)
@@ -197,12 +196,12 @@ __device__ __forceinline__ void add_to_softmax(float& highest, float& sum, const
 
 // Joins the results of the four lanes that share a row; all of them get the result.
 __device__ __forceinline__ void join_lanes(float& highest, float& sum) {
-    float most = fmaxf(highest, __shfl_xor_sync(FULL_WARP, highest, 1));
-    most = fmaxf(most, __shfl_xor_sync(FULL_WARP, most, 2));
-    float total = sum * exp2_approx(highest - most);
+    float new_highest = fmaxf(highest, __shfl_xor_sync(FULL_WARP, highest, 1));
+    new_highest = fmaxf(new_highest, __shfl_xor_sync(FULL_WARP, new_highest, 2));
+    float total = sum * exp2_approx(highest - new_highest);
     total += __shfl_xor_sync(FULL_WARP, total, 1);
     total += __shfl_xor_sync(FULL_WARP, total, 2);
-    highest = most;
+    highest = new_highest;
     sum = total;
 }
 
@@ -262,14 +261,14 @@ extern "C" __global__ void lm_head_losses(float* losses, float* lse, const float
         lse[row] = -MASKED;
         return;
     }
-    float most = MASKED, sum = 0.0f;
+    float highest = MASKED, sum = 0.0f;
     for (int split = 0; split < num_splits; split++)
-        most = fmaxf(most, largest[(long long)split * N + row]);
+        highest = fmaxf(highest, largest[(long long)split * N + row]);
     for (int split = 0; split < num_splits; split++) {
         const long long index = (long long)split * N + row;
-        sum += denominator[index] * exp2f(largest[index] - most);
+        sum += denominator[index] * exp2f(largest[index] - highest);
     }
-    const float total = most + log2f(sum);
+    const float total = highest + log2f(sum);
     losses[row] += total * LN2 - target_logits[row];
     lse[row] = total;
 }

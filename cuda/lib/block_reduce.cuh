@@ -1,13 +1,16 @@
-// Reductions over a block, in a fixed order: a run repeats bit for bit.
+// Reductions over a block, in a fixed order: training repeats bit for bit.
 #pragma once
 #include "lib/reduce.cuh"
 
 constexpr int MAX_WARPS = 32;  // of one block
 
-// Every thread of a one-dimensional block of whole warps gets the result; `neutral` changes no
-// other value. All threads must come here: it holds a barrier. Two calls of one kind, one after the
-// other, must differ in SLOT: a fast warp may be in the second while a slow one still reads what
-// the first left in shared memory.
+// Each warp reduces its own values and puts the result into shared memory, then every warp reduces
+// these. Every thread of a one-dimensional block of whole warps gets the result; `neutral` changes
+// no other value. All threads must call it, as there is a barrier inside.
+//
+// SLOT only makes the compiler give each call its own array. Two successive calls of one kind need
+// different ones: a fast warp may be in the second call while a slow one still reads what the first
+// has left in the array.
 template <class Op, int SLOT, class T>
 __device__ __forceinline__ T block_reduce(T value, T neutral) {
     __shared__ T of_warp[MAX_WARPS];
@@ -21,6 +24,7 @@ template <int SLOT = 0>
 __device__ __forceinline__ float block_sum(float value) {
     return block_reduce<Sum, SLOT>(value, 0.0f);
 }
+// Has one array only: between two calls there must be a barrier.
 __device__ __forceinline__ float block_max(float value) {
     return block_reduce<Max, 0>(value, __uint_as_float(0xff800000u));  // -inf
 }

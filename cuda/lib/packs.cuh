@@ -1,7 +1,13 @@
 // Packs: 128-bit accesses to floatX and float, and the index of a thread.
 //
-// floatX, the storage type of parameters, activations and their gradients, comes from the command
-// line: float or __nv_bfloat16. All arithmetic is in float, and so are the gradients of parameters.
+// floatX is the storage type of parameters, activations and their gradients: float or
+// __nv_bfloat16, by -DfloatX. Arithmetic is always in float, and gradients of parameters are float.
+//
+//    16 bytes of memory, a pack:   bfloat16  | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 |
+//                                  float     |   0   |   1   |   2   |   3   |
+//
+// A thread loads a pack with one instruction, computes with its elements as floats (Pack), and
+// stores a pack with one instruction. Neighbouring threads take neighbouring packs.
 #pragma once
 #include <cuda_bf16.h>
 
@@ -29,7 +35,7 @@ __device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float x) {
 // Elements of floatX in one 128-bit access: 4 or 8.
 constexpr int PACK_SIZE = 16 / sizeof(floatX);
 
-// N neighbouring elements as floats, in registers.
+// N neighbouring elements, as floats in registers.
 template <int N>
 struct Floats {
     float values[N];
@@ -46,7 +52,7 @@ __device__ __forceinline__ Floats<N> filled(float value) {
     return pack;
 }
 
-// The two bfloat16 of a 32-bit word, low half first: a bfloat16 is the upper half of a float.
+// The two bfloat16 of a 32-bit word, low half first. A bfloat16 is the upper half of a float.
 __device__ __forceinline__ void unpack_bfloat16(float& low, float& high, unsigned word) {
     low = __uint_as_float(word << 16);
     high = __uint_as_float(word & 0xffff0000u);
@@ -56,7 +62,7 @@ __device__ __forceinline__ unsigned pack_bfloat16(float low, float high) {
     return *reinterpret_cast<unsigned*>(&pair);
 }
 
-// Load N elements; the address is a multiple of 16 bytes, and N of the elements in 16 bytes.
+// Loads N elements, a multiple of those in 16 bytes; the address is a multiple of 16 bytes.
 template <int N>
 __device__ __forceinline__ Floats<N> load(const float* address) {
     static_assert(N % 4 == 0, "whole 128-bit words");
@@ -86,7 +92,8 @@ __device__ __forceinline__ Pack load_pack(const floatX* address) {
     return load<PACK_SIZE>(address);
 }
 
-// A pack as it lies in memory: in bfloat16, half the registers of its floats. For data that waits.
+// A pack as it lies in memory, for data that is loaded long before it is used: in bfloat16 it takes
+// half the registers of a Pack.
 struct RawPack {
     uint4 words;
 };
@@ -106,7 +113,7 @@ __device__ __forceinline__ Pack unpack(const RawPack& raw) {
     return pack;
 }
 
-// Store N elements, rounded to nearest; alignment as for load.
+// Stores N elements, rounded to nearest; alignment as for load.
 template <int N>
 __device__ __forceinline__ void store(float* address, const Floats<N>& pack) {
     static_assert(N % 4 == 0, "whole 128-bit words");
@@ -125,7 +132,7 @@ __device__ __forceinline__ void store(__nv_bfloat16* address, const Floats<N>& p
             pack_bfloat16(pack[i + 4], pack[i + 5]), pack_bfloat16(pack[i + 6], pack[i + 7]));
 }
 
-// A pack as it will lie in memory, rounded to nearest, and its way there.
+// The way back: a Pack rounded to nearest, and the store of the result.
 __device__ __forceinline__ RawPack pack_raw(const Pack& pack) {
     unsigned words[4];
 #pragma unroll
@@ -141,7 +148,7 @@ __device__ __forceinline__ void store_raw(floatX* address, const RawPack& raw) {
     *reinterpret_cast<uint4*>(address) = raw.words;
 }
 
-// The same for data that nobody reads soon: it does not displace what the cache holds.
+// As store, for data that is not read again soon: it displaces little of what the caches hold.
 template <int N>
 __device__ __forceinline__ void store_streaming(float* address, const Floats<N>& pack) {
 #pragma unroll
@@ -162,7 +169,7 @@ __device__ __forceinline__ void store_streaming(__nv_bfloat16* address, const Fl
 
 // ---- indices ----------------------------------------------------------------------------------
 
-// Number of this thread in a one-dimensional grid.
+// Index of this thread in a one-dimensional grid, and the number of all its threads.
 __device__ __forceinline__ long long global_thread() {
     return (long long)blockIdx.x * blockDim.x + threadIdx.x;
 }

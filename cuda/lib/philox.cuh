@@ -1,8 +1,9 @@
 // Philox4x32-10, the random numbers of dropout and of stochastic rounding.
 #pragma once
 
-// Four random words for a 128-bit counter and a 64-bit key. Salmon et al. 2011, "Parallel random
-// numbers: as easy as 1, 2, 3", section 4.2; constants from there. Equals ops/dropout.py, philox.
+// Four random words that follow from a 128-bit counter and a 64-bit key: no state is kept, so each
+// thread computes its own. Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3",
+// section 4.2, with the constants from there. `philox` in ops/dropout.py computes the same.
 __device__ __forceinline__ uint4 philox(uint4 counter, unsigned key0, unsigned key1) {
     constexpr unsigned MULTIPLIER0 = 0xD2511F53u, MULTIPLIER1 = 0xCD9E8D57u;
     constexpr unsigned STEP0 = 0x9E3779B9u, STEP1 = 0xBB67AE85u;

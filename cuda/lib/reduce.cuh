@@ -1,4 +1,13 @@
-// Reductions over a warp, in a fixed order: a run repeats bit for bit.
+// Reductions over a warp, in a fixed order: training repeats bit for bit.
+//
+// Lanes exchange values without shared memory. In each step a lane joins its value with that of the
+// lane `distance` away, so after each step a value stands for twice as many lanes. Here 8 lanes,
+// which begin with the values a to h:
+//
+//    lane           0      1      2      3      4      5      6      7
+//    distance 4     ae     bf     cg     dh     ae     bf     cg     dh
+//    distance 2     aecg   bfdh   aecg   bfdh   aecg   bfdh   aecg   bfdh
+//    distance 1     all    all    all    all    all    all    all    all
 #pragma once
 #include "lib/packs.cuh"
 
@@ -15,7 +24,7 @@ struct Max {
     }
 };
 
-// Every lane of a full warp gets the result.
+// Every lane gets the result; all 32 lanes must call it.
 template <class Op, class T>
 __device__ __forceinline__ T warp_reduce(T value) {
 #pragma unroll

@@ -312,7 +312,7 @@ class GPT:
                 targets=targets[rows],
                 V=self.config.V,
                 dloss=dloss,
-                statistics=s.head_statistics,
+                statistics=s.lm_head_statistics,
                 precision=self.precision,
             )
             if dloss is not None:

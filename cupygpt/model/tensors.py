@@ -147,7 +147,7 @@ def scratch_specs(
     specs = [
         TensorSpec("btc", (B, T, config.C)),
         TensorSpec("logits", (logits_rows, config.Vp)),
-        TensorSpec("head_statistics", (STATISTICS_PER_ROW * logits_rows,), "float32"),
+        TensorSpec("lm_head_statistics", (STATISTICS_PER_ROW * logits_rows,), "float32"),
     ]
     if training:
         specs += [

@@ -62,9 +62,9 @@ def classifier(losses: Array, logits: Array, targets: Array, V: int, dloss: floa
 
 def loss_launch(N: int, Vp: int, per_pack: int) -> Launch:
     """The launch of classifier_loss: a block for each row. `per_pack` elements make a pack."""
-    most = MAX_THREADS[per_pack]
-    threads = min(most, ceil_div(Vp, per_pack * WARP) * WARP)
-    return Launch(N, threads, defines={"MAX_THREADS": most})
+    max_threads = MAX_THREADS[per_pack]
+    threads = min(max_threads, ceil_div(Vp, per_pack * WARP) * WARP)
+    return Launch(N, threads, defines={"MAX_THREADS": max_threads})
 
 
 def gradient_launch(N: int, Vp: int, per_pack: int, processors: Multiprocessors) -> Launch:
@@ -73,16 +73,18 @@ def gradient_launch(N: int, Vp: int, per_pack: int, processors: Multiprocessors)
     A block takes half the shared memory of a multiprocessor or less; if a row needs more than
     that, the block takes all that it can get. `per_pack` elements make a pack.
     """
-    most = MAX_THREADS[per_pack]
+    max_threads = MAX_THREADS[per_pack]
     packs = ceil_div(Vp, per_pack)
-    threads = min(most, ceil_div(packs, WARP) * WARP)
+    threads = min(max_threads, ceil_div(packs, WARP) * WARP)
     row_bytes = processors.shared_bytes // 2 - RESERVED_BYTES
     if packs * PACK_BYTES > row_bytes:
         row_bytes = processors.shared_bytes_of_block - RESERVED_BYTES
     kept_bytes = min(packs, row_bytes // PACK_BYTES) * PACK_BYTES
     by_memory = processors.shared_bytes // (kept_bytes + RESERVED_BYTES)
     resident = processors.count * min(RESIDENT_THREADS // threads, RESIDENT_BLOCKS, by_memory)
-    return Launch(min(N, resident), threads, shared_bytes=kept_bytes, defines={"MAX_THREADS": most})
+    return Launch(
+        min(N, resident), threads, shared_bytes=kept_bytes, defines={"MAX_THREADS": max_threads}
+    )
 
 
 def _numpy_classifier(

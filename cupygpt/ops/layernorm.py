@@ -197,8 +197,8 @@ def backward_launch(N: int, C: int, per_pack: int, processors: Multiprocessors) 
         threads_per_row = 1 << (packs - 1).bit_length()
     else:
         threads_per_row = ceil_div(packs, packs_per_thread * WARP) * WARP
-    most = _most_backward_threads(threads_per_row, packs_per_thread, per_pack)
-    rows_per_pass = max(1, most // threads_per_row)
+    max_threads = _max_backward_threads(threads_per_row, packs_per_thread, per_pack)
+    rows_per_pass = max(1, max_threads // threads_per_row)
     threads = threads_per_row * rows_per_pass
     # A stage holds the packs of dout, inp and dinp.
     stage_bytes = 3 * PACK_BYTES * packs_per_thread * threads
@@ -219,7 +219,7 @@ def backward_launch(N: int, C: int, per_pack: int, processors: Multiprocessors) 
     )
 
 
-def _most_backward_threads(threads_per_row: int, packs_per_thread: int, per_pack: int) -> int:
+def _max_backward_threads(threads_per_row: int, packs_per_thread: int, per_pack: int) -> int:
     """The limit of a block's threads in backward."""
     if threads_per_row <= WARP:  # many rows per pass: adding up their sums would take long
         return BACKWARD_THREADS // 2

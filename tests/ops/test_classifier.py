@@ -18,7 +18,7 @@ def check(dev: Device, rng: np.random.Generator, N: int, V: int, Vp: int, *, tra
     targets[0], targets[-1] = V - 1, 0
     if N > 2:
         targets[1] = -1
-    # Evaluation on the CPU leaves them as scratch; its kernel does not write them.
+    # Evaluation on the CPU overwrites the logits; its kernel only reads them.
     logits = dev.input(stored) if not train and dev.name != "cpu" else dev.array(stored)
     values = dev.values(logits)
     losses = dev.accumulated(N, "float32")
@@ -62,7 +62,7 @@ def test_rising_logits(dev: Device) -> None:
 
 
 def test_nan_logits_give_a_nan_loss(dev: Device) -> None:
-    """Otherwise a run that went wrong would go on."""
+    """Otherwise a run that went wrong would continue."""
     values = np.zeros((1, 128))
     values[0, 77] = np.nan
     logits, losses = dev.array(values), dev.accumulated(1, "float32")
