@@ -18,7 +18,7 @@
 //      warp 0  [ ----- row 0 ----- ]           [ warp 0 | warp 1 | warp 2 | warp 3 ]
 //      warp 1  [ ----- row 1 ----- ]             `---------- row 0 -----------'
 //
-// -DWARPS_PER_ROW, -DPACKS_PER_THREAD: follow from C, see forward_defines in ops/layernorm.py.
+// -DWARPS_PER_ROW, -DPACKS_PER_THREAD: follow from C, see forward_launch in ops/layernorm.py.
 #include "lib/block_reduce.cuh"
 
 constexpr int THREADS_PER_ROW = WARPS_PER_ROW * WARP;
@@ -33,9 +33,9 @@ __device__ __forceinline__ int pack_column(int p) {
     return (p * THREADS_PER_ROW + (int)threadIdx.x % THREADS_PER_ROW) * PACK_SIZE;
 }
 
-// The sum over all threads of the row. Calls alternate between SLOT 0 and 1 (see block_reduce).
+// The sum along a row, over its threads. Calls alternate between SLOT 0 and 1 (see block_reduce).
 template <int SLOT>
-__device__ __forceinline__ float sum_over_row(float value) {
+__device__ __forceinline__ float sum_along_row(float value) {
     if constexpr (WARPS_PER_ROW == 1) return warp_sum(value);
     return block_sum<SLOT>(value);
 }
@@ -63,7 +63,7 @@ __device__ __forceinline__ float mean_of_row(const RowPacks& row, int C) {
 #pragma unroll
         for (int k = 0; k < PACK_SIZE; k++) sum += x[k];
     }
-    return sum_over_row<0>(sum) / C;
+    return sum_along_row<0>(sum) / C;
 }
 
 // Step 3: one over the standard deviation.
@@ -77,7 +77,7 @@ __device__ __forceinline__ float rstd_of_row(const RowPacks& row, float mean, in
 #pragma unroll
         for (int k = 0; k < PACK_SIZE; k++) squares += (x[k] - mean) * (x[k] - mean);
     }
-    return 1.0f / sqrtf(sum_over_row<1>(squares) / C + epsilon);
+    return 1.0f / sqrtf(sum_along_row<1>(squares) / C + epsilon);
 }
 
 // Step 4: out = (row - mean) * rstd * weight + bias.

@@ -18,8 +18,8 @@
 #pragma once
 #include "lib/packs.cuh"
 
-// sum += IN_FLIGHT rows of one pack of columns: row, row + blockDim.y, ..., as far as they are below
-// `stop`. Loads take long, so all are started before the first is used.
+// sum += IN_FLIGHT rows of one pack of columns: row, row + blockDim.y, ..., as far as they are
+// below `stop`. Loads take long, so all are started before the first is used.
 template <int IN_FLIGHT, class Source>
 __device__ __forceinline__ void add_group(Pack& sum, const Source& source, long long row,
                                           long long stop, int column, int C) {
@@ -51,10 +51,10 @@ __device__ __forceinline__ void add_other_threads(Pack& sum, const float* own) {
 
 // partials[chunk, :] = the sum of the chunk's rows of a matrix (N, C); partials (chunks, C). The
 // source defines the matrix: load(offset) starts to read the pack at an offset of the matrix and
-// returns the raw data, still unconverted, of type Source::Raw; finish(raw, offset) makes floats of
-// them. Grid (groups of columns, chunks). Dynamic shared memory, if blockDim.y > 1: a pack of floats
-// for each thread. SumLaunch in ops/bias.py computes the launch; SUM_DEFINES there are its constants:
-// -DSUM_THREADS, the most threads of a block, and -DROWS_IN_FLIGHT, for IN_FLIGHT.
+// returns the raw data, still unconverted, of type Source::Raw; finish(raw, offset) makes floats
+// of them. Grid (groups of columns, chunks). Dynamic shared memory, if blockDim.y > 1: a pack of
+// floats for each thread. SumLaunch in ops/bias.py computes the launch; SUM_DEFINES there are its
+// constants: -DSUM_THREADS, the most threads of a block, and -DROWS_IN_FLIGHT, for IN_FLIGHT.
 template <int IN_FLIGHT, class Source>
 __device__ __forceinline__ void sum_chunk(float* partials, const Source& source, int N, int C,
                                           int chunk_rows) {

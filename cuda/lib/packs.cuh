@@ -1,13 +1,14 @@
 // Packs: 128-bit accesses to floatX and float, and the index of a thread.
 //
-// floatX is the storage type of parameters, activations and their gradients: float or
-// __nv_bfloat16, by -DfloatX. Arithmetic is always in float, and gradients of parameters are float.
+// floatX is the type of parameters, activations and gradients of activations: float or
+// __nv_bfloat16, by -DfloatX. Gradients of parameters are float, and so is all arithmetic.
 //
 //    16 bytes of memory, a pack:   bfloat16  | 0 | 1 | 2 | 3 | 4 | 5 | 6 | 7 |
 //                                  float     |   0   |   1   |   2   |   3   |
 //
-// A thread loads a pack with one instruction, computes with its elements as floats (Pack), and
-// stores a pack with one instruction. Neighbouring threads take neighbouring packs.
+// A thread loads a pack with one instruction, computes with its elements, and stores a pack with
+// one instruction. Neighbouring threads take neighbouring packs. The type Pack holds the same
+// elements as floats in registers; RawPack holds them as they lie in memory.
 #pragma once
 #include <cuda_bf16.h>
 
@@ -62,7 +63,8 @@ __device__ __forceinline__ unsigned pack_bfloat16(float low, float high) {
     return *reinterpret_cast<unsigned*>(&pair);
 }
 
-// Loads N elements, a multiple of those in 16 bytes; the address is a multiple of 16 bytes.
+// Loads N elements. N is a multiple of the elements in 16 bytes, the address a multiple of 16
+// bytes.
 template <int N>
 __device__ __forceinline__ Floats<N> load(const float* address) {
     static_assert(N % 4 == 0, "whole 128-bit words");
@@ -92,8 +94,8 @@ __device__ __forceinline__ Pack load_pack(const floatX* address) {
     return load<PACK_SIZE>(address);
 }
 
-// A pack as it lies in memory, for data that is loaded long before it is used: in bfloat16 it takes
-// half the registers of a Pack.
+// For data that is loaded long before it is used: in bfloat16 it takes half the registers of a
+// Pack.
 struct RawPack {
     uint4 words;
 };
@@ -132,7 +134,7 @@ __device__ __forceinline__ void store(__nv_bfloat16* address, const Floats<N>& p
             pack_bfloat16(pack[i + 4], pack[i + 5]), pack_bfloat16(pack[i + 6], pack[i + 7]));
 }
 
-// The way back: a Pack rounded to nearest, and the store of the result.
+// A Pack rounded to nearest, as it will lie in memory; and its store.
 __device__ __forceinline__ RawPack pack_raw(const Pack& pack) {
     unsigned words[4];
 #pragma unroll
@@ -148,7 +150,7 @@ __device__ __forceinline__ void store_raw(floatX* address, const RawPack& raw) {
     *reinterpret_cast<uint4*>(address) = raw.words;
 }
 
-// As store, for data that is not read again soon: it displaces little of what the caches hold.
+// As store, for data that is not read again soon: the hint (__stcs) lets a cache evict it first.
 template <int N>
 __device__ __forceinline__ void store_streaming(float* address, const Floats<N>& pack) {
 #pragma unroll

@@ -15,11 +15,11 @@ SUM_BLOCKS = 1056
 SUM_THREADS = 256
 """Most threads of such a block."""
 SUM_PACKS = 32
-"""Most packs of columns of such a block: a warp reads 512 bytes of a row."""
+"""Most packs of columns of such a block: with 32, a warp reads 512 bytes of one row."""
 ROWS_IN_FLIGHT = 4
 """Rows of which a thread starts the loads before it uses the first."""
 SUM_DEFINES = {"SUM_THREADS": SUM_THREADS, "ROWS_IN_FLIGHT": ROWS_IN_FLIGHT}
-"""For every launch of a .cu file with a kernel built on sum_chunk (lib/row_sums.cuh)."""
+"""For every launch of a .cu file with a kernel built on sum_chunk (lib/chunk_sums.cuh)."""
 LEAST_SHARE = 1 << 17
 """Elements per CPU thread, at least: to sum fewer takes less time than waking the thread."""
 
@@ -49,7 +49,7 @@ def bias_backward(dbias: Array, dout: Array, partials: Array) -> None:
 
 
 class RowSums:
-    """How the blocks of a kernel built on sum_chunk (lib/row_sums.cuh) share a matrix (N, OC).
+    """How the blocks of a kernel built on sum_chunk (lib/chunk_sums.cuh) share a matrix (N, OC).
 
     The kernel runs with `launch` and leaves `num_chunks` rows of sums in the scratch of 256 OC
     elements; then `add_to` adds these rows to the result.
@@ -57,8 +57,8 @@ class RowSums:
 
     def __init__(self, matrix: Array, OC: int) -> None:
         self.N = int(matrix.size) // OC
-        elements = pack_size(matrix)
-        packs = OC // elements
+        per_pack = pack_size(matrix)
+        packs = OC // per_pack
         x = min(packs, SUM_PACKS)
         column_groups = ceil_div(packs, x)
         y = max(1, SUM_THREADS // x)
@@ -72,7 +72,7 @@ class RowSums:
         self.launch = Launch(
             (column_groups, self.num_chunks),
             (x, y),
-            shared_bytes=4 * elements * x * y,
+            shared_bytes=4 * per_pack * x * y,
             defines=SUM_DEFINES,
         )
 
@@ -92,10 +92,9 @@ def add_column_sums(total: Array, sums: Array, num_rows: int, *, like: Array) ->
 
 
 def column_sums_launch(columns: int, num_matrices: int = 1, *, defines: Defines) -> Launch:
-    """The launch of a kernel built on add_column_sums (lib/row_sums.cuh).
+    """The launch of a kernel built on add_column_sums (lib/column_sums.cuh).
 
-    Block (x, y) adds up the columns of group x, one for each lane of a warp, of matrix y. It has as
-    many warps as columns.
+    Block (x, y) has 32 columns of matrix y, and 32 warps.
     """
     return Launch((ceil_div(columns, WARP), num_matrices), WARP * WARP, defines=defines)
 

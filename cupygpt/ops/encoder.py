@@ -8,7 +8,8 @@ from cupygpt.kernels.kernel import Kernel
 from cupygpt.kernels.launch import WARP, Launch, ceil_div, pack_size
 
 LEAST_COLUMNS = 32
-"""Fewest columns for a CPU thread: with fewer, its short pieces of rows cost more than it saves."""
+"""Fewest columns for a CPU thread: with fewer, reading short pieces of rows costs more than another
+thread saves."""
 
 BLOCK_WARPS = 8
 FORWARD_SEQUENCES = 2
@@ -16,7 +17,7 @@ FORWARD_SEQUENCES = 2
 BACKWARD_COLUMNS = 128
 """Columns of a warp in encoder_backward: four for each lane."""
 WINDOW = 32
-"""Sorted positions of a warp in encoder_backward: one for each lane."""
+"""Entries of `order` that a warp has in encoder_backward: one for each lane."""
 
 _DEFINES = {
     "WARPS": BLOCK_WARPS,
@@ -63,9 +64,9 @@ def encoder_backward(
     """dwte[tokens[b, t]] += dout[b, t] and dwpe[t] += dout[b, t], summed in a fixed order.
 
     Accumulated: dwte (Vp, C), dwpe (maxT, C) float32. Read: dout (B, T, C), tokens (B, T) int32,
-    order (B * T,) int32 as `token_order` makes it: rows of one token are neighbours in it, so they
-    are added up in a fixed order without atomics. Scratch: sums, float32, at least
-    ceil(B * T / 32) * C elements.
+    order (B * T,) int32 as `token_order` (data/step_loader.py) makes it: the row numbers, sorted by
+    token. The sort is stable, so the rows of a token are added in a fixed order. Scratch: sums,
+    float32, at least ceil(B * T / 32) * C elements.
     """
     if on_host(dwte):
         _numpy_backward(dwte, dwpe, dout, tokens, order)

@@ -34,13 +34,15 @@ BLOCK_WARPS = 2
 soon as they are done."""
 
 BACKWARD_THREADS = 768
-"""Backward: threads on a multiprocessor, mostly of one block. 768 allow 80 registers each."""
+"""Backward: threads on a multiprocessor, mostly of one block. Its 65536 registers are enough for 80
+each."""
 MAX_BACKWARD_THREADS = 896
 """Backward: up to this many threads (72 registers each) where 768 is no multiple of the threads per
 row."""
 BACKWARD_THREADS_PER_ROW = 384
 """Backward: at most this many threads share a row."""
 MAX_STAGES = 2
+"""Backward: passes whose rows shared memory holds, the one that is computed and the next."""
 RESERVED_BYTES = 1 << 10
 """Shared memory of a block that the sums over rows need, next to the stages."""
 MAX_ROW_GROUPS = 341
@@ -146,8 +148,8 @@ def layernorm_backward(
     Accumulated: dinp (B, T, C) floatX (the residual branch has already added its share); dweight,
     dbias (C,) float32; dsum (C,) float32, unless it is None: the sum of the rows of the new dinp,
     on a GPU before they are rounded. That is the gradient of the bias of the linear layer whose
-    output was added to the residual: here dinp need not be read again. Read: dout, inp (B, T, C);
-    weight (C,); mean, rstd (B, T). Scratch: partials, flat float32, at least 1024 C elements.
+    output was added to the residual; computing it here saves reading dinp again. Read: dout, inp
+    (B, T, C); weight (C,); mean, rstd (B, T). Scratch: partials, flat float32, at least 1024 C elements.
     """
     if on_host(dinp):
         _numpy_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, partials)
@@ -194,7 +196,7 @@ def backward_launch(N: int, C: int, per_pack: int, processors: Multiprocessors) 
     packs = ceil_div(C, per_pack)
     packs_per_thread = ceil_div(packs, BACKWARD_THREADS_PER_ROW)
     if packs <= WARP // 2:
-        threads_per_row = 1 << (packs - 1).bit_length()
+        threads_per_row = 1 << (packs - 1).bit_length()  # a power of two: lanes add in pairs
     else:
         threads_per_row = ceil_div(packs, packs_per_thread * WARP) * WARP
     max_threads = _max_backward_threads(threads_per_row, packs_per_thread, per_pack)
@@ -226,7 +228,8 @@ def _max_backward_threads(threads_per_row: int, packs_per_thread: int, per_pack:
     if packs_per_thread * per_pack > 8:  # their sums need more registers
         return BACKWARD_THREADS // 2
     if packs_per_thread > 1:
-        return 512
+        return 512  # 128 registers each
+    # Rounds 768 / threads_per_row up if its fraction is 2/5 or more.
     return min(BACKWARD_THREADS + threads_per_row * 3 // 5, MAX_BACKWARD_THREADS)
 
 

@@ -6,7 +6,7 @@ from support.devices import STARTED_AT, Device, twice
 from cupygpt.data.step_loader import token_order
 from cupygpt.ops.encoder import encoder_backward, encoder_forward
 
-# (B, T, C, V, Vp): one token; T = 1; few rows; several blocks of sorted positions and of columns.
+# (B, T, C, V, Vp): one token; T = 1; few rows; several blocks of entries and of columns.
 SHAPES = [
     (1, 1, 8, 65, 128),
     (5, 1, 24, 65, 128),
@@ -56,22 +56,22 @@ def test_backward(
 
 
 @pytest.mark.parametrize(
-    ("runs", "C"),
+    ("group_sizes", "C"),
     [
         ([32, 1], 24),
-        ([31, 33, 3], 24),  # the second run begins in a window and fills the next: long
-        ([31, 32, 3], 24),  # all but the last position of the next: short
+        ([31, 33, 3], 24),  # the second group begins in a window and fills the next: long
+        ([31, 32, 3], 24),  # all but the last entry of the next: short
         ([10, 200, 32, 32, 31], 24),
-        ([5, 91, 32, 60], 24),  # a long run ends where a window does, short and long ones begin
+        ([5, 91, 32, 60], 24),  # a long group ends where a window does, others begin
         ([700, 5, 1200], 24),  # over more windows than a warp has lanes
         ([300, 5], 200),  # the second slice of columns is not full
     ],
 )
 def test_backward_of_heavy_tokens(
-    dev: Device, rng: np.random.Generator, runs: list[int], C: int
+    dev: Device, rng: np.random.Generator, group_sizes: list[int], C: int
 ) -> None:
-    """Runs of equal tokens around the windows of 32 positions that warps have."""
-    tokens = np.repeat(np.arange(len(runs)), runs)
+    """Token groups around the windows of 32 entries that warps have."""
+    tokens = np.repeat(np.arange(len(group_sizes)), group_sizes)
     check_backward(dev, rng, rng.permutation(tokens)[None], C, 128)
 
 
