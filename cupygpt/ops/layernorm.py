@@ -149,7 +149,8 @@ def layernorm_backward(
     dbias (C,) float32; dsum (C,) float32, unless it is None: the sum of the rows of the new dinp,
     on a GPU before they are rounded. That is the gradient of the bias of the linear layer whose
     output was added to the residual; computing it here saves reading dinp again. Read: dout, inp
-    (B, T, C); weight (C,); mean, rstd (B, T). Scratch: partials, flat float32, at least 1024 C elements.
+    (B, T, C); weight (C,); mean, rstd (B, T). Scratch: partials, flat float32, at least 1024 C
+    elements.
     """
     if on_host(dinp):
         _numpy_backward(dinp, dweight, dbias, dout, inp, weight, mean, rstd, partials)
