@@ -142,6 +142,35 @@ __device__ __forceinline__ void apply_corrections(Outputs& sums, const RowStats&
         for (int r = 0; r < 4; r++) sums[n][r] *= rows.correction[r / 2];
 }
 
+// ---- the steps of a tile ------------------------------------------------------------------------
+
+// The first tile: there are no values to multiply yet. The scores are under way.
+template <class StartNextCopy>
+__device__ __forceinline__ void softmax_of_diagonal(Scores& scores, RowStats& rows, int first_query,
+                                                    int first_key, float exponent_scale,
+                                                    StartNextCopy start_next_copy) {
+    start_next_copy();
+    wgmma_wait<0>(scores);
+    mask_later_keys(scores, first_query, first_key);
+    to_probabilities(scores, rows, exponent_scale);
+}
+
+// The other tiles. The scores are under way; `probs` and `values_before` are of the tile before.
+// While the tensor cores multiply these, the other units compute this tile's probabilities.
+template <class StartNextCopy>
+__device__ __forceinline__ void softmax_and_sums(Scores& scores, RowStats& rows, Outputs& sums,
+                                                 const LeftOperand<KEYS / STEP>& probs,
+                                                 const floatX* values_before, float exponent_scale,
+                                                 StartNextCopy start_next_copy) {
+    start_sums(sums, probs, values_before);
+    wgmma_commit();
+    start_next_copy();
+    wgmma_wait<1>(scores);
+    const bool corrects = to_probabilities(scores, rows, exponent_scale);
+    wgmma_wait<0>(sums);
+    if (corrects) apply_corrections(sums, rows);
+}
+
 // ---- results ----------------------------------------------------------------------------------
 
 // Writes lse (B, NH, T) of this thread's rows. inverse = 1 / denominator of each.
@@ -216,20 +245,13 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, BLOCKS)
         wait_for_tiles<PREFETCH_TILES - 1>();
         start_scores(scores, own, key_tile(kv_tile));
         wgmma_commit();
-        if (kv_tile == 0) {
-            start_copy(PREFETCH_TILES);
-            wgmma_wait<0>(scores);
-            mask_later_keys(scores, first_query, (num_tiles - 1) * KEYS);
-            to_probabilities(scores, rows, exponent_scale);
-        } else {
-            start_sums(sums, probs, value_tile(kv_tile - 1));
-            wgmma_commit();
-            start_copy(kv_tile + PREFETCH_TILES);
-            wgmma_wait<1>(scores);
-            const bool corrects = to_probabilities(scores, rows, exponent_scale);
-            wgmma_wait<0>(sums);
-            if (corrects) apply_corrections(sums, rows);
-        }
+        auto start_next_copy = [&] { start_copy(kv_tile + PREFETCH_TILES); };
+        if (kv_tile == 0)
+            softmax_of_diagonal(scores, rows, first_query, (num_tiles - 1) * KEYS, exponent_scale,
+                                start_next_copy);
+        else
+            softmax_and_sums(scores, rows, sums, probs, value_tile(kv_tile - 1), exponent_scale,
+                             start_next_copy);
         to_left_operand(probs, scores);
     }
     start_sums(sums, probs, value_tile(num_tiles - 1));
