@@ -57,9 +57,21 @@ static_assert(PREFETCH_TILES >= 1, "a tile is copied while another one is used")
 using Scores = float[STREAM / 8][4];  // 64 x 64
 using Sums = float[HS / 8][4];        // 64 x HS
 
+// What a thread holds of one tile's products. The kernels declare it outside their loops: declared
+// in the steps of a tile, it would cost dq more registers.
+struct TileRegisters {
+    Scores probs, dscores;  // first the products, then P and dS made of them
+    LeftOperand<STREAM / STEP> left_probs, left_dscores;  // P and dS, rounded to bf16
+};
+
 // The stage of a tile: two tiles of shared memory.
 __device__ __forceinline__ floatX* stage_of(floatX* stages, int tile) {
     return stages + tile % STAGES * (2 * TILE);
+}
+
+// The lse and delta of a tile's queries, which belong to a stage too.
+__device__ __forceinline__ float* statistics_of(float* statistics, int tile) {
+    return statistics + tile % STAGES * (2 * STREAM);
 }
 
 // Writes the sums of factor * values over the block's rows, as far as these are below T, for each
@@ -91,7 +103,7 @@ __device__ __forceinline__ void to_transposed_probabilities(Scores& probs, const
     }
 }
 
-// In the tile on the diagonal: a query does not see the keys after it.
+// For the tile on the diagonal: removes the keys after each query.
 __device__ __forceinline__ void mask_earlier_queries(Scores& probs) {
     const int key = accumulator_row(0), query = accumulator_column();
 #pragma unroll
@@ -117,6 +129,40 @@ __device__ __forceinline__ void to_transposed_dscores(Scores& dscores,
             gradients[2 * half + 1] = high * (gradients[2 * half + 1] - stats.w);
         }
     }
+}
+
+// dk += dS^T Q and dv += P^T dO for one tile of queries and dO. Calls start_next_copy() as soon as
+// the first product is under way.
+template <class StartNextCopy>
+__device__ __forceinline__ void add_query_tile(Sums& dk, Sums& dv, TileRegisters& tile,
+                                               const AlongRows<GROUP_ROWS>& own_keys,
+                                               const AlongRows<GROUP_ROWS>& own_values,
+                                               floatX* stages, float* statistics, int q_tile,
+                                               float exponent_scale,
+                                               StartNextCopy start_next_copy) {
+    const floatX* query_tile = stage_of(stages, q_tile);
+    const floatX* dout_tile = query_tile + TILE;
+    start_scores(tile.probs, own_keys, query_tile);
+    wgmma_commit();
+    start_next_copy();
+    wgmma_wait<0>(tile.probs);
+    auto* columns =
+        reinterpret_cast<const float4*>(statistics_of(statistics, q_tile)) + threadIdx.x % 4;
+    to_transposed_probabilities(tile.probs, columns, exponent_scale);
+    if (q_tile == 0) mask_earlier_queries(tile.probs);
+    // In bf16 they take half the registers. With more registers in use next to tile.dscores, the
+    // compiler would let each product wait for the one before.
+    to_left_operand(tile.left_probs, tile.probs);
+    start_scores(tile.dscores, own_values, dout_tile);
+    start_sums(dv, tile.left_probs, dout_tile);
+    wgmma_commit();
+    wgmma_wait<0>(tile.dscores);
+    wgmma_wait<0>(dv);
+    to_transposed_dscores(tile.dscores, tile.left_probs, columns);
+    to_left_operand(tile.left_dscores, tile.dscores);
+    start_sums(dk, tile.left_dscores, query_tile);
+    wgmma_commit();
+    wgmma_wait<0>(dk);
 }
 
 // Written: the dk and dv rows of dqkv (B, T, 3, NH, HS) floatX, and their sums. Read: dout
@@ -148,8 +194,6 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
     const int first_key = block * GROUP_ROWS;
     const int num_tiles = (T + STREAM - 1) / STREAM - block;
 
-    // lse and delta of a tile's queries; each thread copies one float of them.
-    auto tile_statistics = [&](int q_tile) { return statistics + q_tile % STAGES * (2 * STREAM); };
     auto* head_statistics = reinterpret_cast<const float*>(lse_dot + (long long)bh * T);
     // Commits a group for each tile, even for none: groups are counted.
     auto start_copy = [&](int q_tile) {
@@ -157,10 +201,11 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
             const int first = (block + q_tile) * STREAM;
             copy_tile<STREAM>(stage_of(stages, q_tile), queries, stride, first, T);
             copy_tile<STREAM>(stage_of(stages, q_tile) + TILE, douts, dout_stride, first, T);
-            // Zero from T on, where dout is zero too and nothing is added.
+            // Each thread copies one float of lse and delta: zero from T on, where dout is zero too
+            // and nothing is added.
             const int statistic = 2 * first + int(threadIdx.x);
-            cp_async4_zfill(tile_statistics(q_tile) + threadIdx.x, head_statistics + statistic,
-                            statistic < 2 * T ? 4 : 0);
+            cp_async4_zfill(statistics_of(statistics, q_tile) + threadIdx.x,
+                            head_statistics + statistic, statistic < 2 * T ? 4 : 0);
         }
         cp_async_commit();
     };
@@ -171,7 +216,7 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
     const AlongRows<GROUP_ROWS> own_keys(smem);
     const AlongRows<GROUP_ROWS> own_values(smem + TILE);
 
-    LeftOperand<STREAM / STEP> left_probs, left_dscores;
+    TileRegisters tile;
     Sums dk = {}, dv = {};
     const float scale = 1.0f / sqrtf(float(HS));
     const float exponent_scale = scale * LOG2E;
@@ -180,29 +225,8 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
         // After this barrier the tile is complete, and no thread reads the tile before it any more:
         // the next copy overwrites it.
         wait_for_tiles<PREFETCH_TILES - 1>();
-        Scores probs, dscores;
-        const floatX* query_tile = stage_of(stages, q_tile);
-        const floatX* dout_tile = query_tile + TILE;
-        start_scores(probs, own_keys, query_tile);
-        wgmma_commit();
-        start_copy(q_tile + PREFETCH_TILES);
-        wgmma_wait<0>(probs);
-        auto* columns = reinterpret_cast<const float4*>(tile_statistics(q_tile)) + threadIdx.x % 4;
-        to_transposed_probabilities(probs, columns, exponent_scale);
-        if (q_tile == 0) mask_earlier_queries(probs);
-        // In bf16 they take half the registers. With more registers in use next to dscores, the
-        // compiler would let each product wait for the one before.
-        to_left_operand(left_probs, probs);
-        start_scores(dscores, own_values, dout_tile);
-        start_sums(dv, left_probs, dout_tile);
-        wgmma_commit();
-        wgmma_wait<0>(dscores);
-        wgmma_wait<0>(dv);
-        to_transposed_dscores(dscores, left_probs, columns);
-        to_left_operand(left_dscores, dscores);
-        start_sums(dk, left_dscores, query_tile);
-        wgmma_commit();
-        wgmma_wait<0>(dk);
+        add_query_tile(dk, dv, tile, own_keys, own_values, stages, statistics, q_tile,
+                       exponent_scale, [&] { start_copy(q_tile + PREFETCH_TILES); });
     }
     floatX* dkeys = dqkv + first_row * stride + (NH + h) * HS;
     store_rows(dkeys, stride, first_key, T, dk, {scale, scale});
@@ -214,8 +238,8 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
 
 // ---- dq: rows are queries, columns are keys ---------------------------------------------------
 
-// lse and delta of this thread's two queries. Writes them to lse_dot. A query from T on gets those
-// of the last one; its results are not stored.
+// Computes delta of this thread's two queries, reads their lse and writes both to lse_dot. A query
+// from T on gets those of the last one; its results are not stored.
 __device__ __forceinline__ void load_statistics(float (&row_lse)[2], float (&row_delta)[2],
                                                 float2* lse_dot, const float* lse,
                                                 const floatX* douts, const floatX* outs, int stride,
@@ -232,7 +256,7 @@ __device__ __forceinline__ void load_statistics(float (&row_lse)[2], float (&row
     }
 }
 
-// Scores -> P; row_lse is in units of log2.
+// Scores -> P. row_lse is lse * LOG2E.
 __device__ __forceinline__ void to_probabilities(Scores& probs, const float (&row_lse)[2],
                                                  float exponent_scale) {
 #pragma unroll
@@ -242,8 +266,8 @@ __device__ __forceinline__ void to_probabilities(Scores& probs, const float (&ro
             probs[n][r] = exp2_approx(probs[n][r] * exponent_scale - row_lse[r / 2]);
 }
 
-// In the tile on the diagonal. Keys from T on are after every query below T, so this also hides the
-// padding.
+// For the tile on the diagonal: removes the keys after each query. Keys from T on are after every
+// query below T, so this also hides the padding.
 __device__ __forceinline__ void mask_later_keys(Scores& probs, int row) {
     const int key = accumulator_column();
 #pragma unroll
@@ -261,6 +285,29 @@ __device__ __forceinline__ void to_dscores(Scores& dscores, const Scores& probs,
 #pragma unroll
         for (int r = 0; r < 4; r++)
             dscores[n][r] = probs[n][r] * (dscores[n][r] - row_delta[r / 2]);
+}
+
+// dq += dS K for one tile of keys and values.
+__device__ __forceinline__ void add_key_tile(Sums& dq, TileRegisters& tile,
+                                             const AlongRows<GROUP_ROWS>& own_queries,
+                                             const AlongRows<GROUP_ROWS>& own_douts, floatX* stages,
+                                             int kv_tile, const float (&row_lse)[2],
+                                             const float (&row_delta)[2], int row,
+                                             float exponent_scale) {
+    const floatX* key_tile = stage_of(stages, kv_tile);
+    start_scores(tile.probs, own_queries, key_tile);
+    wgmma_commit();
+    start_scores(tile.dscores, own_douts, key_tile + TILE);
+    wgmma_commit();
+    wgmma_wait<1>(tile.probs);
+    to_probabilities(tile.probs, row_lse, exponent_scale);
+    if (kv_tile == 0) mask_later_keys(tile.probs, row);
+    wgmma_wait<0>(tile.dscores);
+    to_dscores(tile.dscores, tile.probs, row_delta);
+    to_left_operand(tile.left_dscores, tile.dscores);
+    start_sums(dq, tile.left_dscores, key_tile);
+    wgmma_commit();
+    wgmma_wait<0>(dq);
 }
 
 // Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their sums; lse_dot (B, NH, T).
@@ -312,8 +359,8 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DQ_BLOCKS)
     load_statistics(row_lse, row_delta, lse_dot, lse, douts, outs, dout_stride, bh, first_query,
                     row, T);
 
+    TileRegisters tile;
     Sums dq = {};
-    LeftOperand<STREAM / STEP> left;
     const float scale = 1.0f / sqrtf(float(HS));
     const float exponent_scale = scale * LOG2E;
 
@@ -322,21 +369,8 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DQ_BLOCKS)
         // the next copy overwrites it.
         wait_for_tiles<PREFETCH_TILES - 1>();
         start_copy(kv_tile + PREFETCH_TILES);
-        Scores probs, dscores;
-        const floatX* key_tile = stage_of(stages, kv_tile);
-        start_scores(probs, own_queries, key_tile);
-        wgmma_commit();
-        start_scores(dscores, own_douts, key_tile + TILE);
-        wgmma_commit();
-        wgmma_wait<1>(probs);
-        to_probabilities(probs, row_lse, exponent_scale);
-        if (kv_tile == 0) mask_later_keys(probs, row);
-        wgmma_wait<0>(dscores);
-        to_dscores(dscores, probs, row_delta);
-        to_left_operand(left, dscores);
-        start_sums(dq, left, key_tile);
-        wgmma_commit();
-        wgmma_wait<0>(dq);
+        add_key_tile(dq, tile, own_queries, own_douts, stages, kv_tile, row_lse, row_delta, row,
+                     exponent_scale);
     }
     store_rows(dqueries, stride, first_query, T, dq, {scale, scale});
     store_block_sums(sums_of_part(sums, b, h, first_query, GROUP_ROWS, T, NH), dq, scale,

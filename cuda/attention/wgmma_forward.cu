@@ -204,8 +204,7 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, BLOCKS)
     // the most keys: they come first, so that the launch ends with short blocks.
     const int num_blocks = (T + GROUP_ROWS - 1) / GROUP_ROWS;
     const int block = num_blocks - 1 - int(blockIdx.x % num_blocks);
-    const int bh = blockIdx.x / num_blocks;
-    const int b = bh / NH, h = bh % NH;
+    const int bh = blockIdx.x / num_blocks, b = bh / NH, h = bh % NH;
 
     const int stride = 3 * NH * HS;
     const floatX* queries = qkv + (long long)b * T * stride + h * HS;
@@ -213,8 +212,7 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, BLOCKS)
     const floatX* values = keys + NH * HS;
 
     // kv_tile 0 is the last one, on the diagonal.
-    const int first_query = block * GROUP_ROWS;
-    const int num_tiles = first_query / KEYS + 1;
+    const int first_query = block * GROUP_ROWS, num_tiles = first_query / KEYS + 1;
 
     auto key_tile = [&](int kv_tile) { return stages + kv_tile % STAGES * (2 * TILE); };
     auto value_tile = [&](int kv_tile) { return key_tile(kv_tile) + TILE; };
