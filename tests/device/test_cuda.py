@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.gpu import require_gpu
+from support.gpu import needs_the_gpu_alone, require_gpu
 
 from cupygpt.errors import DeviceError, KernelError
 
@@ -12,6 +12,7 @@ pytestmark = pytest.mark.gpu
 
 
 def test_zeros_come_straight_from_the_driver() -> None:
+    needs_the_gpu_alone()
     device = require_gpu()
     before = device.used_bytes()
     array = device.zeros(100 << 20, np.uint8)
