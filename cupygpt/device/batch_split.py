@@ -1,8 +1,8 @@
 """A batch cut into slices, one for each core: long stretches of ops without waiting.
 
 Each op on a slice of the batch runs on one thread. What all slices add to, the gradients of the
-parameters, they add to in the order of the slices, so that every run on as many cores gives the
-same bits:
+parameters, they add to in the order of the slices, so that every run on the
+same number of cores gives the same bits:
 
     slice 0   op op [add 1]  op op [add 2]  op op ...
     slice 1   op op   wait   [add 1]  op op [add 2]  op op ...
@@ -20,8 +20,8 @@ from cupygpt.device.cpu_threads import Job, num_cores, on_host, run_together
 
 ADDED, ENDED = "added", "ended"
 
-_here = threading.local()
-"""`turns` on a thread that runs a slice: (queue from the slice before, queue to the next one)."""
+_turns = threading.local()
+"""`queues` on a thread that runs a slice: (queue from the slice before, queue to the next one)."""
 
 
 class SliceEndedError(RuntimeError):
@@ -34,7 +34,10 @@ def num_slices(array: Array) -> int:
 
 
 def run_slices(slices: Sequence[Job]) -> None:
-    """Run jobs that make the same calls of `accumulate` in parallel; return when all have ended."""
+    """Run the jobs in parallel, and return when all have ended.
+
+    All must call `accumulate` equally often, in the same order: it depends on the model alone.
+    """
     if len(slices) == 1:
         slices[0]()
         return
@@ -43,11 +46,11 @@ def run_slices(slices: Sequence[Job]) -> None:
     def run(index: int) -> None:
         before = queues[index - 1] if index > 0 else None
         after = queues[index] if index < len(queues) else None
-        _here.turns = before, after
+        _turns.queues = before, after
         try:
             slices[index]()
         finally:
-            _here.turns = None
+            _turns.queues = None
             if after is not None:
                 after.put(ENDED)
 
@@ -59,7 +62,7 @@ def accumulate(*sums: tuple[np.ndarray, np.ndarray]) -> None:
 
     A slice therefore trails the one before it: after its first turn it seldom has to wait.
     """
-    before, after = getattr(_here, "turns", None) or (None, None)
+    before, after = getattr(_turns, "queues", None) or (None, None)
     if before is not None and before.get() == ENDED:
         raise SliceEndedError("the slice before ended without this sum")
     for target, addend in sums:

@@ -29,7 +29,7 @@ class Sampling:
 class Generator:
     """Decodes with the given parameters; its buffers are small compared with the model's.
 
-    `feed` appends tokens; the logits of the last one then give the next token's distribution.
+    After a token is fed, its logits give the distribution of the next one.
     """
 
     def __init__(
@@ -47,7 +47,8 @@ class Generator:
     ) -> Iterator[int]:
         """Yield `count` tokens that continue `prompt` (at least one id); `seed` repeats them.
 
-        A text longer than the model's context continues from its last half.
+        Of a prompt longer than the context the last maxT tokens are read. When the context is full,
+        it starts again with the last maxT // 2 tokens.
         """
         draws = np.random.RandomState(list(seed))
         buffers, maxT = self._buffers, self.config.maxT
@@ -95,7 +96,7 @@ class Generator:
         p, n, NH = self.params, len(tokens), self.config.NH
         whole = self._buffers
         self.device.upload(whole.tokens[:, :n], tokens[None])
-        # Two residual buffers take turns: an op may not write what it reads.
+        # Two residual buffers take turns: residual_layernorm_forward may not write what it reads.
         residual, other = whole.residual[0, :, :n], whole.residual[1, :, :n]
         norm, branch, qkv = whole.norm[:, :n], whole.branch[:, :n], whole.qkv[:, :n]
         hidden, activated = whole.hidden[0, :, :n], whole.hidden[1, :, :n]

@@ -72,9 +72,9 @@ class Dropout:
 class GPT:
     """The buffers of one model at a fixed batch shape, and the passes over them.
 
-    `params`, `grads`, `acts` and `scratch` follow the tables in tensors.py; `grads` is None for
-    evaluation only. `recompute` is the option of that name in `activation_specs`; `precision` is
-    that of the buffers.
+    `params`, `grads`, `acts` and `scratch` follow the tables in tensors.py; `grads` is None if
+    the model only evaluates. `recompute` is the option of that name in `activation_specs`;
+    `precision` is that of the buffers.
 
     Dropout has 2 L + 1 sites: 0 after the embedding, 2 l + 1 and 2 l + 2 at the ends of layer l's
     attention and MLP.
@@ -178,14 +178,14 @@ class GPT:
         """acts.losses += losses and grads += gradients of dloss * sum(losses), after forward.
 
         `order` is `token_order(tokens)` on the device. `layer_done` is called with each layer, the
-        last first, when its gradients are queued. On a GPU the callback runs late, before the
-        attention backward of the layer below: NCCL's blocks find room among attention's many short
-        blocks, and would not next to a matmul.
+        last first, when its gradients are queued. It is called for layer l just before
+        attention_backward of layer l - 1: there the all-reduce kernel of NCCL finds free
+        multiprocessors, next to a matmul it would not.
         """
         assert self.grads is not None
         self._lm_head(targets, dloss)
         slices = self._batch_slices()
-        # Batch slices run in parallel: no layer is done before all of them are.
+        # Batch slices run in parallel: no layer is done before all slices are.
         during = layer_done if len(slices) == 1 else None
         run_slices([partial(model._slice_backward, micro_step, during) for _, model in slices])
         if layer_done is not None and during is None:
@@ -196,11 +196,12 @@ class GPT:
         encoder_backward(self.grads.wte, self.grads.wpe, dencoded, tokens, order, s.row_sums)
 
     def _slice_backward(self, micro_step: int | None, layer_done: LayerDone | None) -> None:
-        """The layers' share of `backward` for one batch slice: gradients up to dresidual.
+        """The layers' share of `backward` for one batch slice.
 
-        scratch.dresidual holds the gradient of the residual, from the last layer to the first.
+        scratch.dresidual holds the gradient of the residual: at first that of the last layer's
+        output, at the end that of `encoded`.
         """
-        dbias = self._bias_of_branch(self._layers[-1], "fcprojb", micro_step)
+        dbias = self._dbias_for_norm(self._layers[-1], "fcprojb", micro_step)
         self.scratch.dresidual.fill(0)
         self._norm_backward(self._lnf, self._layers[-1].acts.residual3, dbias)
         for layer in reversed(self._layers):
@@ -216,7 +217,7 @@ class GPT:
         """Gradients of residual3 = residual2 + MLP(ln2(residual2))."""
         p, g, s = layer.params, layer.grads, self.scratch
         assert g is not None
-        dfch, _, _ = self._shared_gradients()
+        dfch, _, _ = self._views_of_dbt4c()
         dout = self._drop(s.dbtc, s.dresidual, micro_step, site=2 * layer.index + 2)
         gelu_linear_backward(
             dhidden=dfch,
@@ -231,7 +232,7 @@ class GPT:
             precision=self.precision,
         )
         linear_backward(s.dbtc, g.fcw, None, dfch, ln2, p.fcw, s.partials, precision=self.precision)
-        dbias = self._bias_of_branch(layer, "attprojb", micro_step)
+        dbias = self._dbias_for_norm(layer, "attprojb", micro_step)
         self._norm_backward(layer.ln2, layer.acts.residual2, dbias)
 
     def _attention_backward(
@@ -240,7 +241,7 @@ class GPT:
         """Gradients of residual2 = residual + attention(ln1(residual))."""
         p, g, a, s = layer.params, layer.grads, layer.acts, self.scratch
         assert g is not None
-        _, dqkv, datty = self._shared_gradients()
+        _, dqkv, datty = self._views_of_dbt4c()
         dout = self._drop(s.dbtc, s.dresidual, micro_step, site=2 * layer.index + 1)
         dbias = g.attprojb if self._drops(micro_step) else None
         linear_backward(
@@ -267,11 +268,14 @@ class GPT:
         dbias = None
         if layer.index:
             below = self._layers[layer.index - 1]
-            dbias = self._bias_of_branch(below, "fcprojb", micro_step)
+            dbias = self._dbias_for_norm(below, "fcprojb", micro_step)
         self._norm_backward(layer.ln1, layer.inp, dbias)
 
     def _norm_backward(self, norm: Norm, inp: Array, dsum: Array | None) -> None:
-        """dresidual += gradient of the LayerNorm of `inp`, whose output's gradient is in dbtc."""
+        """dresidual += gradient of `inp`, from the gradient of norm.out in dbtc.
+
+        dsum += the sums of the columns of the new dresidual.
+        """
         layernorm_backward(
             dinp=self.scratch.dresidual,
             dweight=norm.dweight,
@@ -285,11 +289,11 @@ class GPT:
             dsum=dsum,
         )
 
-    def _bias_of_branch(self, layer: Layer, name: str, micro_step: int | None) -> Array | None:
-        """The gradient of a branch's last bias if the LayerNorm above the branch computes it.
+    def _dbias_for_norm(self, layer: Layer, name: str, micro_step: int | None) -> Array | None:
+        """The gradient of a branch's last bias if a LayerNorm's backward computes it, else None.
 
-        That gradient is the sum of the rows of dresidual, which the LayerNorm has at hand. With
-        dropout in between, the product sums the rows that it reads: None.
+        It is the sum of the rows of dresidual, which the LayerNorm that reads residual + branch has
+        at hand. With dropout in between, linear_backward sums the rows that it reads instead.
         """
         assert layer.grads is not None
         return None if self._drops(micro_step) else getattr(layer.grads, name)
@@ -338,8 +342,8 @@ class GPT:
         following = layer.index + 1
         return self._layers[following].ln1 if following < self.config.L else self._lnf
 
-    def _shared_gradients(self) -> tuple[Array, Array, Array]:
-        """dfch (B, T, 4C), and dqkv (B, T, 3C) and datty (B, T, C) in the same memory."""
+    def _views_of_dbt4c(self) -> tuple[Array, Array, Array]:
+        """dfch (B, T, 4C); over the same memory, dqkv (B, T, 3C) followed by datty (B, T, C)."""
         B, T, C = self.acts.encoded.shape
         flat = self.scratch.dbt4c
         split = 3 * B * T * C

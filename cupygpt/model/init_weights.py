@@ -1,4 +1,4 @@
-"""llm.c's weight initialisation from a descriptor, which equals PyTorch's CPU generator.
+"""llm.c's weight initialisation from a descriptor, which gives the numbers of PyTorch's on the CPU.
 
 Source: llm.c train_gpt2.cu (gpt_build_from_descriptor) and llmc/rand.h; Box-Muller on MT19937.
 """
@@ -15,9 +15,9 @@ _MIN_NORMALS = 16
 
 
 def initialize(params: Tensors, config: GPTConfig, seed: int) -> None:
-    """Fill the parameters: normal matrices, zero biases and padding rows, LayerNorm weights one.
+    """Fill the parameters: normally distributed matrices, zero biases, LayerNorm weights one.
 
-    Written: all of params (host arrays, float32 or float64). The residual projections' standard
+    Written: all of params (host arrays, float32 or float64); the padding rows of wte are 0. The residual projections' standard
     deviation is divided by sqrt(2L) (GPT-2). Seed 42 gives llm.c's numbers.
     """
     generator = _words(seed)

@@ -25,12 +25,11 @@ MEMORY_MARGIN = 0.95
 
 @dataclass(frozen=True)
 class RunShape:
-    """What the size of every buffer follows from.
+    """Everything that determines the size of the buffers.
 
-    `master` keeps a float32 copy of bfloat16 weights. `logits_limit` is the most rows of logits
-    that exist at once with GPT-2's vocabulary; with a smaller vocabulary, the rows that take the
-    same memory.
-    `zero_shards` is the number of ranks that share the optimizer's state (ZeRO-1),
+    `master`: whether a float32 copy of bfloat16 weights is kept. `logits_limit` is the most rows of
+    logits that exist at once with GPT-2's vocabulary; a smaller vocabulary allows as many more rows
+    as take the same memory. `zero_shards` is the number of ranks that share the optimizer's state (ZeRO-1),
     `workspace_bytes` what the library of matrix products takes for itself.
     """
 

@@ -1,8 +1,9 @@
-"""Every buffer of a run in one table, and the arenas that are cut from it.
+"""Every buffer of a run in a table, and the arenas that are cut from it.
 
 An arena is one flat allocation; its tensors are named views. The parameters lie in llm.c's file
 order without gaps, so the arena is the body of a model file, and gradients and moments share the
-layout. Activations and scratch are aligned for 128-bit accesses.
+layout. Activations and scratch start at multiples of 256 bytes, as memory of a GPU does: enough
+for 128-bit accesses and whole cache lines.
 """
 
 import math
@@ -107,7 +108,7 @@ def activation_specs(
     """What forward leaves for backward.
 
     `recompute` 1 keeps one GELU output for all layers, 2 also one output of LN1 and LN2 each;
-    evaluation alone (`training` false) keeps one layer of everything but the residual stream.
+    evaluation alone (`training` false) keeps one layer of everything.
     """
     L, C, NH = config.L, config.C, config.NH
     saved = L if training else 1
@@ -141,7 +142,7 @@ def scratch_specs(
     """Buffers whose content lives within one layer or one chunk of the head.
 
     `dbt4c` serves as the gradient of the MLP's hidden layer, and then as that of the attention:
-    its first 3C columns' worth of memory is `dqkv`, the rest `datty`. `row_sums` holds sums over
+    its first 3 B T C elements are `dqkv`, the rest is `datty`. `row_sums` holds sums over
     few rows: of dqkv in attention's backward, of the gradients of long runs in the embedding's.
     """
     specs = [
@@ -206,10 +207,10 @@ def cut_aligned(flat: Array, specs: Sequence[TensorSpec], dtypes: dict[str, Any]
 
 
 def cut_batch_rows(tensors: Tensors, specs: Sequence[TensorSpec], rows: slice) -> Tensors:
-    """Views of some batch rows, in the shapes of `specs`: the tensors' table for so many rows.
+    """Views of some batch rows. `specs` is the same table, made for that number of rows.
 
-    The axis that is shorter there is the batch's. Tensors without such an axis (logits, partials)
-    stay whole.
+    The axis whose length differs is the batch axis. Tensors without one (logits, partials) stay
+    whole: they are used before or after the slices run, or only on a GPU.
     """
     num_rows = rows.stop - rows.start
     views = {}

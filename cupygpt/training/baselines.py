@@ -27,7 +27,10 @@ def ngram_baselines(data: Data, V: int) -> tuple[float, float] | None:
 
 
 def bytes_per_token(data: Data) -> float | None:
-    """Mean bytes of a validation token, to show losses in bits per byte."""
+    """Mean bytes of a token, to show losses in bits per byte; None if no tokenizer is known.
+
+    Over the first 2**20 tokens of the first validation file; end of text counts 0 bytes.
+    """
     if not data.val or data.tokenizer is None:
         return None
     sample = np.asarray(data.val[0].tokens[: 1 << 20])
