@@ -29,8 +29,8 @@ class RunShape:
 
     `master`: whether a float32 copy of bfloat16 weights is kept. `logits_limit` is the most rows of
     logits that exist at once with GPT-2's vocabulary; a smaller vocabulary allows as many more rows
-    as take the same memory. `zero_shards` is the number of ranks that share the optimizer's state (ZeRO-1),
-    `workspace_bytes` what the library of matrix products takes for itself.
+    as take the same memory. `zero_shards` is the number of ranks that share the optimizer's state
+    (ZeRO-1; 1 without), `workspace_bytes` what the library of matrix products takes for itself.
     """
 
     config: GPTConfig
