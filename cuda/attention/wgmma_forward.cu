@@ -34,8 +34,8 @@
 // when it was last looked at. When a later score exceeds it too far, the row takes this score as
 // its reference, and its sums are multiplied by a correction.
 //
-// -D constants, from ops/attention.py: HS head size; KEYS of a tile; STAGES; BLOCKS that an SM
-// should hold.
+// -D constants, from ops/attention.py: HS head size; KEYS of a tile; STAGES, buffers for a tile of
+// keys and one of values each; BLOCKS that an SM should hold.
 //
 // Sources: FlashAttention (Dao et al. 2022, arXiv:2205.14135) for the online softmax,
 // FlashAttention-2 (Dao 2023, arXiv:2307.08691) for blocks that own queries, FlashAttention-3 (Shah
@@ -63,9 +63,9 @@ using Outputs = float[HS / 8][4];
 
 // What a thread knows of its two rows, 8 apart.
 struct RowStats {
-    float reference[2] = {MASKED, MASKED};
-    float denominator[2] = {};  // of this thread's columns
-    float correction[2];        // for sums made with the reference before
+    float reference[2] = {MASKED, MASKED};  // the same in the four lanes of a row
+    float denominator[2] = {};              // sum over this thread's columns
+    float correction[2];                    // for sums made with the reference before
 };
 
 // Masks the keys after each query. Keys from T on are after every query below T, so this also hides
@@ -115,8 +115,9 @@ __device__ __forceinline__ void exponentials(Scores& scores, RowStats& rows, int
     rows.denominator[half] += even + odd;
 }
 
-// Replaces scores by probabilities, up to the denominator. Returns whether this warp's sums must be
-// multiplied by the rows' corrections. Only a row's own scores decide over its reference.
+// Replaces scores by probabilities, not yet divided by the denominator. Returns whether the sums of
+// this warp must be multiplied by the rows' corrections. Only a row's own scores decide about its
+// reference.
 __device__ __forceinline__ bool to_probabilities(Scores& scores, RowStats& rows,
                                                  float exponent_scale) {
     float highest[2];
@@ -135,6 +136,7 @@ __device__ __forceinline__ bool to_probabilities(Scores& scores, RowStats& rows,
     return corrects;
 }
 
+// Makes the sums relative to the new references.
 __device__ __forceinline__ void apply_corrections(Outputs& sums, const RowStats& rows) {
 #pragma unroll
     for (int n = 0; n < HS / 8; n++)
@@ -142,7 +144,7 @@ __device__ __forceinline__ void apply_corrections(Outputs& sums, const RowStats&
         for (int r = 0; r < 4; r++) sums[n][r] *= rows.correction[r / 2];
 }
 
-// ---- the steps of a tile ------------------------------------------------------------------------
+// ---- the steps of a tile ----------------------------------------------------------------------
 
 // The first tile: there are no values to multiply yet. The scores are under way.
 template <class StartNextCopy>

@@ -122,10 +122,10 @@ struct TileDescriptor {
 //    rows 16-31 | step 0 | step 1 | step 2 | step 3 |        | step 1 |
 //    rows 32-47 | step 0 | step 1 | step 2 | step 3 |        | step 2 |
 //    rows 48-63 | step 0 | step 1 | step 2 | step 3 |        | step 3 |
-//                           AlongRows                         DownRows
+//                    AlongRows: K in Q K^T             DownRows: V in P V
 
-// A tile of ROWS rows, all of which are rows of the left matrix, or columns of the right one. A
-// step reads 16 columns of the tile.
+// A tile of ROWS rows as the left matrix, or as the right matrix transposed: its rows are columns
+// of the right matrix. A step reads 16 columns of the tile.
 template <int ROWS>
 struct AlongRows {
     TileDescriptor descriptor;
@@ -136,7 +136,7 @@ struct AlongRows {
     }
 };
 
-// A tile of ROWS rows as the right matrix itself. A step reads 16 rows of the tile.
+// A tile of ROWS rows as the right matrix. A step reads 16 rows of the tile.
 template <int ROWS>
 struct DownRows {
     TileDescriptor descriptor;
