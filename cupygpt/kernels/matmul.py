@@ -1,10 +1,10 @@
 """Matrix products on the GPU: cuBLASLt with row-major arrays, descriptors cached by shape.
 
 CuPy's own products refuse to run while a stream is captured; these run eagerly and captured. The
-first call of a kind describes the product (under 100 μs). It takes the algorithm that was measured
-to be the fastest (matmul_choice.py); without a measurement, the first one that cuBLASLt proposes.
-Later calls look the description up. No call outside `measuring` waits for the device, and only the
-first call on a device allocates memory.
+first call of a kind makes a plan: it creates the product's cuBLASLt descriptors (under 100 μs), and
+takes the algorithm that was measured to be the fastest (matmul_choice.py); without a measurement,
+the first one that cuBLASLt proposes. Later calls look the plan up. No call outside `measuring`
+waits for the device, and only the first call on a device allocates memory.
 """
 
 import ctypes
@@ -21,7 +21,7 @@ WORKSPACE_BYTES = 32 << 20
 """Scratch memory per device: NVIDIA's advice for Hopper, ample for older GPUs."""
 
 MAX_CANDIDATES = 16
-"""Algorithms that the heuristics are asked for; they know about 8 of most products."""
+"""Algorithms that the heuristics are asked for; for most products they propose about 8."""
 
 _TYPES = {"f": cublaslt.FLOAT32, "H": cublaslt.BFLOAT16}
 
@@ -32,7 +32,10 @@ _matmuls: dict[type, Matmul] = {}
 
 
 def register_matmul(array_type: type, function: Matmul) -> None:
-    """Compute products of arrays of exactly `array_type` by `function`."""
+    """Compute products of arrays of exactly `array_type` by `function`, instead of cuBLASLt.
+
+    For a whole example see tests/support/emulated_gpu.py.
+    """
     _matmuls[array_type] = function
 
 
@@ -49,13 +52,19 @@ def matmul(
     aux: Array | None = None,
     tf32: bool = False,
 ) -> None:
-    """out = f(op(a) @ op(b) + bias), where op transposes on demand; `accumulate` adds to out.
+    """out = f(op(a) @ op(b) + bias), where op transposes on demand.
 
-    Written: out (M, N); accumulated with `accumulate`. Read: op(a) (M, K), op(b) (K, N); bias (N,)
-    or None. `epilogue` None: f is the identity. "gelu": f is the tanh form of GELU, and its input
-    is also written to aux (M, N) unless that is None. "dgelu": out = (op(a) @ op(b)) times the
-    derivative of GELU at aux (M, N), which is read; no bias. On an H200 the GELU epilogues save
-    time in bfloat16 only: in TF32 they cost more than a separate GELU kernel.
+    Written: out (M, N). Read: op(a) (M, K), op(b) (K, N); bias (N,) or None. With `accumulate`,
+    out += op(a) @ op(b) + bias, and there is no epilogue. The epilogue chooses f:
+
+    - None: f is the identity.
+    - "gelu": f is the tanh form of GELU. Its input is also written to aux (M, N), unless aux is
+      None.
+    - "dgelu": f multiplies by the derivative of GELU at aux (M, N), which is read. There is no
+      bias.
+
+    On an H200 the GELU epilogues save time in bfloat16 only: in TF32 they cost more than a separate
+    GELU kernel.
 
     float32 operands give a float32 result, in true float32 or, with `tf32`, with operands rounded
     to TF32. uint16 operands are bfloat16, summed in float32, for a float32 or bfloat16 result
@@ -120,7 +129,8 @@ class _Context:
         with cupy.cuda.Device(device_id):
             self.handle = self.library.create()
             properties = cupy.cuda.runtime.getDeviceProperties(device_id)
-            # Straight from cudaMalloc: a pool could round it up, and the plan of the run counts it.
+            # Straight from cudaMalloc: a pool could round the size up, and the memory plan counts
+            # exactly WORKSPACE_BYTES.
             self._workspace = cupy.cuda.Memory(WORKSPACE_BYTES)
         self.machine = f"{properties['name'].decode()}, cuBLASLt {self.library.version()}"
         self.workspace_address = self._workspace.ptr
@@ -138,6 +148,7 @@ class _Context:
             problem.flops,
             self.current_stream(self.device_id),
         )
+        # The file may have been edited, or written when cuBLASLt proposed more algorithms.
         return candidates[min(choice, len(candidates) - 1)]
 
     def candidates(self, key: tuple[Any, ...]) -> list[_Plan]:
@@ -146,7 +157,9 @@ class _Context:
         operation = library.operation(
             problem.compute, problem.transpose_A, problem.transpose_B, problem.epilogue
         )
-        # The heuristics read the alignment of bias and aux off the addresses set here.
+        # The heuristics read the alignment of bias and aux off their addresses. A plan serves many
+        # addresses, so the alignment itself, a power of two, is set as the address here; `run` sets
+        # the real one.
         set_bias = set_aux = None
         if problem.bias_alignment is not None:
             set_bias = library.bias_setter(operation, problem.bias_alignment)
@@ -192,6 +205,7 @@ class _Context:
             assert plan.set_aux is not None
             plan.set_aux(aux.data.ptr)
         A_layout, B_layout, D_layout = plan.layouts
+        # Row-major a @ b is column-major b @ a: cuBLASLt's A is our b.
         status = self.library.matmul(
             self.handle, plan.operation, self._one_address, b, A_layout, a, B_layout,
             plan.beta_address, out, D_layout, out, D_layout, plan.algorithm_address,

@@ -147,6 +147,8 @@ def problem_of(key: tuple[Any, ...]) -> Problem:
     if bias_sig is not None:
         _check_bias(bias_sig, N, out.type_code)
     aux = None if aux_sig is None else _aux_operand(aux_sig, out, epilogue)
+    if accumulate and epilogue is not None:
+        raise KernelError(f'epilogue "{epilogue}" does not add to out: accumulate must be False.')
     return Problem(
         A=b,
         B=a,

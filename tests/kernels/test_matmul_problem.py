@@ -113,6 +113,9 @@ WRONG = {
     "dgelu without aux": (
         key((4, 8), (4, 4), (4, 8), flags=(False, False, False, "dgelu", False)), "takes aux",
     ),
+    "accumulated gelu": (
+        key((4, 8), (4, 4), (4, 8), flags=(False, False, True, "gelu", False)), "does not add",
+    ),
 }  # fmt: skip
 
 
