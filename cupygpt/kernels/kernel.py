@@ -9,9 +9,10 @@ and called with arrays and plain Python numbers:
     _forward(out, inp, n, launch=Launch(grid=ceil_div(n, 256), block=256))
 
 CuPy does not check the arguments of a raw kernel: a Python 1.0 arrives at a `float` parameter as
-0.0, a transposed view is read as if it were contiguous, and an empty grid runs one block. `Kernel`
-checks them. The element type floatX of a .cu file follows from the arrays: float for float32
-arrays, __nv_bfloat16 for uint16 arrays, which hold the bits of bfloat16 numbers.
+0.0 (8 bytes are passed, the lower 4 are read), a transposed view is read as if it were contiguous,
+and an empty grid runs one block. `Kernel` checks them. The element type floatX of a .cu file
+follows from the arrays: float for float32 arrays, __nv_bfloat16 for uint16 arrays, which hold the
+bits of bfloat16 numbers.
 """
 
 from collections.abc import Mapping, Sequence
@@ -104,9 +105,11 @@ class Kernel:
     ) -> None:
         """Launch on the current stream; nothing happens if the grid is empty.
 
-        Each set of `launch.defines` is a variant of the file, compiled separately. `like` is an
-        array whose dtype chooses floatX for a kernel without floatX arrays. Raises KernelError for
-        arguments that do not fit the declaration, and for a file that does not compile.
+        The GPU of the arrays must be the current device. Each combination of `launch.defines`,
+        floatX and type of array is a variant of the file, compiled separately. `like` is an array
+        whose dtype chooses floatX for a kernel without floatX arrays; without `like`, their floatX
+        is float. Raises KernelError for arguments that do not fit the declaration, and for a file
+        that does not compile.
         """
         if len(args) != len(self.parameters):
             raise KernelError(
@@ -136,7 +139,7 @@ class Kernel:
         self._loaded.clear()
 
     def _load(self, variant: Variant, device: Any) -> "_LoadedKernel":
-        """The kernel, compiled; on each GPU it is allowed its shared memory separately."""
+        """The kernel, compiled. Kept per GPU: the shared-memory limit must be raised on each."""
         kernel = self._loaded.get((variant, device))
         if kernel is None:
             kernel = _LoadedKernel(load_module(variant).get_function(self.name))
@@ -146,7 +149,11 @@ class Kernel:
     def _variant(self, target: "_Target", defines: Defines) -> Variant:
         if target.array_type is None:
             raise KernelError(f"{self.name}: a launch needs at least one array.")
-        floatX = FLOATX_TYPES[_FLOAT32 if target.dtype is None else target.dtype]
+        floatX = FLOATX_TYPES.get(_FLOAT32 if target.dtype is None else target.dtype)
+        if floatX is None:
+            raise KernelError(
+                f"{self.name}: `like` is {target.dtype}; floatX is float32 or bfloat16 (uint16)."
+            )
         constants = tuple(sorted(defines.items()))
         return Variant(target.array_type, self.file, floatX, constants, self.arch)
 
@@ -171,6 +178,7 @@ class _Target:
                 f"is a {type(array).__name__} on {device}, others are "
                 f"{self.array_type.__name__} on {self.device}"
             )
+        # `is` first, here and below: it is faster, and usually true.
         if is_floatX and array.dtype is not self.dtype and array.dtype != self.dtype:
             if self.dtype is not None:
                 raise ValueError(f"is {array.dtype}, another floatX array is {self.dtype}")

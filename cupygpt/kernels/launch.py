@@ -24,15 +24,18 @@ DEFAULT_SHARED_BYTES = 48 << 10
 
 @dataclass(frozen=True)
 class Launch:
-    """Grid, block, bytes of dynamic shared memory, and the constants to compile the kernel with.
+    """How a kernel is launched, and the constants to compile it with.
 
     Each kernel has one function that computes them, in the file of its op. A .cu file gets these
     numbers as -D constants and from blockDim, and holds no second copy.
     """
 
     grid: int | tuple[int, ...]
+    """Number of blocks, in up to three dimensions; if it is 0, nothing is launched."""
     block: int | tuple[int, ...]
+    """Threads of a block, in up to three dimensions."""
     shared_bytes: int = 0
+    """Dynamic shared memory of a block."""
     defines: Defines = field(default_factory=dict)
 
 
@@ -69,15 +72,18 @@ def num_packs(array: Array) -> int:
 
 @dataclass(frozen=True)
 class Multiprocessors:
-    """The multiprocessors of a GPU: how many, the shared memory of one, the most for one block."""
+    """The multiprocessors of a GPU."""
 
     count: int
     shared_bytes: int
+    """Shared memory of each."""
     shared_bytes_of_block: int
+    """The most shared memory that one block may use."""
 
 
 EMULATED = Multiprocessors(2, 100 << 10, 99 << 10)
-"""What `multiprocessors` returns where there is no GPU: few, so that each gets several blocks."""
+"""What `multiprocessors` returns for arrays that lie on no GPU. The numbers are small, so that
+small tests also meet several blocks per multiprocessor."""
 
 _known_multiprocessors: dict[int, Multiprocessors] = {}
 
@@ -99,5 +105,5 @@ def multiprocessors(array: Array) -> Multiprocessors:
 
 
 def is_hopper(array: Array) -> bool:
-    """Whether the array's GPU has wgmma: compute capability 9.0, no other."""
+    """Whether the array's GPU has wgmma (Hopper's matrix instructions): compute capability 9.0."""
     return getattr(getattr(array, "device", None), "compute_capability", "") == "90"

@@ -1,6 +1,12 @@
-"""Find the .cu files, compile each variant once, and list the variants that a run will need."""
+"""Find the .cu files, compile each variant once and keep it; list the variants of a run.
 
-from collections.abc import Callable, Collection
+From top to bottom: what a variant is, keeping it (`load_module`), listing what a run will launch
+(`record_kernels`, `precompile`), and compiling for CuPy: options, the search for CUDA's headers,
+errors with file and line.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -8,7 +14,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from cupygpt.errors import KernelError
-from cupygpt.kernels.nvrtc import compile_options, load_cupy_module
+
+BFLOAT16_HEADER = "cuda_bf16.h"
 
 FLOATX_TYPES = {np.dtype(np.float32): "float", np.dtype(np.uint16): "__nv_bfloat16"}
 """C++ type of floatX by the dtype of the arrays."""
@@ -26,7 +33,7 @@ Loader = Callable[[Path, tuple[str, ...]], Module]
 
 
 class Variant(NamedTuple):
-    """A .cu file and all that decides what the compiler makes of it."""
+    """A .cu file and what decides how it is compiled, except the current device's architecture."""
 
     array_type: type
     """Type of the arrays: it decides which loader compiles the file."""
@@ -36,7 +43,7 @@ class Variant(NamedTuple):
     constants: tuple[tuple[str, int], ...]
     """(NAME, VALUE) of each -DNAME=VALUE, sorted."""
     arch: str = ""
-    """The architecture that the file is written for (sm_90a); empty for that of the device."""
+    """The architecture that the file needs (sm_90a); empty for that of the device."""
 
 
 _recorded: dict[Variant, set[str]] | None = None
@@ -47,7 +54,12 @@ _modules: dict[Variant, Module] = {}
 
 
 def register_loader(array_type: type, loader: Loader) -> None:
-    """Compile kernels for arrays of exactly `array_type` by `loader(path, options)`."""
+    """Compile kernels for arrays of exactly `array_type` by `loader(path, options)`.
+
+    A new type of array needs this, `register_matmul`, and NumPy's attributes dtype, shape, size,
+    itemsize and flags.c_contiguous. If it has a `device`, ops choose their launches by it. For a
+    whole example see tests/support/emulated_gpu.py.
+    """
     _loaders[array_type] = loader
 
 
@@ -83,10 +95,11 @@ def load_module(variant: Variant) -> Module:
 
 
 def record_kernels(dry_run: Callable[[], None]) -> dict[Variant, set[str]]:
-    """Call `dry_run`, launch none of its kernels, and return what it would have launched.
+    """Call `dry_run`, and return what it would have launched.
 
-    Returns the variants in the order of their first launch, each with the names of the kernels
-    launched from it. So the list of what a run must compile follows from the code that launches.
+    Kernels are only recorded; matrix products do run. Returns the variants in the order of their
+    first launch, each with the names of the kernels launched from it. So the list of what a run
+    must compile follows from the code that launches.
     """
     global _recorded
     _recorded = {}
@@ -98,7 +111,7 @@ def record_kernels(dry_run: Callable[[], None]) -> dict[Variant, set[str]]:
 
 
 def is_recording() -> bool:
-    """Whether `record_kernels` is running: then a launch is recorded and nothing else."""
+    """Whether `record_kernels` is running: then a launch is only recorded."""
     return _recorded is not None
 
 
@@ -131,7 +144,7 @@ def precompile(
 
 
 def forget_modules() -> None:
-    """Compile, or load from the disk cache, each file again at its next use."""
+    """Forget the compiled files: the next use compiles them, or reads them from the disk cache."""
     _modules.clear()
 
 
@@ -141,3 +154,75 @@ def _loader_for(array_type: type) -> Loader:
     if array_type.__module__.partition(".")[0] == "cupy":
         return load_cupy_module
     raise KernelError(f"kernels do not run on arrays of type {array_type.__name__}.")
+
+
+def compile_options(
+    cuda_dir: Path, floatX: str, defines: Mapping[str, int], arch: str = ""
+) -> tuple[str, ...]:
+    """The options for NVRTC, and for the emulator's g++ in tests.
+
+    `arch` is an architecture that the file needs, such as sm_90a. CuPy adds that of the device,
+    sm_90. NVRTC compiles for sm_90a if it gets both (tried with 12.9; test_nvrtc.py).
+
+    The digest of the headers is an option because CuPy's disk cache looks only at the .cu file and
+    the options. There is no --use_fast_math, so float32 on the GPU agrees with the CPU. Where an
+    approximation is harmless, a kernel asks for it by name.
+    """
+    return (
+        "-std=c++17",
+        f"-I{cuda_dir}",
+        f"-DfloatX={floatX}",
+        f"-DHEADERS_DIGEST=0x{_headers_digest(cuda_dir)}ull",
+        *(f"-D{name}={value}" for name, value in sorted(defines.items())),
+        *((f"-arch={arch}",) if arch else ()),
+    )
+
+
+def load_cupy_module(path: Path, options: tuple[str, ...]) -> Any:
+    """The RawModule of a .cu file for the current device, compiled or from CuPy's disk cache.
+
+    Raises KernelError with the compiler's log, which names the file and the line.
+    """
+    import cupy
+    from cupy.cuda.compiler import CompileException
+
+    # The compiler gets the text, not the file: #line tells its messages the name of the file.
+    source = f'#line 1 "{path.as_posix()}"\n{path.read_text(encoding="utf-8")}'
+    includes = tuple(f"-I{folder}" for folder in _cuda_header_dirs())
+    module = cupy.RawModule(code=source, options=(*options, *includes, "-lineinfo"))
+    try:
+        module.compile()
+    except CompileException as error:
+        raise KernelError(_log_message(path, error.get_message(), options)) from None
+    return module
+
+
+def _log_message(path: Path, log: str, options: tuple[str, ...]) -> str:
+    hint = ""
+    if BFLOAT16_HEADER in log and "open source file" in log:
+        hint = (
+            "\nCUDA's headers were not found. Install them with `pip install 'cupygpt[cuda12]'` "
+            "(or cuda13), or set CUDA_PATH to a CUDA toolkit."
+        )
+    return f"{path.name} does not compile ({' '.join(options)}):\n{log.strip()}{hint}"
+
+
+def _cuda_header_dirs() -> list[str]:
+    """The folders of cuda_bf16.h, from the pip packages, from conda or from a CUDA toolkit."""
+    from cuda.pathfinder import find_nvidia_header_directory
+
+    folder = find_nvidia_header_directory("cudart")
+    if folder is None:
+        return []
+    # In CUDA 13 some headers include the C++ core libraries, which lie in a folder below.
+    core_libraries = Path(folder) / "cccl"
+    return [folder, str(core_libraries)] if core_libraries.is_dir() else [folder]
+
+
+def _headers_digest(cuda_dir: Path) -> str:
+    digest = hashlib.sha256()
+    for header in sorted(cuda_dir.rglob("*.cuh")):
+        digest.update(
+            header.relative_to(cuda_dir).as_posix().encode() + b"\0" + header.read_bytes()
+        )
+    return digest.hexdigest()[:16]

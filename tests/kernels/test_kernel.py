@@ -11,7 +11,7 @@ from support.gpu import require_gpu
 
 from cupygpt.errors import KernelError
 from cupygpt.kernels import kernel as kernels
-from cupygpt.kernels import load, nvrtc
+from cupygpt.kernels import load
 from cupygpt.kernels.kernel import Kernel, forget_compiled
 from cupygpt.kernels.launch import Launch
 from cupygpt.kernels.load import precompile, record_kernels, register_loader
@@ -120,6 +120,19 @@ def test_wrong_arguments_are_refused(fake: FakeDevice, args: tuple[Any, ...], me
     with pytest.raises(KernelError, match=re.escape(message)):
         launch(*args)
     assert not fake.function.launches
+
+
+def test_like_chooses_floatX_and_is_checked(fake: FakeDevice) -> None:
+    kernel = Kernel("gelu.cu", "count", "out:i32*")
+    out, chosen = array(1, "int32"), {}
+    for like in (None, array(1), array(1, "uint16")):
+        kernel(out, launch=Launch(1, 1), like=like)
+        chosen[like is not None and like.dtype.name] = fake.loads[-1][1]
+    assert "-DfloatX=float" in chosen[False]
+    assert "-DfloatX=float" in chosen["float32"]
+    assert "-DfloatX=__nv_bfloat16" in chosen["uint16"]
+    with pytest.raises(KernelError, match="count: `like` is float64; floatX is float32 or"):
+        kernel(out, launch=Launch(1, 1), like=array(1, "float64"))
 
 
 def test_declared_dtype_is_checked(fake: FakeDevice) -> None:
@@ -289,17 +302,17 @@ def test_options_follow_the_headers(tmp_path: Path) -> None:
     seen = set()
     for text in ("// one", "// two", "// one"):
         header.write_text(text)
-        seen.add(nvrtc.compile_options(tmp_path, "float", {}))
+        seen.add(load.compile_options(tmp_path, "float", {}))
     assert len(seen) == 2
 
 
 def test_a_compile_error_says_where_and_how_to_get_headers() -> None:
     log = 'gelu.cu(3): catastrophic error: cannot open source file "cuda_bf16.h"'
-    message = nvrtc._log_message(Path("cuda/gelu.cu"), log, ("-DfloatX=float",))
+    message = load._log_message(Path("cuda/gelu.cu"), log, ("-DfloatX=float",))
     assert message.startswith("gelu.cu does not compile (-DfloatX=float):")
     assert "gelu.cu(3)" in message
     assert "cupygpt[cuda12]" in message
-    assert "cupygpt[" not in nvrtc._log_message(Path("gelu.cu"), "gelu.cu(3): error: x", ())
+    assert "cupygpt[" not in load._log_message(Path("gelu.cu"), "gelu.cu(3): error: x", ())
 
 
 @pytest.mark.gpu
@@ -308,7 +321,7 @@ def test_a_file_that_does_not_compile_is_named_with_its_line(tmp_path: Path) -> 
     path = tmp_path / "broken.cu"
     path.write_text('extern "C" __global__ void f() {\n    undefined_name;\n}\n')
     with pytest.raises(KernelError, match=r"(?s)broken\.cu does not compile.*broken\.cu\(2\)"):
-        nvrtc.load_cupy_module(path, ("-std=c++17",))
+        load.load_cupy_module(path, ("-std=c++17",))
 
 
 @pytest.mark.gpu

@@ -78,7 +78,7 @@ class Nvrtc:
         self._cache = cache_folder("nvrtc")
 
     def log(self, variant: Variant, capability: str) -> str:
-        """The compiler's log; AssertionError with that log if it fails."""
+        """The compiler's log for a variant on a GPU of this compute capability; see `compile`."""
         settings = [
             f"-arch={variant.arch or 'sm_' + capability}",
             "-std=c++17",
@@ -90,15 +90,16 @@ class Nvrtc:
         key = hashlib.sha256(identity.encode()).hexdigest()
         kept = self._cache / f"{variant.file.replace('/', '-')}-{key[:20]}.log"
         if not kept.exists():
-            text = self._compile(variant.file, settings)
+            text = self.compile((CUDA_DIR / variant.file).read_text(), variant.file, settings)
             unfinished = kept.with_suffix(f".{os.getpid()}")  # other workers may compile it too
             unfinished.write_text(text)
             unfinished.replace(kept)
         return kept.read_text()
 
-    def _compile(self, file: str, settings: list[str]) -> str:
+    def compile(self, source: str, name: str, settings: list[str]) -> str:
+        """The compiler's log; AssertionError with that log if it fails."""
         nvrtc = self._nvrtc
-        program = nvrtc.createProgram((CUDA_DIR / file).read_text(), file, [], [])
+        program = nvrtc.createProgram(source, name, [], [])
         try:
             nvrtc.compileProgram(program, [*settings, *self._folders])
             text = str(nvrtc.getProgramLog(program))
@@ -206,3 +207,14 @@ def test_usages_reads_ptxas() -> None:
         "ptxas info    : Used 9 registers\n"
     )
     assert usages(log) == [Usage("a", 21, 16), Usage("b", 9, 0)]
+
+
+@pytest.mark.parametrize("order", [["sm_90a", "sm_90"], ["sm_90", "sm_90a"]])
+def test_of_two_architectures_the_more_capable_is_compiled_for(
+    nvrtc: Nvrtc, order: list[str]
+) -> None:
+    """A file for sm_90a gets that option from us, and sm_90 from CuPy."""
+    source = 'extern "C" __global__ void f() { asm volatile("wgmma.fence.sync.aligned;"); }'
+    settings = [f"-arch={architecture}" for architecture in order]
+    log = nvrtc.compile(source, "f.cu", [*settings, "--ptxas-options=-v"])
+    assert "entry function 'f' for 'sm_90a'" in log
