@@ -17,9 +17,9 @@ _MIN_NORMALS = 16
 def initialize(params: Tensors, config: GPTConfig, seed: int) -> None:
     """Fill the parameters: normally distributed matrices, zero biases, LayerNorm weights one.
 
-    Written: all of params (host arrays, float32 or float64); the padding rows of wte are 0.
-    The residual projections' standard deviation is divided by sqrt(2L) (GPT-2). Seed 42 gives llm.c's
-    numbers.
+    Written: all of params (host arrays, float32 or float64); the padding rows of wte are 0. The
+    standard deviation of the residual projections is divided by sqrt(2L) (GPT-2). Seed 42 gives
+    llm.c's numbers.
     """
     generator = _words(seed)
     params.flat.fill(0)
