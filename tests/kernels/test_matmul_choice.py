@@ -86,7 +86,7 @@ def test_the_runs_own_choices_count_most(tmp_path: Path, timed: list[int]) -> No
 
 
 @pytest.mark.parametrize("content", ["", "[1]", '{"p": "x"}', "\x00"])
-def test_a_damaged_cache_is_measured_anew(content: str, timed: list[int]) -> None:
+def test_a_damaged_cache_is_measured_again(content: str, timed: list[int]) -> None:
     cache_file().parent.mkdir()
     cache_file().write_text(content)
     with measuring(None):
