@@ -1,6 +1,7 @@
 """What keeps the code easy to read: small folders, files and functions, and no long line."""
 
 import ast
+from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +31,15 @@ def test_a_room_holds_few_files() -> None:
     rooms = [folder for folder in PACKAGE.rglob("*") if (folder / "__init__.py").exists()]
     sizes = {room.name: len({*room.glob("*.py")} - {room / "__init__.py"}) for room in rooms}
     assert sizes
+    assert max(sizes.values()) <= MOST_FILES_IN_A_ROOM, sizes
+
+
+def test_a_folder_of_tests_holds_few_files() -> None:
+    """Each operation has a test of its own in tests/ops/, however many there are."""
+    of_ops = {f"test_{file.name}" for file in (PACKAGE / "ops").glob("*.py")}
+    files = [file for file in (ROOT / "tests").rglob("*.py") if file.name != "__init__.py"]
+    sizes = Counter(file.parent.relative_to(ROOT).as_posix() for file in files)
+    sizes["tests/ops"] -= sum(file.name in of_ops for file in files)
     assert max(sizes.values()) <= MOST_FILES_IN_A_ROOM, sizes
 
 

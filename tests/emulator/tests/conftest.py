@@ -26,4 +26,4 @@ def rng() -> np.random.Generator:
 @pytest.fixture(scope="session")
 def samples() -> Path:
     """The folder of sample kernels."""
-    return Path(__file__).parent / "samples"
+    return Path(__file__).parents[1] / "samples"

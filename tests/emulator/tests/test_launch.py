@@ -243,5 +243,5 @@ def test_arrays_stay_in_device_memory(rng: np.random.Generator) -> None:
     out = emulated_empty((4, 6), np.uint16)
     with pytest.raises(TypeError, match="float32 elements"):
         EmulatedModule(
-            Path(__file__).parent / "samples" / "conversions.cu", ["-DfloatX=float"]
+            Path(__file__).parents[1] / "samples" / "conversions.cu", ["-DfloatX=float"]
         ).get_function("to_floatX")((1,), (32,), (out, x, i32(24)))
