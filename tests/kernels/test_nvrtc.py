@@ -45,8 +45,8 @@ LIMITS: dict[str, Limit] = {
     "attention_mma_forward": Limit(registers=255, spill_bytes=16),
     "attention_mma_dkdv": Limit(registers=255, spill_bytes=64),
     "attention_mma_dq": Limit(registers=255, spill_bytes=16),
-    # In TF32 a float takes the room of two bfloat16. With head size 128 two blocks share the columns
-    # of dkdv; with 112 one block has them all.
+    # In TF32 a number takes the room of two bfloat16. With head size 128 two blocks share the
+    # columns of dkdv; with 112 one block has them all.
     "attention_mma_dkdv HS=112": Limit(registers=255, spill_bytes=512),
     "attention_mma_dq HS=128": Limit(registers=255, spill_bytes=104),
     # On CUDA cores a thread keeps a small tile of scores and outputs; some addresses spill, with
@@ -64,7 +64,7 @@ LIMITS: dict[str, Limit] = {
     "classifier": Limit(registers=64, spill_bytes=28),
     # A few words outside the loops, on GPUs before Hopper.
     "encoder_backward": Limit(registers=80, spill_bytes=32),
-    # A thread keeps the sums of all its columns in registers; 12288 channels are 8 packs of float32.
+    # A thread keeps the sums of its columns in registers; 12288 channels are 8 packs of float32.
     "layernorm_backward": Limit(registers=168, spill_bytes=32),
     "layernorm_backward PACKS_PER_THREAD=8": Limit(registers=168, spill_bytes=168),
 }
