@@ -2,7 +2,7 @@
 
 CuPy's own products refuse to run while a stream is captured; these run eagerly and captured. The
 first call of a kind makes a plan: it creates the product's cuBLASLt descriptors (under 100 μs), and
-takes the algorithm that was measured to be the fastest (matmul_choice.py); without a measurement,
+takes the algorithm that was measured to be the fastest (matmul_plan.py); without a measurement,
 the first one that cuBLASLt proposes. Later calls look the plan up. No call outside `measuring`
 waits for the device, and only the first call on a device allocates memory.
 """
@@ -14,8 +14,15 @@ from functools import cache
 from typing import Any
 
 from cupygpt.arrays import Array
-from cupygpt.kernels import cublaslt, matmul_choice
-from cupygpt.kernels.matmul_problem import Epilogue, Operand, Problem, problem_of, signature
+from cupygpt.kernels import cublaslt
+from cupygpt.kernels.matmul_plan import (
+    Epilogue,
+    Operand,
+    Problem,
+    choose_algorithm,
+    problem_of,
+    signature,
+)
 
 WORKSPACE_BYTES = 32 << 20
 """Scratch memory per device: NVIDIA's advice for Hopper, ample for older GPUs."""
@@ -142,7 +149,7 @@ class _Context:
         """The plan with the algorithm that was chosen for this kind of product."""
         candidates = self.candidates(key)
         problem = candidates[0].problem
-        choice = matmul_choice.choose(
+        choice = choose_algorithm(
             f"{self.machine}: {problem.identity()}",
             [lambda plan=plan: run(plan) for plan in candidates],  # type: ignore[misc]
             problem.flops,

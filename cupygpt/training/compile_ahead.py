@@ -5,7 +5,7 @@ from pathlib import Path
 from cupygpt.console import Console
 from cupygpt.device.device import Device
 from cupygpt.kernels.load import precompile, record_kernels
-from cupygpt.kernels.matmul_choice import measuring
+from cupygpt.kernels.matmul_plan import measuring
 from cupygpt.model.generate import Generator
 from cupygpt.training.trainer import Trainer
 
