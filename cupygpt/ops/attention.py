@@ -316,7 +316,7 @@ def _tensor_core_launches(HS: int, *, is_bfloat16: bool, busy: bool) -> _Launche
 
 @cache
 def _hopper_launches(HS: int) -> _Launches:
-    """Blocks of one warpgroup, as many on an SM as registers allow; the fastest tiles on an H200."""
+    """Blocks of one warpgroup, as many per SM as registers allow; the fastest tiles on an H200."""
     small = HS == 64
     rows = 64  # of a block, and of a streamed tile
     tile_bytes = rows * HS * 2

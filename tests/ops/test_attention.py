@@ -174,8 +174,8 @@ def test_attention_in_tf32(dev: Device, rng: Generator, B: int, T: int, NH: int,
     check(dev, result, qkv, dout, NH, allow_tf32=True)
 
 
-# B, T, NH, HS: one key; a full tile; so many tiles that each stage is filled a second time, the last
-# one with one row; both head sizes.
+# B, T, NH, HS: one key; a full tile; so many tiles that each stage is filled a second time, the
+# last one with one row; both head sizes.
 @pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
 @pytest.mark.parametrize(
     ("B", "T", "NH", "HS"), [(1, 1, 2, 64), (2, 64, 1, 64), (1, 321, 2, 64), (1, 257, 1, 128)]
@@ -204,7 +204,7 @@ def test_garbage_around_the_arrays_stays_outside_on_hopper(dev: Device, rng: Gen
 
 @pytest.mark.parametrize("dev", BFLOAT16_DEVICES, indirect=True)
 def test_rows_keep_to_themselves_on_hopper(dev: Device, rng: Generator) -> None:
-    """One row's scores grow far beyond its first ones: sums are scaled anew, other rows' are not."""
+    """One row's scores grow far beyond its first ones: its sums are rescaled, others are not."""
     T, HS, row = 150, 64, 140
     values = rng.standard_normal((1, T, 3 * HS))
     changed = values.copy()
