@@ -34,9 +34,9 @@
 //   THREADS_PER_ROW   threads that share a row: 1, 2, 4, 8 or 16, or whole warps
 //   ROWS_PER_PASS     rows that the block computes at the same time
 //   PACKS_PER_THREAD  packs of a row that one thread has
-//   STAGES            passes whose rows are in shared memory or on their way to it, at most 2; 0 if
-//                     shared memory is too small for one: then threads read global memory when
-//                     they need the data
+//   STAGES            passes whose rows are in shared memory or on their way to it; 0 if shared
+//                     memory is too small for one: then threads read global memory when they need
+//                     the data
 #include "lib/column_sums.cuh"
 #include "lib/ptx.cuh"
 

@@ -53,7 +53,7 @@ __device__ __forceinline__ void add_other_threads(Pack& sum, const float* own) {
 // source defines the matrix: load(offset) starts to read the pack at an offset of the matrix and
 // returns the raw data, still unconverted, of type Source::Raw; finish(raw, offset) makes floats
 // of them. Grid (groups of columns, chunks). Dynamic shared memory, if blockDim.y > 1: a pack of
-// floats for each thread. SumLaunch in ops/bias.py computes the launch; SUM_DEFINES there are its
+// floats for each thread. RowSums in ops/bias.py computes the launch; SUM_DEFINES there are its
 // constants: -DSUM_THREADS, the most threads of a block, and -DROWS_IN_FLIGHT, for IN_FLIGHT.
 template <int IN_FLIGHT, class Source>
 __device__ __forceinline__ void sum_chunk(float* partials, const Source& source, int N, int C,

@@ -1,8 +1,8 @@
 // Sums of the columns of a matrix of floats, in a fixed order: step 2 of chunk_sums.cuh.
 //
 // A block has WARP columns and WARP warps. Each warp adds up its share of the rows, lane by lane:
-// lane x has column x. So the sum of a column is spread over the warps. Shared memory turns the
-// shares round, and one warp has all shares of a column (drawn with 4 instead of 32):
+// lane x has column x. So the sum of a column is spread over the warps. A transposition in shared
+// memory brings all shares of a column to one warp (drawn with 4 instead of 32):
 //
 //                 lane 0  lane 1  lane 2  lane 3                  lane 0  lane 1  lane 2  lane 3
 //        column:       0       1       2       3     rows of warp:     0       1       2       3
@@ -18,8 +18,8 @@
 constexpr int SQUARE_THREADS = WARP * WARP;  // of a block
 
 // out[column] += the sum over all rows of partials[row, column], for the WARP columns of this
-// block; partials (num_rows, C). Block: SQUARE_THREADS threads; warp y takes rows y, y + WARP,
-// ...
+// block; partials (num_rows, C). Block: SQUARE_THREADS threads. Warp y takes every WARP-th row
+// from y on.
 __device__ __forceinline__ void add_column_sums(float* out, const float* partials, int num_rows,
                                                 int C) {
     __shared__ float shares[WARP][WARP + 1];  // an odd pitch: a column lies in different banks

@@ -143,7 +143,8 @@ def scratch_specs(
 
     `dbt4c` serves as the gradient of the MLP's hidden layer, and then as that of the attention:
     its first 3 B T C elements are `dqkv`, the rest is `datty`. `row_sums` holds sums over
-    few rows: of dqkv in attention's backward, of the gradients of long runs in the embedding's.
+    few rows: of dqkv in attention's backward, and of dout in the embedding's, for tokens that occur
+    often.
     """
     specs = [
         TensorSpec("btc", (B, T, config.C)),
