@@ -15,7 +15,7 @@ Names, as in the field
     m, v            AdamW's moments
     lr, grad_norm   learning rate, norm of all gradients before clipping
 
-Glossary: each word has one meaning in the whole project
+Glossary: one word, one meaning; two where the field has two, and then both stand here
     arena           one flat allocation; its tensors are named views of it
     baseline        the loss of an n-gram model, which a run is compared with
     batch slice     the batch rows that one CPU core computes
@@ -31,14 +31,15 @@ Glossary: each word has one meaning in the whole project
     partial         a sum over some of the rows, which a second kernel adds up
     rank            one of the processes that train together, usually one per GPU
     row group       the rows whose partial sum one block writes
-    run             one training run, in one folder; in the embedding: equal sorted tokens
+    run             one training run, in one folder
     shard           a token file
     site            a place in the model where random numbers are drawn (dropout, rounding)
     stage           one of the shared-memory buffers that take turns in a pipeline
     step            one update of the parameters, from one or several micro-batches
+    token group     neighbouring entries of the sorted rows that have the same token (encoder)
     tile            a block of a matrix, in shared memory or in registers
     vocab split     a block's share of the vocabulary
-    window          32 neighbouring positions of the sorted tokens (encoder_backward)
+    window          32 neighbouring entries of the rows sorted by token (encoder)
     world           the number of ranks
     zero shard      a rank's share of the flat vector of parameters (ZeRO-1)
 """
