@@ -1,4 +1,4 @@
-"""What every room calls an array, and bfloat16 stored as uint16.
+"""The name of arrays on any device, and bfloat16 stored as uint16.
 
 NumPy has no bfloat16, and only files and kernels need it.
 """

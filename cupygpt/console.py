@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 SMOOTHING = 0.9
-"""Share of the earlier values in a smoothed one."""
+"""Weight of the earlier values in the smoothed mean."""
 PLAIN_WIDTH = 100
 LABEL_WIDTH = 12
 

@@ -21,7 +21,8 @@ WHAT is one of
   python-docs       the text of Python's own documentation and docstrings, 2.1 MB, no network
                     needed; every 20th document is for validation
   FILE...           your own UTF-8 text: files or quoted patterns such as 'books/*.txt'. Each
-                    file is one document; the last 5 % of each are for validation
+                    file is one document; the last 5 % of each are for validation (a file of fewer
+                    than 20 tokens may give none; a later file then gives one more)
 
 Writes NAME_train.bin and NAME_val.bin. Files of an earlier run under the same name are replaced.
 """

@@ -1,4 +1,4 @@
-"""Built-in texts: TinyShakespeare as llm.c tokenises it, and the prose in every Python."""
+"""Built-in texts: TinyShakespeare as llm.c tokenises it, and Python's own documentation."""
 
 import hashlib
 import urllib.error

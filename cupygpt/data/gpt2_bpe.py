@@ -1,4 +1,8 @@
-"""GPT-2's BPE through tiktoken, which downloads two files once: found, or an error in seconds."""
+"""GPT-2's BPE through tiktoken, which downloads two files once.
+
+Without the files and the network, an error comes within seconds. But tiktoken's download has no
+time limit: if the server answers and then sends nothing, the program waits until it is stopped.
+"""
 
 import threading
 import urllib.error
@@ -22,8 +26,8 @@ Result = TypeVar("Result")
 def load_encoding() -> "tiktoken.Encoding":
     """GPT-2's encoding, from tiktoken's cache or the network.
 
-    Raises TokenizerError, within seconds, if it is not cached and cannot be downloaded. tiktoken's
-    download itself has no time limit.
+    Raises TokenizerError, within seconds, if it is not cached and the server does not answer. If
+    the server answers, the download may take any time.
     """
     import tiktoken
 

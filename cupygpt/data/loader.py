@@ -24,7 +24,10 @@ IGNORED_TARGET = -1
 
 @dataclass(frozen=True)
 class Position:
-    """Where a run stands in its data: the epoch, and how many of its rows all ranks have used."""
+    """Where a run stands in its data: the epoch, and the number of its rows already used.
+
+    `rows` counts the rows of all ranks together.
+    """
 
     epoch: int
     rows: int
@@ -58,28 +61,34 @@ class BatchSource(Protocol[Item_co]):
 
 @dataclass(frozen=True)
 class Cut:
-    """How an epoch cuts the S shards into rows: first token and number of rows of each, (S,)."""
+    """How an epoch cuts the S shards into rows.
+
+    `starts` (S,): the first token of each shard's first row; `rows_in_shard` (S,): how many rows
+    each shard has.
+    """
 
     starts: Counts
-    rows: Counts
+    rows_in_shard: Counts
 
     @property
     def num_rows(self) -> int:
         """The rows of all shards together."""
-        return int(self.rows.sum())
+        return int(self.rows_in_shard.sum())
 
 
 class TrainLoader:
     """Batches without end, over epochs that each visit every row once.
 
     With `shuffle`, epoch e has its own offset in [0, T), from which all shards are cut into rows,
-    and takes the rows of all shards in a random order. Offset and order depend only on (seed, e). A
-    batch consumes the next B * num_ranks rows of this order; rank r gets rows [r * B, (r + 1) * B)
-    of them. A batch that reaches the end of an epoch continues with the next epoch. The whole state
-    is therefore a `Position`: a run can be resumed from it with another B or number of ranks, and
-    still sees each remaining row once. A shard of at least T + 1 tokens gives at least one row. Up
-    to T - 1 tokens before the offset, and up to T - 1 after the last row, are left out of an epoch;
-    another epoch's offset includes them. Memory: 4 bytes per row.
+    and takes the rows of all shards in a random order. For the same shards and T, offset and order
+    depend only on (seed, e). One batch on each rank consumes the next B * num_ranks rows of this
+    order; rank r gets rows [r * B, (r + 1) * B) of them. A batch that reaches the end of an epoch
+    continues with the next epoch. The whole state is therefore a `Position`: a run can be resumed
+    from it with another B or number of ranks, and still sees each remaining row once. A shard of at
+    least T + 1 tokens gives at least one row: if it is too short for the offset, it is cut from
+    `offset % (num_tokens - T)`. Up to T - 1 tokens before the offset, and up to T - 1 after the
+    last row, are left out of an epoch; another epoch's offset includes them. Memory: 4 bytes per
+    row.
 
     Without `shuffle` the batches are those of llm.c's unshuffled loader (llmc/dataloader.h). Each
     shard of n tokens, in order, gives floor((n - 1) / (num_ranks * B * T)) batches of consecutive
@@ -112,7 +121,7 @@ class TrainLoader:
         self.shuffle = shuffle
         self.rank, self.num_ranks = rank, num_ranks
         self._lengths = np.array([shard.num_tokens for shard in shards], dtype=np.int64)
-        self._cut = functools.lru_cache(maxsize=4)(self._cut_epoch)
+        self._cut_of = functools.lru_cache(maxsize=4)(self._cut_epoch)
         self._order_epoch = -1
         self._order: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
         self._check_rows_exist()
@@ -120,7 +129,7 @@ class TrainLoader:
 
     def rows_per_epoch(self, epoch: int) -> int:
         """The rows of all shards in `epoch`; epochs differ by up to one row per shard."""
-        return self._cut(epoch).num_rows
+        return self._cut_of(epoch).num_rows
 
     def next_batch(self) -> Batch:
         """The next batch of this rank; moves `position` on by B * num_ranks rows."""
@@ -136,7 +145,7 @@ class TrainLoader:
         """Fill `out` (n, T + 1) with the rows after `position`; returns the position after them."""
         filled = 0
         while filled < len(out):
-            cut = self._cut(position.epoch)
+            cut = self._cut_of(position.epoch)
             count = min(len(out) - filled, cut.num_rows - position.rows)
             indices = self._row_indices(position, count, cut.num_rows)
             read_rows(self.shards, cut, indices, self.V, out[filled : filled + count])
@@ -213,11 +222,12 @@ class ValidationBatches:
     """The same consecutive rows each time: from each shard's beginning, shards in order.
 
     Iterating yields (inputs, targets, num_rows): inputs and targets (B, T) int32, of which the
-    first num_rows rows count. `len()` is the number of batches of this rank, equal on all ranks. A
-    batch consumes B * num_ranks rows, as in training. The last batch may have too few rows. It is
-    filled with copies of the first row whose targets are all -1, which the loss ignores, so that
-    shapes never change and a file of one row works with any B. Its num_rows may be below B, and 0
-    on later ranks. The rows are read again by every iteration and never kept.
+    first num_rows rows are real; the rest only fill the batch. `len()` is the number of batches of
+    this rank, equal on all ranks. One batch on each rank consumes B * num_ranks rows, as in
+    training. The last batch may have too few rows: its num_rows may be below B, and 0 on later
+    ranks. It is filled with copies of the data's very first row whose targets are all -1, which the
+    loss ignores. So shapes never change, and a file of one row works with any B. The rows are read
+    again by every iteration and never kept.
 
     `max_batches` counts batches of B rows on all ranks together; None means all rows. The ranks
     then see the rows that one rank would see alone, and batch i of a rank is batch
@@ -271,9 +281,10 @@ def read_rows(shards: Sequence[TokenShard], cut: Cut, indices: Counts, V: int, o
     Written: out (n, T + 1) int32. Raises DataError if a token id is not below V.
     """
     T = out.shape[1] - 1
-    ends = np.cumsum(cut.rows)
+    ends = np.cumsum(cut.rows_in_shard)
     owners = np.searchsorted(ends, indices, side="right")
-    starts = cut.starts[owners] + (indices - ends[owners] + cut.rows[owners]) * T
+    index_in_shard = indices - (ends[owners] - cut.rows_in_shard[owners])
+    starts = cut.starts[owners] + index_in_shard * T
     for row, owner, start in zip(out, owners.tolist(), starts.tolist(), strict=True):
         row[:] = shards[owner].tokens[start : start + T + 1]
     if out.size and int(out.max()) >= V:

@@ -90,7 +90,9 @@ def prepare_files(request: Request, note: Callable[[str], None]) -> Prepared:
     """Write the token files of `request`; `note` is called with remarks on the text.
 
     Raises ConfigError, DataError or TokenizerError for what cannot be read or is too short, and
-    RunError if the disk refuses. Then no file is left behind.
+    RunError if the disk refuses. Then the files of this run are removed; files of an earlier run
+    may already have been replaced. Each file is written atomically, but not the set: a killed
+    process can leave finished new files next to those of an earlier run.
     """
     built_in = request.built_in
     default_tokenizer = "bytes" if built_in == PYTHON_DOCS else "gpt2"
@@ -111,6 +113,8 @@ def prepare_files(request: Request, note: Callable[[str], None]) -> Prepared:
             train.append(train_tokens)
             val.append(val_tokens)
         _check_enough(train.num_tokens, val.num_tokens, wants_val=request.val_fraction != 0)
+        val.finish()
+        train.finish()
     removed = remove_stale(request.output, name, train.paths + val.paths)
     return Prepared(train.paths, val.paths, train.num_tokens, val.num_tokens, removed, tokenizer)
 
@@ -139,7 +143,10 @@ def _tinyshakespeare(source: Path | None, tokenizer: Tokenizer) -> Pieces:
 
 
 def _text_files(request: Request, tokenizer: Tokenizer) -> Pieces:
-    """Each file is a document: end of text, its tokens; the end of each file is for validation."""
+    """Each file is a document, of which the last tokens are for validation.
+
+    Both parts of a document start with end of text, if the tokenizer has one.
+    """
     hint = f"Check the path. Built-in texts: {', '.join(FILE_PREFIXES)}."
     paths = [
         path

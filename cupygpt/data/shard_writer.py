@@ -9,6 +9,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
+from cupygpt.atomic_file import os_errors_name
 from cupygpt.data.token_files import Tokens, open_shards, shard_writer
 from cupygpt.errors import DataError
 
@@ -16,8 +17,11 @@ from cupygpt.errors import DataError
 class ShardSeries:
     """Writes tokens to `<stem>.bin` or, above `shard_tokens`, to `<stem>_000001.bin` and so on.
 
-    A context manager; an exception inside removes what was written. `shard_tokens` is at least 2. A
-    single token left over at the end joins the shard before it, because a file needs two.
+    A context manager; an exception inside removes the files of this series. Each file is written
+    atomically, but not the series: a file of an earlier run may be replaced before the exception,
+    and a killed process leaves the finished files next to those of an earlier run. `shard_tokens`
+    is at least 2. A single token left over at the end of an `append` joins the full shard before
+    it, because a file needs two.
     """
 
     def __init__(self, folder: Path, stem: str, shard_tokens: int) -> None:
@@ -32,7 +36,10 @@ class ShardSeries:
         self._append: Callable[[npt.ArrayLike], None] | None = None
 
     def append(self, tokens: npt.NDArray[np.uint16]) -> None:
-        """Write tokens (n,); when a file is full, a new one begins."""
+        """Write tokens (n,); when a file is full, a new one begins. Not after `finish`.
+
+        Raises RunError, naming the file, if it cannot be written.
+        """
         self.num_tokens += tokens.size
         while tokens.size:
             room = self._shard_tokens - self._in_shard
@@ -44,6 +51,21 @@ class ShardSeries:
             self._in_shard += taken.size
             tokens = tokens[taken.size :]
 
+    def finish(self) -> None:
+        """Complete the last file; a single one gets its name without a number.
+
+        Leaving the `with` block does the same. Call it inside the block of two series if both are
+        to be removed when either cannot be completed. Raises RunError if that fails, and DataError
+        if fewer than 2 tokens were written.
+        """
+        if self._path is None:
+            return
+        self._finish_shard()
+        if len(self.paths) == 1:
+            path = self._folder / f"{self._stem}.bin"
+            with os_errors_name(path):
+                self.paths = [self.paths[0].replace(path)]
+
     def _next_shard(self) -> Callable[[npt.ArrayLike], None]:
         self._finish_shard()
         self._path = self._folder / f"{self._stem}_{len(self.paths) + 1:06}.bin"
@@ -54,6 +76,7 @@ class ShardSeries:
         self._open_shard.close()
         if self._path is not None:
             self.paths.append(self._path)
+            self._path = None
 
     def __enter__(self) -> "ShardSeries":
         return self
@@ -64,21 +87,22 @@ class ShardSeries:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is not None:
-            self._open_shard.__exit__(kind, error, traceback)
-            self._remove()
-            return
+        complete = False
         try:
-            self._finish_shard()
-            if len(self.paths) == 1:
-                self.paths = [self.paths[0].replace(self._folder / f"{self._stem}.bin")]
-        except BaseException:
-            self._remove()
-            raise
+            if error is None:
+                self.finish()
+                complete = True
+            else:
+                self._open_shard.__exit__(kind, error, traceback)
+        finally:
+            if not complete:
+                self._remove()
 
     def _remove(self) -> None:
         for path in self.paths:
-            path.unlink(missing_ok=True)
+            # A file that cannot be removed must neither keep the others nor hide the first error.
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
 
 
 def remove_stale(folder: Path, name: str, written: list[Path]) -> list[Path]:
@@ -97,7 +121,10 @@ def remove_stale(folder: Path, name: str, written: list[Path]) -> list[Path]:
 
 
 def split_off_end(tokens: Tokens, owed: float) -> tuple[Tokens, Tokens, float]:
-    """Split the last int(owed) tokens off: the rest, these tokens, and what is still owed."""
+    """Split the last int(owed) tokens off: the rest, these tokens, and what is still owed.
+
+    `owed` is the number of tokens due to validation, with the fraction left from earlier files.
+    """
     count = min(int(owed), tokens.size)
     return tokens[: tokens.size - count], tokens[tokens.size - count :], owed - count
 

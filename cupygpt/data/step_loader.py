@@ -14,7 +14,7 @@ from cupygpt.data.loader import Batch, BatchSource, Position
 Packed = npt.NDArray[np.int32]
 """(3, A, B, T): tokens, targets and token order of A micro-batches."""
 
-READY_BATCHES = 2
+READY_ITEMS = 2
 POLL_S = 0.1
 CLOSE_S = 5.0
 """How long to wait for the thread at the end: a network disk that hangs must not stop the exit."""
@@ -57,25 +57,27 @@ def token_order(tokens: np.ndarray) -> npt.NDArray[np.int32]:
 
 
 class Prefetcher(Generic[Item]):
-    """A loader that works ahead: a daemon thread keeps 2 batches ready.
+    """A loader that works ahead: a daemon thread keeps 2 items ready.
 
-    `next_batch()` gives the loader's batches in order. An exception of the loader is raised at its
-    batch, and again by every later call. `position` is the one after the last batch that was given,
-    however far the thread has read ahead. Do not use the loader itself until `close()`, which stops
-    the thread and may be called twice. A `with` block closes it too.
+    An item is a batch or, from a StepLoader, the input of a step.
+    `next_batch()` gives the loader's items in order. An exception of the loader is raised by the
+    call that would have returned that item, and again by every later call. `position` is the one
+    after the last item that was given, however far the thread has read ahead. Do not use the loader
+    itself until `close()`, which stops the thread and may be called twice. A `with` block closes it
+    too.
     """
 
     def __init__(self, loader: BatchSource[Item]) -> None:
         self.position: Position = loader.position
         self._loader = loader
-        self._ready: queue.Queue[tuple[Item, Position] | Exception] = queue.Queue(READY_BATCHES)
+        self._ready: queue.Queue[tuple[Item, Position] | Exception] = queue.Queue(READY_ITEMS)
         self._failure: Exception | None = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="prefetch", daemon=True)
         self._thread.start()
 
     def next_batch(self) -> Item:
-        """The next batch; waits for the thread if it is behind. Not after `close()`."""
+        """The next item; waits for the thread if it is behind. Not after `close()`."""
         assert not self._stop.is_set(), "next_batch() after close()"
         ready = self._failure or self._wait()
         if isinstance(ready, Exception):

@@ -13,7 +13,7 @@ def read_text(path: Path, block_bytes: int = BLOCK_BYTES) -> Iterator[str]:
     """The UTF-8 text of a file, without a byte order mark, in pieces of about `block_bytes`.
 
     The tokens of the pieces, joined, are those of the whole text, because a piece ends only before
-    a line feed with a visible character after it: there GPT-2's pattern always splits. Line ends
+    a line feed with a non-space character after it: there GPT-2's pattern always splits. Line ends
     are kept as they are.
     Raises DataError if the file cannot be read, is empty, or is not UTF-8 (naming the offset).
     """
@@ -60,7 +60,7 @@ def _decoded(path: Path, block_bytes: int) -> Iterator[str]:
 
 
 def _last_cut(text: str) -> int:
-    """Index of the last line feed that a visible character follows; 0 or less if there is none."""
+    """Index of the last line feed with a non-space character after it; 0 or less if none."""
     cut = text.rfind("\n", 0, len(text) - 1)
     while cut > 0 and text[cut + 1].isspace():
         cut = text.rfind("\n", 0, cut)

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.atomic_file import atomic_write
+from cupygpt.atomic_file import atomic_write, os_errors_name
 from cupygpt.errors import DataError
 from cupygpt.llmc_header import HEADER_BYTES, FileKind, check_kind, kind_of, read_header
 
@@ -78,7 +78,9 @@ def shard_writer(path: Path) -> Iterator[Callable[[npt.ArrayLike], None]]:
                     f"{path}: a token file holds at most {MAX_TOKENS:,} tokens. "
                     f"Write several, with a smaller --shard-tokens."
                 )
-            file.write(piece.tobytes())
+            # Two files may be open at once; the error must name the one that could not be written.
+            with os_errors_name(path):
+                file.write(piece.tobytes())
 
         yield append
         if count < 2:

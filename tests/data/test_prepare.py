@@ -17,9 +17,8 @@ from support.data_files import shakespeare_file, write_ranks
 from cupygpt import prepare
 from cupygpt.cli import run_cli
 from cupygpt.data import prepare_files, python_docs
-from cupygpt.data.shard_writer import ShardSeries
 from cupygpt.data.text_files import read_text
-from cupygpt.data.token_files import open_shards, write_shard
+from cupygpt.data.token_files import open_shards
 from cupygpt.data.tokenizer import ByteTokenizer, load_tokenizer
 from cupygpt.errors import ConfigError, DataError, RunError
 
@@ -336,41 +335,3 @@ def test_bad_utf8_is_named_by_its_offset(
         return
     if want:
         assert "".join(read_text(path, block_bytes)) == want
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-    sizes=st.lists(st.integers(0, 9), max_size=8).filter(lambda sizes: sum(sizes) >= 2),
-    shard_tokens=st.integers(2, 7),
-)
-def test_a_series_holds_every_token_once(
-    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], shard_tokens: int
-) -> None:
-    folder = tmp_path_factory.mktemp("series")
-    tokens = np.arange(sum(sizes), dtype=np.uint16)
-    with ShardSeries(folder, "x", shard_tokens) as series:
-        for piece in np.split(tokens, np.cumsum(sizes)[:-1]):
-            series.append(piece)
-    assert series.num_tokens == len(tokens)
-    shards = [shard for path in series.paths for shard in open_shards(str(path))]
-    np.testing.assert_array_equal(np.concatenate([s.tokens for s in shards]), tokens)
-    assert all(shard.num_tokens >= 2 for shard in shards)
-    assert len(list(folder.iterdir())) == len(shards)
-    if all(size != 1 for size in sizes):
-        assert all(shard_tokens <= s.num_tokens <= shard_tokens + 1 for s in shards[:-1])
-
-
-def test_a_series_that_fails_leaves_no_file(tmp_path: Path) -> None:
-    write_shard(tmp_path / "x_train_000002.bin", [7, 7])
-    write_three = ShardSeries(tmp_path, "x_train", 2)
-
-    def fail() -> None:
-        with write_three:
-            write_three.append(np.arange(3, dtype=np.uint16))
-            write_three.append(np.arange(2, dtype=np.uint16))
-            raise DataError("stop.")
-
-    with pytest.raises(DataError, match="stop"):
-        fail()
-    [left] = open_shards(str(tmp_path / "*"))
-    assert left.tokens.tolist() == [7, 7]
