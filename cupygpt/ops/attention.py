@@ -299,9 +299,9 @@ def _tensor_core_launches(HS: int, *, is_bfloat16: bool, busy: bool) -> _Launche
     backward = {
         "HS": HS,
         "WARPS": warps,
-        "STREAM": stream,
+        "TILE_ROWS": stream,
         "DKDV_TILES": dkdv_tiles,
-        "DKDV_PARTS": parts,
+        "COLUMN_SPLITS": parts,
         "DQ_TILES": dq_tiles,
     }
     rows = 16 * warps
