@@ -1,8 +1,8 @@
 // Reductions over a warp, in a fixed order: training repeats bit for bit.
 //
-// Lanes exchange values without shared memory. In each step a lane joins its value with that of the
-// lane `distance` away, so after each step a value stands for twice as many lanes. Here 8 lanes,
-// which begin with the values a to h:
+// Lanes exchange values without shared memory. In each step a lane joins its value with that of
+// lane ^ distance, so after each step a value stands for twice as many lanes. Here 8 lanes, which
+// begin with the values a to h:
 //
 //    lane           0      1      2      3      4      5      6      7
 //    distance 4     ae     bf     cg     dh     ae     bf     cg     dh
