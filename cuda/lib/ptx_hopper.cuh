@@ -18,7 +18,8 @@
 // Between the fence and the end of the wait nobody may touch the registers of the products, and
 // nobody may write to their tiles in shared memory.
 //
-// Later GPUs lack these instructions too. Everywhere but on sm_90a, wgmma_fence traps.
+// Neither older nor newer GPUs have these instructions: on all others than sm_90a, wgmma_fence
+// traps.
 //
 // Source: PTX ISA, "Asynchronous Warpgroup Level Matrix Multiply-Accumulate Instructions". Two
 // idioms are those of CUTLASS: the list of operands with a predicate for `accumulate` in
@@ -103,7 +104,7 @@ __device__ __forceinline__ void wgmma_wait(float (&d)[N][4]) {
 }
 
 // d = a b, or d += a b if `accumulate`, for 64 x 16 times 16 x (8 N), bf16 with float32 sums. A row
-// of b's tile holds a column of b, or with B_IS_ROWS a row of b.
+// of b's tile holds a column of b, or with B_IS_ROWS a row of b (imm-trans-b of the PTX ISA).
 template <bool B_IS_ROWS, int N>
 __device__ __forceinline__ void wgmma_bf16(float (&d)[N][4], const unsigned (&a)[4],
                                            MatrixDescriptor b, bool accumulate) {
