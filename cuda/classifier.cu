@@ -12,7 +12,7 @@
 //    shared memory while the gradient of row n is written; it holds num_kept packs:
 //
 //    pack        0       1       2       3       4       5
-//             [ n+G ] [ n+G ] [ n+G ] [  n  ] [  n  ] [  n  ]
+//             [ n+G ] [ n+G ] [ n+G ] [  n  ] [  n  ] [  n  ]      [ n+G ]: its copy has started
 //                                        ^ read, turned into the gradient, written to memory; then
 //                                          the copy of this pack of row n + G starts
 //
@@ -20,8 +20,8 @@
 // longer than shared memory, the rest of it is read from memory twice.
 //
 // Maximum and sum are taken in one pass over the row (online softmax, Milakov and Gimelshein
-// 2018, arXiv:1805.02867): a thread sums 2^(x - shift), where shift is the largest x so far. When
-// a larger x raises the shift, the sum so far is multiplied by 2^(old shift - new shift).
+// 2018, arXiv:1805.02867): a thread sums 2^(x LOG2E - shift), where shift is the largest x LOG2E so
+// far. When a larger x raises the shift, the sum so far is multiplied by 2^(old shift - new shift).
 //
 // -DMAX_THREADS: the most threads of a block, from ops/classifier.py.
 #include "lib/constants.cuh"
@@ -81,19 +81,19 @@ __device__ __forceinline__ Softmax softmax_of_row(const Read& read, int V) {
 
 // ---- the gradient of one row --------------------------------------------------------------------
 
-// Writes probability(logit) to the columns below V of a row, and 0 to the others; 0 to all if the
-// row does not count. read(pack) returns logits, write(pack, x) takes the gradient. The first
-// whole_packs of the num_packs packs of a row have all their columns below V.
-template <class Read, class Write, class Probability>
+// Writes scaled_probability(logit) to the columns below V of a row, and 0 to the others; 0 to all
+// if the row does not count. read(pack) returns logits, write(pack, x) takes the gradient. The
+// first whole_packs of the num_packs packs of a row have all their columns below V.
+template <class Read, class Write, class ScaledProbability>
 __device__ __forceinline__ void write_gradient(const Read& read, const Write& write,
-                                               const Probability& probability, bool counts, int V,
-                                               int whole_packs, int num_packs) {
+                                               const ScaledProbability& scaled_probability,
+                                               bool counts, int V, int whole_packs, int num_packs) {
     int pack = threadIdx.x;
 #pragma unroll 2
     for (; counts && pack < whole_packs; pack += blockDim.x) {
         Pack x = read(pack);
 #pragma unroll
-        for (int k = 0; k < PACK_SIZE; k++) x[k] = probability(x[k]);
+        for (int k = 0; k < PACK_SIZE; k++) x[k] = scaled_probability(x[k]);
         write(pack, x);
     }
     for (; pack < num_packs; pack += blockDim.x) {  // padding, or a row that does not count
@@ -101,7 +101,7 @@ __device__ __forceinline__ void write_gradient(const Read& read, const Write& wr
         if (counts && pack == whole_packs) {
             x = read(pack);
 #pragma unroll
-            for (int k = 0; k < PACK_SIZE; k++) x[k] = probability(x[k]);
+            for (int k = 0; k < PACK_SIZE; k++) x[k] = scaled_probability(x[k]);
             mask(x, pack * PACK_SIZE, V, 0.0f);
         }
         write(pack, x);
@@ -144,18 +144,18 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 2)
 
         // Step 2: write the gradient, the softmax times dloss, and copy the next row.
         const float scale = counts ? dloss / softmax.denominator : 0.0f;
-        auto probability = [&](float x) { return exp2_approx(softmax.exponent(x)) * scale; };
+        auto scaled_probability = [&](float x) { return exp2_approx(softmax.exponent(x)) * scale; };
         // Writes a pack of the gradient; the place of its logits is free for the next row's.
         auto write = [&](int pack, const Pack& x) {
             store_streaming(row + pack * PACK_SIZE, x);
             if (pack < num_kept && next < N)
                 cp_async16(smem + pack, logits + next * Vp + pack * PACK_SIZE);
         };
-        write_gradient(read, write, probability, counts, V, whole_packs, num_packs);
+        write_gradient(read, write, scaled_probability, counts, V, whole_packs, num_packs);
 
         // Step 3: subtract dloss at the target, by the thread that wrote its pack.
         if (counts && target / PACK_SIZE % blockDim.x == threadIdx.x)
-            row[target] = from_float<floatX>(probability(target_logit) - dloss);
+            row[target] = from_float<floatX>(scaled_probability(target_logit) - dloss);
         cp_async_commit();
     }
 }

@@ -1,4 +1,4 @@
-"""Softmax cross-entropy over the real columns of the logits, loss and gradient in one pass."""
+"""Softmax cross-entropy over the real columns of the logits, loss and gradient in one kernel."""
 
 import numpy as np
 
