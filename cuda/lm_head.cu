@@ -1,18 +1,25 @@
-// The language-model head on Hopper's tensor cores (wgmma), bf16: the loss and the gradient of the
-// logits, inp x wte^T, without storing the logits; contract in ops/lm_head.py.
+// The language-model head on Hopper's tensor cores (wgmma), bf16: the losses, and the gradient of
+// the logits, without storing the logits, which are inp x wte^T; contract in ops/lm_head.py.
 //
 // The logits are computed twice. The first kernel keeps of each row only what softmax needs, a
 // maximum and a sum. The last kernel turns each tile of logits into its gradient while it is in
-// registers. For few channels this costs less than writing the logits and reading them again:
-// with 128 channels a product takes as long as writing half of its result. dinp and dwte are
-// products of the gradient, which cuBLASLt computes.
+// registers. For few channels this costs less than writing the logits and reading them again. At
+// the peak rates of an H100, a logit of 128 channels, 256 operations, takes 0.26 ps of the tensor
+// cores (989 Tflop/s); writing its two bytes takes 0.6 ps (3.35 TB/s), and so does reading them.
+// dinp and dwte are products of the gradient, which cuBLASLt computes.
 //
-//    lm_head_statistics    logits -> largest, denominator (vocab splits, N); target_logits (N)
-//    lm_head_losses        joins the vocab splits -> losses (N), lse (N)
-//    lm_head_gradient      logits, lse -> dlogits (N, Vp)
+//    lm_head_statistics    logits -> shifts, denominators (vocab splits, N); target_logits (N)
+//    lm_head_losses        joins the vocab splits -> losses (N), log2_sums (N)
+//    lm_head_gradient      logits, log2_sums -> dlogits (N, Vp)
 //
-// A block has GROUPS * 64 rows and a vocab split, a share of the columns. It goes through the
-// columns in rounds of pairs of tiles; the columns of the logits are rows of wte. For two splits:
+// The softmax of a logit is 2^(logit * LOG2E - shift) / denominator, where shift is the largest
+// logit of the columns concerned times LOG2E, and log2_sum = shift + log2(denominator) of all
+// columns.
+//
+// A block has GROUPS * 64 rows and a vocab split, a share of the columns; the columns of the logits
+// are rows of wte. The block goes through its columns in rounds of 256, which are two pairs of
+// tiles of 64. The tiles come in pairs because a warpgroup has two accumulators that take turns:
+// while it finishes one, the tensor cores fill the other. For two splits:
 //
 //                          columns of the logits
 //                      |     vocab split 0     |     vocab split 1     |
@@ -29,10 +36,18 @@
 // units finish the one before it: for the statistics the exponentials and their sum, for the
 // gradient the exponentials and the output.
 //
-//    time ------------------------------------------------------------------------------->
-//    copies        | pair 1                       | pair 2                       | pair 3
-//    tensor cores  | p0 tile 0    | p0 tile 1     | p1 tile 0    | p1 tile 1     |
-//    other units                  | finish p0 t0  | finish p0 t1 | finish p1 t0  | finish p1 t1
+// The time line of a warpgroup; "p0 t1" is tile 1 of pair 0. Each | is a barrier, after which the
+// pair named next to it is complete in shared memory:
+//
+//    time ------------------------------------------------------------------------------------->
+//                  |  pair 0          |  pair 1                   |  pair 2
+//    copies        |  pair 1          |  pair 2                   |  pair 3
+//    tensor cores  |  p0 t0   p0 t1   |  p1 t0   p1 t1   (none)   |  p2 t0   p2 t1
+//    other units   |          p0 t0   |  p0 t1   p1 t0   p1 t1    |          p2 t0
+//                   `------------------ a round -----------------'
+//
+// While the warpgroup finishes the last tile of a round, none of its products is in flight. Then
+// the tensor cores work for other warpgroups.
 //
 // -D constants, from ops/lm_head.py: C channels, 64 or 128; GROUPS warpgroups of a block; STAGES;
 // PAIR_COLUMNS and ROUND_COLUMNS, columns of a pair and of a round; ROUND_PITCH, elements between
@@ -58,8 +73,9 @@ static_assert(PREFETCH_PAIRS >= 1, "a pair of tiles is copied while another is u
 // ---- who computes which logits ------------------------------------------------------------------
 
 // The logits of 64 rows and one tile. A thread has those of two rows, which are 8 apart:
-// scores[n][2 * half + r] is in row thread_row + 8 * half and column thread_column + 8 * n + r.
-using Scores = float[COLUMNS / 8][4];
+// logits[n][2 * half + r] is in row thread_row(range) + 8 * half of all N, and in column
+// accumulator_column() + 8 * n + r of the tile.
+using Logits = float[COLUMNS / 8][4];
 
 // The rows and the vocab split of a block. Neighbouring blocks have the same split, so they find
 // its rows of wte in the L2 cache.
@@ -78,13 +94,13 @@ struct LogitsRange {
     }
 };
 
-// The first of this thread's two rows; the other lies 8 below.
+// The first of this thread's two rows of all N, which is accumulator_row(range.first_row);
+// the other lies 8 below.
 __device__ __forceinline__ int thread_row(const LogitsRange& range) {
     const int thread = threadIdx.x % WARPGROUP;
     return range.first_row + threadIdx.x / WARPGROUP * GROUP_ROWS + thread / WARP * WARP_ROWS +
            thread % WARP / 4;
 }
-__device__ __forceinline__ int thread_column() { return threadIdx.x % 4 * 2; }
 
 // ---- computing the logits -----------------------------------------------------------------------
 
@@ -105,7 +121,7 @@ __device__ __forceinline__ void load_left_operand(LeftOperand<C / STEP>& left, c
     }
 }
 
-// Computes the logits of the block's rows and vocab split and calls finish(scores, first column)
+// Computes the logits of the block's rows and vocab split and calls finish(logits, first column)
 // for each tile. While a warpgroup finishes one product, the tensor cores compute its next one,
 // or those of other warpgroups.
 template <class Finish>
@@ -123,10 +139,10 @@ __device__ __forceinline__ void for_all_logits(const LogitsRange& range, const f
     };
 #pragma unroll
     for (int pair = 0; pair < PREFETCH_PAIRS; pair++) start_copy(pair);
-    LeftOperand<C / STEP> own;
-    load_left_operand(own, inp, C, range.first_row + int(threadIdx.x) / WARPGROUP * GROUP_ROWS, N);
+    LeftOperand<C / STEP> left;
+    load_left_operand(left, inp, C, range.first_row + int(threadIdx.x) / WARPGROUP * GROUP_ROWS, N);
 
-    Scores scores0, scores1;  // of the two tiles of a pair
+    Logits logits0, logits1;  // of the two tiles of a pair
     for (int round = 0; round < range.num_pairs; round += ROUND_PAIRS) {
 #pragma unroll
         for (int i = 0; i < ROUND_PAIRS; i++) {
@@ -135,25 +151,25 @@ __device__ __forceinline__ void for_all_logits(const LogitsRange& range, const f
             // two pairs ago any more: the next copy overwrites them.
             wait_for_tiles<PREFETCH_PAIRS - 1>();
             start_copy(pair + PREFETCH_PAIRS);
-            start_scores(scores0, own, tile(pair, 0));
+            start_row_products(logits0, left, tile(pair, 0));
             wgmma_commit();
             if (i > 0) {
-                wgmma_wait<1>(scores1);  // of the pair before
-                finish(scores1, first - COLUMNS);
+                wgmma_wait<1>(logits1);  // of the pair before
+                finish(logits1, first - COLUMNS);
             }
-            start_scores(scores1, own, tile(pair, 1));
+            start_row_products(logits1, left, tile(pair, 1));
             wgmma_commit();
-            wgmma_wait<1>(scores0);
-            finish(scores0, first);
+            wgmma_wait<1>(logits0);
+            finish(logits0, first);
         }
-        // ptxas does not let a product run in parallel with other work across the end of a loop.
-        wgmma_wait<0>(scores1);
-        finish(scores1, range.first_column + (round + ROUND_PAIRS) * PAIR_COLUMNS - COLUMNS);
+        // ptxas does not let a product run in parallel with other work across iterations of a loop
+        // that is not unrolled.
+        wgmma_wait<0>(logits1);
+        finish(logits1, range.first_column + (round + ROUND_PAIRS) * PAIR_COLUMNS - COLUMNS);
     }
 }
 
-// Calls use(n, r) where one of the thread's columns of a tile is the target; its columns begin at
-// `first`.
+// Calls use(n, r) if one of the thread's columns of a tile, first + 8 n + r, is the target.
 template <class Use>
 __device__ __forceinline__ void if_target(int target, int first, Use use) {
     if ((unsigned)(target - first) < (unsigned)COLUMNS) {
@@ -168,136 +184,136 @@ __device__ __forceinline__ void if_target(int target, int first, Use use) {
 // ---- statistics ---------------------------------------------------------------------------------
 
 // The padding gets no probability.
-__device__ __forceinline__ void mask_padding(Scores& scores, int first, int V) {
+__device__ __forceinline__ void mask_padding(Logits& logits, int first, int V) {
 #pragma unroll
     for (int n = 0; n < COLUMNS / 8; n++)
 #pragma unroll
         for (int r = 0; r < 4; r++)
-            if (first + 8 * n + r % 2 >= V) scores[n][r] = MASKED;
+            if (first + 8 * n + r % 2 >= V) logits[n][r] = MASKED;
 }
 
 // Takes a tile's logits of one of the thread's rows into account: `sum` becomes the sum of
-// 2^(logit * LOG2E - highest) over the columns so far, where highest is the largest logit * LOG2E.
-__device__ __forceinline__ void add_to_softmax(float& highest, float& sum, const Scores& scores,
+// 2^(logit * LOG2E - shift) over the columns so far, where shift is the largest logit * LOG2E.
+__device__ __forceinline__ void add_to_softmax(float& shift, float& sum, const Logits& logits,
                                                int half) {
-    float max_logit = scores[0][2 * half];
+    float largest = logits[0][2 * half];
 #pragma unroll
     for (int n = 0; n < COLUMNS / 8; n++)
-        max_logit = fmaxf(max_logit, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
-    const float shift = fmaxf(highest, max_logit * LOG2E);
-    float total = sum * exp2_approx(highest - shift);
+        largest = fmaxf(largest, fmaxf(logits[n][2 * half], logits[n][2 * half + 1]));
+    const float new_shift = fmaxf(shift, largest * LOG2E);
+    float total = sum * exp2_approx(shift - new_shift);
 #pragma unroll
     for (int n = 0; n < COLUMNS / 8; n++)
-        total += exp2_approx(scores[n][2 * half] * LOG2E - shift) +
-                 exp2_approx(scores[n][2 * half + 1] * LOG2E - shift);
-    highest = shift;
+        total += exp2_approx(logits[n][2 * half] * LOG2E - new_shift) +
+                 exp2_approx(logits[n][2 * half + 1] * LOG2E - new_shift);
+    shift = new_shift;
     sum = total;
 }
 
 // Joins the results of the four lanes that share a row; all of them get the result.
-__device__ __forceinline__ void join_lanes(float& highest, float& sum) {
-    float new_highest = fmaxf(highest, __shfl_xor_sync(FULL_WARP, highest, 1));
-    new_highest = fmaxf(new_highest, __shfl_xor_sync(FULL_WARP, new_highest, 2));
-    float total = sum * exp2_approx(highest - new_highest);
+__device__ __forceinline__ void join_lanes(float& shift, float& sum) {
+    float new_shift = fmaxf(shift, __shfl_xor_sync(FULL_WARP, shift, 1));
+    new_shift = fmaxf(new_shift, __shfl_xor_sync(FULL_WARP, new_shift, 2));
+    float total = sum * exp2_approx(shift - new_shift);
     total += __shfl_xor_sync(FULL_WARP, total, 1);
     total += __shfl_xor_sync(FULL_WARP, total, 2);
-    highest = new_highest;
+    shift = new_shift;
     sum = total;
 }
 
-// For each row and vocab split, over the columns below V: largest = the largest logit * LOG2E,
-// and denominator = the sum of 2^(logit * LOG2E - largest). Written: largest, denominator (num
-// splits, N), target_logits (N) of rows with a target. Read: inp (N, C), wte (Vp, C), targets
-// (N), -1 for none. Vp is a multiple of 128, and no split is empty. Grid: num splits * ceil(N /
-// BLOCK_ROWS). Block: THREADS. Dynamic shared memory: 2 * STAGES tiles.
+// For each row and vocab split, over the columns below V: shift = the largest logit * LOG2E, and
+// denominator = the sum of 2^(logit * LOG2E - shift). Written: shifts, denominators (num splits,
+// N), target_logits (N) of rows with a target. Read: inp (N, C), wte (Vp, C), targets (N), -1 for
+// none. Vp is a multiple of 128, and no split is empty. Grid: num splits * ceil(N / BLOCK_ROWS).
+// Block: THREADS. Dynamic shared memory: 2 * STAGES tiles.
 extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
-    lm_head_statistics(float* __restrict__ largest, float* __restrict__ denominator,
+    lm_head_statistics(float* __restrict__ shifts, float* __restrict__ denominators,
                        float* __restrict__ target_logits, const floatX* __restrict__ inp,
                        const floatX* __restrict__ wte, const int* __restrict__ targets, int N,
                        int V, int Vp) {
     const LogitsRange range(N, Vp);
     const int row = thread_row(range);
     int target[2];
-    float highest[2] = {MASKED, MASKED}, sum[2] = {};  // of this thread's columns
+    float shift[2] = {MASKED, MASKED}, sum[2] = {};  // of this thread's columns
 #pragma unroll
     for (int half = 0; half < 2; half++)
         target[half] = row + 8 * half < N ? targets[row + 8 * half] : NO_TARGET;
 
-    for_all_logits(range, inp, wte, N, Vp, [&](Scores& scores, int tile_first) {
-        const int first = tile_first + thread_column();
-        if (first + COLUMNS > V) mask_padding(scores, first, V);
+    for_all_logits(range, inp, wte, N, Vp, [&](Logits& logits, int tile_first) {
+        const int first = tile_first + accumulator_column();
+        if (first + COLUMNS > V) mask_padding(logits, first, V);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             if_target(target[half], first, [&](int n, int r) {
-                target_logits[row + 8 * half] = scores[n][2 * half + r];
+                target_logits[row + 8 * half] = logits[n][2 * half + r];
             });
-            add_to_softmax(highest[half], sum[half], scores, half);
+            add_to_softmax(shift[half], sum[half], logits, half);
         }
     });
 
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        join_lanes(highest[half], sum[half]);
+        join_lanes(shift[half], sum[half]);
         const long long index = (long long)range.vocab_split * N + row + 8 * half;
         if (threadIdx.x % 4 == 0 && row + 8 * half < N) {
-            largest[index] = highest[half];
-            denominator[index] = sum[half];
+            shifts[index] = shift[half];
+            denominators[index] = sum[half];
         }
     }
 }
 
 // ---- losses -------------------------------------------------------------------------------------
 
-// losses[n] += the loss of row n, and lse[n] = log2 of the sum of exp(logit) over its columns
-// below V. Rows without a target get no loss, and an lse that makes all their probabilities 0.
-// Accumulated: losses (N). Written: lse (N). Read: largest, denominator (num_splits, N) and
+// losses[n] += the loss of row n, and log2_sums[n] = log2 of the sum of exp(logit) over its columns
+// below V. Rows without a target get no loss, and a log2_sum that makes all their probabilities 0.
+// Accumulated: losses (N). Written: log2_sums (N). Read: shifts, denominators (num_splits, N) and
 // target_logits (N) of lm_head_statistics, targets (N). One thread for each row.
-extern "C" __global__ void lm_head_losses(float* losses, float* lse, const float* largest,
-                                          const float* denominator, const float* target_logits,
+extern "C" __global__ void lm_head_losses(float* losses, float* log2_sums, const float* shifts,
+                                          const float* denominators, const float* target_logits,
                                           const int* targets, int N, int num_splits) {
     const int row = blockIdx.x * blockDim.x + threadIdx.x;
     if (row >= N) return;
     if (targets[row] < 0) {
-        lse[row] = -MASKED;
+        log2_sums[row] = -MASKED;
         return;
     }
-    float highest = MASKED, sum = 0.0f;
+    float shift = MASKED, sum = 0.0f;  // of all columns
     for (int split = 0; split < num_splits; split++)
-        highest = fmaxf(highest, largest[(long long)split * N + row]);
+        shift = fmaxf(shift, shifts[(long long)split * N + row]);
     for (int split = 0; split < num_splits; split++) {
         const long long index = (long long)split * N + row;
-        sum += denominator[index] * exp2f(largest[index] - highest);
+        sum += denominators[index] * exp2f(shifts[index] - shift);
     }
-    const float total = highest + log2f(sum);
-    losses[row] += total * LN2 - target_logits[row];
-    lse[row] = total;
+    const float log2_sum = shift + log2f(sum);
+    losses[row] += log2_sum * LN2 - target_logits[row];
+    log2_sums[row] = log2_sum;
 }
 
 // ---- gradient -----------------------------------------------------------------------------------
 
-// scores = dloss * softmax in one of the thread's rows, 0 from column V on. The thread's columns
+// logits -> dloss * softmax in one of the thread's rows, 0 from column V on. The thread's columns
 // begin at `first`, those of the tile at tile_first.
-__device__ __forceinline__ void to_probabilities(Scores& scores, int half, float shift, int first,
-                                                 int tile_first, int V) {
+__device__ __forceinline__ void to_scaled_probabilities(Logits& logits, int half, float shift,
+                                                        int first, int tile_first, int V) {
 #pragma unroll
     for (int n = 0; n < COLUMNS / 8; n++)
 #pragma unroll
         for (int r = 2 * half; r < 2 * half + 2; r++) {
-            scores[n][r] = exp2_approx(scores[n][r] * LOG2E - shift);
-            if (tile_first + COLUMNS > V && first + 8 * n + r % 2 >= V) scores[n][r] = 0.0f;
+            logits[n][r] = exp2_approx(logits[n][r] * LOG2E - shift);
+            if (tile_first + COLUMNS > V && first + 8 * n + r % 2 >= V) logits[n][r] = 0.0f;
         }
 }
 
 // Puts one of the thread's rows of a tile into a warp's part of shared memory, as bf16.
-__device__ __forceinline__ void gather(floatX* to, const Scores& scores, int half) {
+__device__ __forceinline__ void gather(floatX* to, const Logits& dlogits, int half) {
 #pragma unroll
     for (int n = 0; n < COLUMNS / 8; n++)
         *reinterpret_cast<unsigned*>(to + 8 * n) =
-            pack_bfloat16(scores[n][2 * half], scores[n][2 * half + 1]);
+            pack_bfloat16(dlogits[n][2 * half], dlogits[n][2 * half + 1]);
 }
 
 // Writes the gathered round of a warp's 16 rows to memory, a row of the round at a time: 512
-// bytes in a row. The warp's rows begin at warp_row, this lane's pack of them at `column`.
+// contiguous bytes. The warp's rows begin at warp_row, this lane's pack of them at `column`.
 __device__ __forceinline__ void write_round(floatX* dlogits, const floatX* from, int warp_row,
                                             int column, int N, int Vp) {
     floatX* to = dlogits + (long long)warp_row * Vp + column;
@@ -309,12 +325,12 @@ __device__ __forceinline__ void write_round(floatX* dlogits, const floatX* from,
 }
 
 // dlogits = dloss times the gradient of the loss, dloss * (softmax - [column is the target]); 0
-// from column V on. Written: dlogits (N, Vp). Read: lse (N) of lm_head_losses; the rest, grid and
-// block as for lm_head_statistics. Dynamic shared memory: 2 * STAGES tiles, and WARP_ROWS *
-// ROUND_PITCH elements for each warp, where it gathers a round of its rows. If the threads wrote
-// each tile to memory, 128 bytes at a time, its order would cost the memory twice the time.
+// from column V on. Written: dlogits (N, Vp). Read: log2_sums (N) of lm_head_losses; the rest, grid
+// and block as for lm_head_statistics. Dynamic shared memory: 2 * STAGES tiles, and WARP_ROWS *
+// ROUND_PITCH elements for each warp, where it gathers a round of its rows. If a warp wrote each
+// tile to memory at once, 128 bytes of a row at a time, the writes would take twice the time.
 extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
-    lm_head_gradient(floatX* __restrict__ dlogits, const float* __restrict__ lse,
+    lm_head_gradient(floatX* __restrict__ dlogits, const float* __restrict__ log2_sums,
                      const floatX* __restrict__ inp, const floatX* __restrict__ wte,
                      const int* __restrict__ targets, int N, int V, int Vp, float dloss) {
     extern __shared__ __align__(1024) floatX smem[];
@@ -330,18 +346,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 512 / THREADS)
     for (int half = 0; half < 2; half++) {
         const bool inside = row + 8 * half < N;
         target[half] = inside ? targets[row + 8 * half] : NO_TARGET;
-        shift[half] = (inside ? lse[row + 8 * half] : -MASKED) - log2_dloss;
+        shift[half] = (inside ? log2_sums[row + 8 * half] : -MASKED) - log2_dloss;
     }
 
-    for_all_logits(range, inp, wte, N, Vp, [&](Scores& scores, int tile_first) {
-        const int first = tile_first + thread_column();
+    for_all_logits(range, inp, wte, N, Vp, [&](Logits& logits, int tile_first) {
+        const int first = tile_first + accumulator_column();
         const int round_column = (tile_first - range.first_column) % ROUND_COLUMNS;
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            to_probabilities(scores, half, shift[half], first, tile_first, V);
-            if_target(target[half], first, [&](int n, int r) { scores[n][2 * half + r] -= dloss; });
-            gather(gathered + (lane / 4 + 8 * half) * ROUND_PITCH + round_column + thread_column(),
-                   scores, half);
+            to_scaled_probabilities(logits, half, shift[half], first, tile_first, V);
+            if_target(target[half], first, [&](int n, int r) { logits[n][2 * half + r] -= dloss; });
+            gather(gathered + (lane / 4 + 8 * half) * ROUND_PITCH + round_column +
+                       accumulator_column(),
+                   logits, half);
         }
         if (round_column + COLUMNS < ROUND_COLUMNS) return;
         __syncwarp();

@@ -5,10 +5,13 @@
 //    attention_wgmma_dq      owns 64 queries; keys and values stream past        -> dq, delta
 //    attention_wgmma_dkdv    owns 64 keys and values; queries and dO stream past -> dk, dv
 //
-// Both compute the probabilities P again, from the scores and the lse that the forward pass kept.
-// Numbers are the order in which a block takes its tiles: a block of dq owns a row of the picture
-// and goes to the left, a block of dkdv owns a column and goes down. \ is the causal mask; the
-// tiles above the diagonal are skipped:
+// Both also write the sum of each column of dq, dk or dv over the block's rows, for the gradient of
+// the qkv bias (attention/backward.cuh).
+//
+// Both compute the scores again, and from these and the lse that the forward pass kept, the
+// probabilities P. Numbers are the order in which a block takes its tiles: a block of dq owns a row
+// of the picture and goes to the left, a block of dkdv owns a column and goes down. \ is the causal
+// mask; the tiles above the diagonal are skipped:
 //
 //                                    keys
 //                        0-63    64-127  128-191  192-255
@@ -54,13 +57,13 @@ static_assert(STREAM == GROUP_ROWS, "the first tile, and no other, needs a mask"
 static_assert(2 * STREAM == WARPGROUP, "each thread copies lse or delta of one query");
 static_assert(PREFETCH_TILES >= 1, "a tile is copied while another one is used");
 
-using Scores = float[STREAM / 8][4];  // 64 x 64
-using Sums = float[HS / 8][4];        // 64 x HS
+using Products = float[STREAM / 8][4];  // 64 x 64, of own rows and streamed rows
+using Sums = float[HS / 8][4];          // 64 x HS
 
 // What a thread holds of one tile's products. The kernels declare it outside their loops: declared
 // in the steps of a tile, it would cost dq more registers.
 struct TileRegisters {
-    Scores probs, dscores;  // first the products, then P and dS made of them
+    Products probs, dscores;  // scores and dO V^T, then P and dS made of them
     LeftOperand<STREAM / STEP> left_probs, left_dscores;  // P and dS, rounded to bf16
 };
 
@@ -78,9 +81,9 @@ __device__ __forceinline__ float* statistics_of(float* statistics, int tile) {
 // column.
 __device__ __forceinline__ void store_block_sums(float* sums, const Sums& values, float factor,
                                                  int rows_left) {
-    const int row = accumulator_row(0), lane = threadIdx.x % 4;
+    const int row = accumulator_row(0), t = threadIdx.x % 4;
     store_column_sums<1, HS, HS / 4, 4>(
-        sums, 0, 1, [&](int i) { return i / 2 * 8 + 2 * lane + i % 2; },
+        sums, 0, 1, [&](int i) { return i / 2 * 8 + 2 * t + i % 2; },
         [&](int i) {
             const float (&columns)[4] = values[i / 2];
             return factor * ((row < rows_left ? columns[i % 2] : 0.0f) +
@@ -90,8 +93,10 @@ __device__ __forceinline__ void store_block_sums(float* sums, const Sums& values
 
 // ---- dk and dv: rows are keys, columns are queries --------------------------------------------
 
-// Scores -> P^T. columns[4 * n] holds lse and delta of the thread's columns 8 n and 8 n + 1.
-__device__ __forceinline__ void to_transposed_probabilities(Scores& probs, const float4* columns,
+// Scores -> P^T. Float4 4 n + t of a tile's statistics, where t = threadIdx.x % 4, holds lse and
+// delta of query 8 n + 2 t, then of query 8 n + 2 t + 1: these are the thread's columns. `columns`
+// points to float4 t.
+__device__ __forceinline__ void to_transposed_probabilities(Products& probs, const float4* columns,
                                                             float exponent_scale) {
 #pragma unroll
     for (int n = 0; n < STREAM / 8; n++) {
@@ -104,7 +109,7 @@ __device__ __forceinline__ void to_transposed_probabilities(Scores& probs, const
 }
 
 // For the tile on the diagonal: removes the keys after each query.
-__device__ __forceinline__ void mask_earlier_queries(Scores& probs) {
+__device__ __forceinline__ void mask_earlier_queries(Products& probs) {
     const int key = accumulator_row(0), query = accumulator_column();
 #pragma unroll
     for (int n = 0; n < STREAM / 8; n++)
@@ -113,8 +118,10 @@ __device__ __forceinline__ void mask_earlier_queries(Scores& probs) {
             if (key + r / 2 * 8 > query + 8 * n + r % 2) probs[n][r] = 0.0f;
 }
 
-// dP^T -> dS^T = P^T * (dP^T - delta), with P^T rounded to bf16, as it is multiplied by dO.
-__device__ __forceinline__ void to_transposed_dscores(Scores& dscores,
+// dP^T -> dS^T = P^T * (dP^T - delta). P^T is the one rounded to bf16 for the product with dO, to
+// save registers. dq still holds P in float32 and uses it unrounded. So the dS of the two kernels
+// differ by the rounding of P; this is intended.
+__device__ __forceinline__ void to_transposed_dscores(Products& dscores,
                                                       const LeftOperand<STREAM / STEP>& probs,
                                                       const float4* columns) {
 #pragma unroll
@@ -142,7 +149,7 @@ __device__ __forceinline__ void add_query_tile(Sums& dk, Sums& dv, TileRegisters
                                                StartNextCopy start_next_copy) {
     const floatX* query_tile = stage_of(stages, q_tile);
     const floatX* dout_tile = query_tile + TILE;
-    start_scores(tile.probs, own_keys, query_tile);
+    start_row_products(tile.probs, own_keys, query_tile);
     wgmma_commit();
     start_next_copy();
     wgmma_wait<0>(tile.probs);
@@ -150,10 +157,10 @@ __device__ __forceinline__ void add_query_tile(Sums& dk, Sums& dv, TileRegisters
         reinterpret_cast<const float4*>(statistics_of(statistics, q_tile)) + threadIdx.x % 4;
     to_transposed_probabilities(tile.probs, columns, exponent_scale);
     if (q_tile == 0) mask_earlier_queries(tile.probs);
-    // In bf16 they take half the registers. With more registers in use next to tile.dscores, the
-    // compiler would let each product wait for the one before.
+    // In bf16 they take half the registers. With more registers in use next to tile.dscores, ptxas
+    // serialises the products: each waits for the one before.
     to_left_operand(tile.left_probs, tile.probs);
-    start_scores(tile.dscores, own_values, dout_tile);
+    start_row_products(tile.dscores, own_values, dout_tile);
     start_sums(dv, tile.left_probs, dout_tile);
     wgmma_commit();
     wgmma_wait<0>(tile.dscores);
@@ -165,7 +172,7 @@ __device__ __forceinline__ void add_query_tile(Sums& dk, Sums& dv, TileRegisters
     wgmma_wait<0>(dk);
 }
 
-// Written: the dk and dv rows of dqkv (B, T, 3, NH, HS) floatX, and their sums. Read: dout
+// Written: the dk and dv rows of dqkv (B, T, 3, NH, HS) floatX, and their column sums. Read: dout
 // (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse_dot (B, NH, T).
 // Grid: B * NH * ceil(T / 64). Block: WARPGROUP.
 // Dynamic shared memory: 2 * (1 + STAGES) tiles, 2 * STAGES * STREAM floats.
@@ -257,7 +264,7 @@ __device__ __forceinline__ void load_statistics(float (&row_lse)[2], float (&row
 }
 
 // Scores -> P. row_lse is lse * LOG2E.
-__device__ __forceinline__ void to_probabilities(Scores& probs, const float (&row_lse)[2],
+__device__ __forceinline__ void to_probabilities(Products& probs, const float (&row_lse)[2],
                                                  float exponent_scale) {
 #pragma unroll
     for (int n = 0; n < STREAM / 8; n++)
@@ -268,7 +275,7 @@ __device__ __forceinline__ void to_probabilities(Scores& probs, const float (&ro
 
 // For the tile on the diagonal: removes the keys after each query. Keys from T on are after every
 // query below T, so this also hides the padding.
-__device__ __forceinline__ void mask_later_keys(Scores& probs, int row) {
+__device__ __forceinline__ void mask_later_keys(Products& probs, int row) {
     const int key = accumulator_column();
 #pragma unroll
     for (int n = 0; n < STREAM / 8; n++)
@@ -278,7 +285,7 @@ __device__ __forceinline__ void mask_later_keys(Scores& probs, int row) {
 }
 
 // dP -> dS = P * (dP - delta).
-__device__ __forceinline__ void to_dscores(Scores& dscores, const Scores& probs,
+__device__ __forceinline__ void to_dscores(Products& dscores, const Products& probs,
                                            const float (&row_delta)[2]) {
 #pragma unroll
     for (int n = 0; n < STREAM / 8; n++)
@@ -295,9 +302,9 @@ __device__ __forceinline__ void add_key_tile(Sums& dq, TileRegisters& tile,
                                              const float (&row_delta)[2], int row,
                                              float exponent_scale) {
     const floatX* key_tile = stage_of(stages, kv_tile);
-    start_scores(tile.probs, own_queries, key_tile);
+    start_row_products(tile.probs, own_queries, key_tile);
     wgmma_commit();
-    start_scores(tile.dscores, own_douts, key_tile + TILE);
+    start_row_products(tile.dscores, own_douts, key_tile + TILE);
     wgmma_commit();
     wgmma_wait<1>(tile.probs);
     to_probabilities(tile.probs, row_lse, exponent_scale);
@@ -310,7 +317,7 @@ __device__ __forceinline__ void add_key_tile(Sums& dq, TileRegisters& tile,
     wgmma_wait<0>(dq);
 }
 
-// Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their sums; lse_dot (B, NH, T).
+// Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their column sums; lse_dot (B, NH, T).
 // Read: dout, out (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
 // Grid: B * NH * ceil(T / 64). Block: WARPGROUP.
 // Dynamic shared memory: 2 * (1 + STAGES) tiles.

@@ -9,30 +9,30 @@
 //                               keys and values
 //                        0-63    64-127  128-191  192-255
 //                      +-------+-------+-------+-------+
-//    queries    0-63   |  0 \  |       |       |       |    one block each row
+//    queries    0-63   |  0 \  |       |       |       |    a block for each row
 //              64-127  |  1    |  0 \  |       |       |
 //             128-191  |  2    |  1    |  0 \  |       |
-//             192-255  |  3    |  2    |  1    |  0 \  |    most tiles: starts first
+//             192-255  |  3    |  2    |  1    |  0 \  |    most tiles: first of its head
 //                      +-------+-------+-------+-------+
 //
 // The softmax of a tile needs its scores, Q K^T, complete. So that the tensor cores do not wait for
 // it, they multiply the probabilities P of the tile before by its values V in the meantime. Here is
-// the time line of a block with three tiles; each | is a barrier,
-// after which the tile of that column is complete in shared memory:
+// the time line of a block with three tiles. Each | is a barrier, after which the tile named next
+// to it is complete in shared memory; the last product comes after the loop, without a barrier:
 //
 //    time ------------------------------------------------------------------------------------->
-//                  |  kv_tile 0          |  kv_tile 1           |  kv_tile 2           |
-//    copies        |  K1 V1              |  K2 V2               |                      |
-//    tensor cores  |  Q K0^T             |  Q K1^T  P0 V0       |  Q K2^T  P1 V1       |  P2 V2
-//    other units   |          softmax 0  |          softmax 1   |          softmax 2   |
+//                  |  kv_tile 0          |  kv_tile 1           |  kv_tile 2              after
+//    copies        |  K1 V1              |  K2 V2               |
+//    tensor cores  |  Q K0^T             |  Q K1^T  P0 V0       |  Q K2^T  P1 V1          P2 V2
+//    other units   |          softmax 0  |          softmax 1   |          softmax 2
 //
 // During kv_tile 1, the stages of shared memory hold K1 and V1, V0 of the tile before, and the
 // copies of K2 and V2: at least three stages. While a block waits, the other blocks on its SM
 // compute: small blocks, several on an SM, wait less at barriers than large ones.
 //
 // The softmax is "online": sums so far are relative to a reference, the largest score of the row
-// when it was last looked at. When a later score exceeds it too far, the row takes this score as
-// its reference, and its sums are multiplied by a correction.
+// when the reference last moved. When a later score exceeds it too far, the reference moves to this
+// score, and the sums of the row are multiplied by a correction.
 //
 // -D constants, from ops/attention.py: HS head size; KEYS of a tile; STAGES, buffers for a tile of
 // keys and one of values each; BLOCKS that an SM should hold.
@@ -48,9 +48,9 @@ constexpr int TILE = KEYS * HS;  // elements of one tile of keys, or of values
 // values of the tile before.
 constexpr int PREFETCH_TILES = STAGES - 2;
 
-// A row's reference stays as it is while no exp(score) exceeds exp(reference) by more than a factor
-// of 2^SLACK: nothing can overflow, and the sums need no correction. After the first tiles, that is
-// nearly always so.
+// A row's reference stays as it is while no exp(scale * score) exceeds exp(scale * reference) by
+// more than a factor of 2^SLACK, where scale = 1 / sqrt(HS): nothing can overflow, and the sums
+// need no correction. After the first tiles, this is nearly always so.
 constexpr float SLACK = 8.0f;
 
 static_assert(KEYS % GROUP_ROWS == 0, "only the last tile holds keys after the block's queries");
@@ -65,7 +65,7 @@ using Outputs = float[HS / 8][4];
 struct RowStats {
     float reference[2] = {MASKED, MASKED};  // the same in the four lanes of a row
     float denominator[2] = {};              // sum over this thread's columns
-    float correction[2];                    // for sums made with the reference before
+    float correction[2];  // for sums made with the reference before; valid if it has just moved
 };
 
 // Masks the keys after each query. Keys from T on are after every query below T, so this also hides
@@ -100,7 +100,8 @@ __device__ __forceinline__ void move_reference(RowStats& rows, int half, float h
     rows.denominator[half] *= rows.correction[half];
 }
 
-// score -> exp(scaled score - reference) in one of the thread's rows; adds them to the denominator.
+// score -> exp(scale * (score - reference)) in one of the thread's rows; adds them to the
+// denominator.
 __device__ __forceinline__ void exponentials(Scores& scores, RowStats& rows, int half,
                                              float exponent_scale) {
     const float shift = rows.reference[half] * exponent_scale;
@@ -116,8 +117,8 @@ __device__ __forceinline__ void exponentials(Scores& scores, RowStats& rows, int
 }
 
 // Replaces scores by probabilities, not yet divided by the denominator. Returns whether the sums of
-// this warp must be multiplied by the rows' corrections. Only a row's own scores decide about its
-// reference.
+// this warp must be multiplied by rows.correction, which is only then valid. Only a row's own
+// scores decide about its reference.
 __device__ __forceinline__ bool to_probabilities(Scores& scores, RowStats& rows,
                                                  float exponent_scale) {
     float highest[2];
@@ -230,7 +231,7 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, BLOCKS)
     copy_tile<GROUP_ROWS>(smem, queries, stride, first_query, T);  // in one group with kv_tile 0
 #pragma unroll
     for (int kv_tile = 0; kv_tile < PREFETCH_TILES; kv_tile++) start_copy(kv_tile);
-    const AlongRows<GROUP_ROWS> own(smem);
+    const AlongRows<GROUP_ROWS> own_queries(smem);
 
     Scores scores;
     Outputs sums = {};
@@ -243,7 +244,7 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, BLOCKS)
         // After this barrier the tile is complete, and no thread reads the tile of two before any
         // more: the next copy overwrites it.
         wait_for_tiles<PREFETCH_TILES - 1>();
-        start_scores(scores, own, key_tile(kv_tile));
+        start_row_products(scores, own_queries, key_tile(kv_tile));
         wgmma_commit();
         auto start_next_copy = [&] { start_copy(kv_tile + PREFETCH_TILES); };
         if (kv_tile == 0)

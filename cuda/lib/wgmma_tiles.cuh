@@ -20,10 +20,19 @@
 //                      7 | 7 | 6 | 5 | 4 | 3 | 2 | 1 | 0 |
 //                        +---+---+---+---+---+---+---+---+
 //
+// For example, the element in row 5, column 40 of a panel belongs to pack 5. This pack lies at
+// place 5 ^ 5 = 0 of its row, and the element at byte 5 * 128 + 0 = 640 of the panel.
+//
 // A place stands for four of the 32 banks. Look for pack 2: it lies at eight different places in
 // the eight rows. So the same pack of eight rows is read as fast as the eight packs of one row, and
-// wgmma can read a tile along its rows and down them at full speed. The pattern takes 1024 bytes,
-// and wgmma finds it by the address: a tile begins at a multiple of 1024 bytes.
+// wgmma can read a tile along its rows and down them at full speed.
+//
+// wgmma computes each address as if the rows were not swizzled, then XORs bits 4 to 6 of the
+// address, which are the pack, with bits 7 to 9, which are row % 8. In the example, the address is
+// 5 * 128 + 5 * 16 = 720; its bits 4 to 6 and its bits 7 to 9 both hold 5, and the result is 640.
+// Two rules follow. Eight rows take 1024 bytes, so a tile must begin at a multiple of 1024 bytes:
+// else bits 7 to 9 are not row % 8. And the caller moves along a row as if it were not swizzled:
+// 16 columns further is always 32 bytes further.
 //
 // In registers, an accumulator of 64 rows x 8 N columns is float sums[N][4] in each thread of the
 // warpgroup. The picture shows sums[0], which are columns 0 to 7; "5:1" is sums[0][1] of thread 5:
@@ -54,7 +63,7 @@
 
 constexpr int WARPGROUP = 128;       // threads
 constexpr int GROUP_ROWS = 64;       // rows of one wgmma
-constexpr int STEP = 16;             // terms of each sum of products that one wgmma adds up
+constexpr int STEP = 16;             // k of one wgmma: 64 x 16 times 16 x 8 N
 constexpr int PANEL = 64;            // columns
 constexpr int SWIZZLE_BYTES = 1024;  // eight rows of a panel, after which the pattern repeats
 
@@ -101,15 +110,21 @@ __device__ __forceinline__ void wait_for_tiles() {
 
 // ---- operands in shared memory ----------------------------------------------------------------
 
-// Tells wgmma where a tile lies: its address, the distance in bytes from eight rows to the next
-// eight, and the distance from a panel to the next one, which counts only where the columns of the
-// product run over several panels. The address is in the lower word, so only this word differs
-// between the pieces of a tile.
+// Tells wgmma where a tile lies. The 64 bits are two words; addresses and distances are in units of
+// 16 bytes:
+//
+//    low   bits  0-13   the address in shared memory
+//          bits 16-29   PTX's leading byte offset: from a panel to the next one. It counts only in
+//                       DownRows, where the columns of the product may run over several panels.
+//    high  bits  0-13   PTX's stride byte offset: from eight rows to the next eight
+//          bits 30-31   1: 128-byte swizzle
+//
+// Only the lower word differs between the pieces of a tile.
 struct TileDescriptor {
     unsigned low, high;
     __device__ __forceinline__ TileDescriptor(const floatX* tile, int panel_bytes)
         : low((shared_address(tile) & 0x3ffff) >> 4 | unsigned(panel_bytes >> 4) << 16),
-          high(1u << 30 | SWIZZLE_BYTES >> 4) {}  // bit 62: 128-byte swizzle
+          high(1u << 30 | SWIZZLE_BYTES >> 4) {}
     __device__ __forceinline__ MatrixDescriptor plus(int bytes) const {
         return (MatrixDescriptor)high << 32 | (low + (bytes >> 4));
     }
@@ -129,7 +144,8 @@ struct TileDescriptor {
 template <int ROWS>
 struct AlongRows {
     TileDescriptor descriptor;
-    __device__ __forceinline__ explicit AlongRows(const floatX* tile) : descriptor(tile, 16) {}
+    __device__ __forceinline__ explicit AlongRows(const floatX* tile)
+        : descriptor(tile, 16) {}  // the distance of panels is ignored here: `at` adds it
     __device__ __forceinline__ MatrixDescriptor at(int step) const {
         constexpr int STEPS = PANEL / STEP;  // of one panel
         return descriptor.plus(step / STEPS * (ROWS * PANEL * 2) + step % STEPS * (STEP * 2));
@@ -169,20 +185,23 @@ __device__ __forceinline__ void to_left_operand(LeftOperand<N / 2>& left,
             const float (&columns)[4] = values[2 * step + r / 2];
             left.steps[step][r] = pack_bfloat16(columns[r % 2 * 2], columns[r % 2 * 2 + 1]);
         }
-    touch_registers(left.steps);  // packed here, not between a fence and its products
+    // Without this, the compiler might pack later, after the fence of the next products: the fence
+    // makes only registers ready that were written before it.
+    touch_registers(left.steps);
 }
 
 // ---- products: started here; the caller commits them and waits for them -----------------------
 
-// scores = own rows x (8 N rows of a tile)^T, sums over the HS columns of both.
-template <int N, class Own>
-__device__ __forceinline__ void start_scores(float (&scores)[N][4], const Own& own,
-                                             const floatX* tile) {
+// products = 64 rows of the left operand x (8 N rows of a tile)^T: the product of each row of the
+// one with each row of the other, over their HS columns.
+template <int N, class Left>
+__device__ __forceinline__ void start_row_products(float (&products)[N][4], const Left& left,
+                                                   const floatX* tile) {
     const AlongRows<8 * N> right(tile);
-    wgmma_fence(scores);
+    wgmma_fence(products);
 #pragma unroll
     for (int step = 0; step < HS / STEP; step++)
-        wgmma_bf16<false>(scores, own.at(step), right.at(step), step > 0);
+        wgmma_bf16<false>(products, left.at(step), right.at(step), step > 0);
 }
 
 // sums += left x tile, sums over the 16 K rows of the tile.
@@ -198,11 +217,14 @@ __device__ __forceinline__ void start_sums(float (&sums)[HS / 8][4], const LeftO
 
 // ---- results ----------------------------------------------------------------------------------
 
-// The first of this thread's two rows of an accumulator, whose own first row counts as `first`; the
-// other one lies 8 below. The first of the thread's columns.
+// The first of this thread's two rows of an accumulator whose first row is row `first` of a matrix;
+// the other one lies 8 below. If a block has several warpgroups, the rows of each follow those of
+// the one before.
 __device__ __forceinline__ int accumulator_row(int first) {
     return first + threadIdx.x / WARP * 16 + threadIdx.x % WARP / 4;
 }
+
+// The first of this thread's columns of an accumulator. The columns are this one + 8 n + (0 or 1).
 __device__ __forceinline__ int accumulator_column() { return threadIdx.x % 4 * 2; }
 
 // Writes factor * sums to rows [first, first + 64) of a matrix in global memory, except for rows

@@ -30,37 +30,38 @@ STAGES = 3
 PAIR_COLUMNS = 128
 """Tokens of a pair of tiles."""
 ROUND_COLUMNS = 256
-"""Tokens of which the gradient kernel gathers the columns before it writes them. A vocab split is a
+"""Columns of the logits' gradient that are gathered before they are written. A vocab split is a
 whole number of rounds."""
 ROUND_PITCH = ROUND_COLUMNS + 8
-"""Elements from row to row where they are gathered: eight rows' words of one column lie in eight
-different banks of shared memory."""
+"""Elements from row to row where they are gathered: the 8 rows x 4 words that a warp stores at once
+lie in the 32 different banks of shared memory."""
 
 LOSS_THREADS = 256
 
 MAX_VOCAB_SPLITS = 8
 STATISTICS_PER_ROW = 2 + 2 * MAX_VOCAB_SPLITS
-"""Floats of scratch for one row of logits: lse and the target's logit, and for each vocab split its
-largest logit and its denominator."""
+"""Floats of scratch for one row of logits: log2 of the sum of exp(logit), the target's logit, and
+for each vocab split its shift, which is its largest logit times log2(e), and its denominator."""
 
 _statistics = Kernel(
     "lm_head.cu",
     "lm_head_statistics",
-    "largest:f32* denominator:f32* target_logits:f32* inp:floatX* wte:floatX* targets:i32* N:i32 "
+    "shifts:f32* denominators:f32* target_logits:f32* inp:floatX* wte:floatX* targets:i32* N:i32 "
     "V:i32 Vp:i32",
     arch="sm_90a",
 )
 _losses = Kernel(
     "lm_head.cu",
     "lm_head_losses",
-    "losses:f32* lse:f32* largest:f32* denominator:f32* target_logits:f32* targets:i32* N:i32 "
-    "num_splits:i32",
+    "losses:f32* log2_sums:f32* shifts:f32* denominators:f32* target_logits:f32* targets:i32* "
+    "N:i32 num_splits:i32",
     arch="sm_90a",
 )
 _gradient = Kernel(
     "lm_head.cu",
     "lm_head_gradient",
-    "dlogits:floatX* lse:f32* inp:floatX* wte:floatX* targets:i32* N:i32 V:i32 Vp:i32 dloss:f32",
+    "dlogits:floatX* log2_sums:f32* inp:floatX* wte:floatX* targets:i32* N:i32 V:i32 Vp:i32 "
+    "dloss:f32",
     arch="sm_90a",
 )
 
@@ -91,14 +92,14 @@ def lm_head(
         return
     N, Vp = len(inp), len(wte)
     num_splits, launch = fused_launch(inp, Vp, STATISTICS_GROUPS)
-    lse, target_logits = statistics[:N], statistics[N : 2 * N]
-    largest, denominator = statistics[2 * N :], statistics[(2 + num_splits) * N :]
-    _statistics(largest, denominator, target_logits, inp, wte, targets, N, V, Vp, launch=launch)
+    log2_sums, target_logits = statistics[:N], statistics[N : 2 * N]
+    shifts, denominators = statistics[2 * N :], statistics[(2 + num_splits) * N :]
+    _statistics(shifts, denominators, target_logits, inp, wte, targets, N, V, Vp, launch=launch)
     _losses(
         losses,
-        lse,
-        largest,
-        denominator,
+        log2_sums,
+        shifts,
+        denominators,
         target_logits,
         targets,
         N,
@@ -109,13 +110,15 @@ def lm_head(
     if dloss is None:
         return
     _, launch = fused_launch(inp, Vp, GRADIENT_GROUPS, gathers=True)
-    _gradient(dlogits, lse, inp, wte, targets, N, V, Vp, dloss, launch=launch)
+    _gradient(dlogits, log2_sums, inp, wte, targets, N, V, Vp, dloss, launch=launch)
 
 
 def fused_launch(inp: Array, Vp: int, groups: int, *, gathers: bool = False) -> tuple[int, Launch]:
-    """How many vocab splits give every multiprocessor a block, and the launch.
+    """The number of vocab splits, and the launch.
 
-    With `gathers`, each row of a block has room for a round of its columns in shared memory.
+    There are as many splits as leave each block a multiprocessor, at most MAX_VOCAB_SPLITS; with
+    many rows there is one. With `gathers`, each row of a block has room for a round of its columns
+    in shared memory.
     """
     N, C = inp.shape
     row_blocks = ceil_div(N, WARPGROUP_ROWS * groups)
