@@ -225,7 +225,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DQ_TILES>)
         }
     }
     store_rows(dqueries, stride, first_query, T, dq, scale);
-    float* block_sums = sums_of_part(sums, b, h, block * BLOCK_QUERIES, ROW_GROUP, T, NH);
+    float* block_sums = sums_of_group(sums, b, h, block * BLOCK_QUERIES, ROW_GROUP, T, NH);
     store_block_sums(block_sums, dq, scale, first_query, T, NH);
 }
 
@@ -344,7 +344,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DKDV_TILES
     }
     store_rows(dkeys + split * SPLIT_COLUMNS, stride, first_key, T, dk, scale);
     store_rows(dvalues + split * SPLIT_COLUMNS, stride, first_key, T, dv, 1.0f);
-    float* block_sums = sums_of_part(sums, b, h, block * BLOCK_KEYS, ROW_GROUP, T, NH);
+    float* block_sums = sums_of_group(sums, b, h, block * BLOCK_KEYS, ROW_GROUP, T, NH);
     block_sums += split * SPLIT_COLUMNS;
     store_block_sums(block_sums + NH * HS, dk, scale, first_key, T, NH);
     store_block_sums(block_sums + 2 * NH * HS, dv, 1.0f, first_key, T, NH);

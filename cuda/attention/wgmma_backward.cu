@@ -238,7 +238,7 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
     floatX* dkeys = dqkv + first_row * stride + (NH + h) * HS;
     store_rows(dkeys, stride, first_key, T, dk, {scale, scale});
     store_rows(dkeys + NH * HS, stride, first_key, T, dv, {1.0f, 1.0f});
-    float* block_sums = sums_of_part(sums, b, h, first_key, GROUP_ROWS, T, NH) + NH * HS;
+    float* block_sums = sums_of_group(sums, b, h, first_key, GROUP_ROWS, T, NH) + NH * HS;
     store_block_sums(block_sums, dk, scale, T - first_key);
     store_block_sums(block_sums + NH * HS, dv, 1.0f, T - first_key);
 }
@@ -380,6 +380,6 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DQ_BLOCKS)
                      exponent_scale);
     }
     store_rows(dqueries, stride, first_query, T, dq, {scale, scale});
-    store_block_sums(sums_of_part(sums, b, h, first_query, GROUP_ROWS, T, NH), dq, scale,
+    store_block_sums(sums_of_group(sums, b, h, first_query, GROUP_ROWS, T, NH), dq, scale,
                      T - first_query);
 }

@@ -13,7 +13,7 @@ from typing import Any
 
 from cupygpt.arrays import Array
 from cupygpt.config import GPTConfig
-from cupygpt.ops.attention import LEAST_SUMMED_ROWS
+from cupygpt.ops.attention import LEAST_ROW_GROUP
 from cupygpt.ops.lm_head import STATISTICS_PER_ROW
 
 ALIGNMENT_BYTES = 256
@@ -158,7 +158,7 @@ def scratch_specs(
             TensorSpec("dbt4c", (4 * B * T * config.C,)),
             TensorSpec("partials", (1024 * config.C,), "float32"),
             TensorSpec("lse_dot", (B, config.NH, T, 2), "float32"),
-            TensorSpec("row_sums", (B, -(-T // LEAST_SUMMED_ROWS), 3 * config.C), "float32"),
+            TensorSpec("row_sums", (B, -(-T // LEAST_ROW_GROUP), 3 * config.C), "float32"),
         ]
     return specs
 

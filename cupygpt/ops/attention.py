@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from cupygpt.arrays import Array
 from cupygpt.device.cpu_threads import for_blocks, on_host, share
 from cupygpt.device.precision import Precision
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import Defines, Launch, ceil_div, is_hopper
+from cupygpt.kernels.launch import WARP, Defines, Launch, ceil_div, is_hopper
 from cupygpt.ops.bias import add_column_sums, bias_backward
 
 QUERY_BLOCK = 64
@@ -31,8 +31,7 @@ BLOCK_ELEMENTS = 1 << 18
 """Scores that a thread holds at once on the CPU: 1 MB of float32."""
 
 THREADS = 128
-"""Threads of a block in all attention kernels but those for Hopper, whose blocks have one or two
-times as many: a warpgroup."""
+"""Threads of a block in all attention kernels: four warps, on Hopper a warpgroup."""
 
 TENSOR_CORE_MULTIPLE = 16
 """Head sizes that the tensor-core kernels take are multiples of this."""
@@ -43,8 +42,11 @@ BUSY_BLOCKS = 512
 """With this many blocks of 128 rows a large GPU (132 SMs) stays busy, and warps own 32 rows instead
 of 16: they load half as much from shared memory per product, but blocks are fewer and heavier."""
 
-LEAST_SUMMED_ROWS = 32
-"""Rows of dqkv that a row of their sums stands for, at the least."""
+LSE_DELTA_BYTES = 8
+"""A float2 of lse and delta for each query of a streamed tile."""
+
+LEAST_ROW_GROUP = 32
+"""Rows of the smallest row group: the kernels leave the sum of each group of rows of dqkv."""
 
 _ROWS = "T:i32 NH:i32"
 _DKDV = f"dqkv:floatX* sums:f32* dout:floatX* qkv:floatX* lse_dot:f32* {_ROWS}"
@@ -55,7 +57,7 @@ _forward = Kernel(
 _dkdv = Kernel("attention/cuda_cores.cu", "attention_dkdv", _DKDV)
 _dq = Kernel("attention/cuda_cores.cu", "attention_dq", _DQ)
 _decode = Kernel(
-    "attention/cuda_cores.cu",
+    "attention/decode.cu",
     "attention_decode",
     "out:floatX* cache:floatX* qkv:floatX* start:i32 T:i32 maxT:i32 NH:i32",
 )
@@ -85,7 +87,8 @@ def attention_forward(out: Array, lse: Array, qkv: Array, NH: int, *, precision:
     """
     if not on_host(out):
         B, T, C = out.shape
-        _launches(out, C // NH, B * NH, T, precision).forward(out, lse, qkv, T, NH, heads=B * NH)
+        forward = _kernels(out, C // NH, B * NH, T, precision).forward
+        forward.kernel(out, lse, qkv, T, NH, launch=forward.launch(B * NH, T))
         return
     B, T, _ = out.shape
     heads_out = _heads(out, NH)
@@ -124,14 +127,15 @@ def attention_backward(
     That is the gradient of the qkv layer's bias: a GPU has it at hand here, before dqkv is rounded.
     Written: dqkv (B, T, 3C) floatX. Accumulated: dbias (3C,) float32. Read: dout, out (B, T, C);
     qkv (B, T, 3C); lse (B, NH, T). Scratch, of a GPU: lse_dot (B, NH, T, 2) float32 for lse and
-    rowsum(dout * out), sums (B, ceil(T / LEAST_SUMMED_ROWS), 3C) float32.
+    rowsum(dout * out), sums (B, ceil(T / LEAST_ROW_GROUP), 3C) float32.
     """
     if not on_host(dqkv):
         B, T, C = dout.shape
-        launches = _launches(dqkv, C // NH, B * NH, T, precision)
-        launches.dq(dqkv, sums, lse_dot, dout, out, qkv, lse, T, NH, heads=B * NH)
-        launches.dkdv(dqkv, sums, dout, qkv, lse_dot, T, NH, heads=B * NH)
-        add_column_sums(dbias, sums, B * ceil_div(T, launches.summed_rows), like=dqkv)
+        kernels = _kernels(dqkv, C // NH, B * NH, T, precision)
+        dq, dkdv = kernels.dq, kernels.dkdv
+        dq.kernel(dqkv, sums, lse_dot, dout, out, qkv, lse, T, NH, launch=dq.launch(B * NH, T))
+        dkdv.kernel(dqkv, sums, dout, qkv, lse_dot, T, NH, launch=dkdv.launch(B * NH, T))
+        add_column_sums(dbias, sums, B * ceil_div(T, kernels.row_group), like=dqkv)
         return
     B, T, _ = dout.shape
     dheads, heads_out = _heads(dout, NH), _heads(out, NH)
@@ -168,10 +172,8 @@ def attention_decode(out: Array, cache: Array, qkv: Array, start: int, NH: int) 
     T = len(qkv)
     if not on_host(out):
         _, _, maxT, HS = cache.shape
-        defines = _cuda_core_defines(HS)
-        _decode(
-            out, cache, qkv, start, T, maxT, NH, launch=Launch(T * NH, THREADS, defines=defines)
-        )
+        launch = Launch(T * NH, THREADS, defines={"HS": HS, "THREADS": THREADS})
+        _decode(out, cache, qkv, start, T, maxT, NH, launch=launch)
         return
     queries, keys, values = _split_heads(qkv[None], NH)
     stop = start + T
@@ -227,95 +229,102 @@ def _causal_mask(size: int, dtype: str) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class _Launch:
-    """A kernel, how it is compiled for one head size, and what its blocks own and need."""
+class _BlockPlan:
+    """One kernel for one head size: its constants, and what a block owns and needs."""
 
     kernel: Kernel
     defines: Defines
     block_rows: int
     """Queries (of dkdv: keys) that a block owns."""
     shared_bytes: int
-    parts: int = 1
+    column_splits: int = 1
     """Blocks that share the columns of these rows."""
-    threads: int = THREADS
 
-    def __call__(self, *args: Any, heads: int) -> None:
-        """Launch for `heads` = B * NH heads; the last two arguments are T and NH."""
-        blocks = heads * ceil_div(args[-2], self.block_rows) * self.parts
-        self.kernel(*args, launch=Launch(blocks, self.threads, self.shared_bytes, self.defines))
-
-
-class _Launches(NamedTuple):
-    forward: _Launch
-    dkdv: _Launch
-    dq: _Launch
-    summed_rows: int
-    """Rows of dqkv that a row of their sums stands for."""
+    def launch(self, num_heads: int, T: int) -> Launch:
+        """The launch for `num_heads` = B * NH heads of T rows."""
+        blocks = num_heads * ceil_div(T, self.block_rows) * self.column_splits
+        return Launch(blocks, THREADS, self.shared_bytes, self.defines)
 
 
-def _launches(array: Array, HS: int, heads: int, T: int, precision: Precision) -> _Launches:
+class _Kernels(NamedTuple):
+    """The three kernels that a model's attention runs."""
+
+    forward: _BlockPlan
+    dkdv: _BlockPlan
+    dq: _BlockPlan
+    row_group: int
+    """Rows of dqkv whose sum is one row of `sums`."""
+
+
+def _kernels(array: Array, HS: int, num_heads: int, T: int, precision: Precision) -> _Kernels:
     """The kernels for arrays like `array`."""
     is_bfloat16 = precision.rounds_storage
     if HS % TENSOR_CORE_MULTIPLE or not precision.uses_tensor_cores:
-        return _cuda_core_launches(HS)
+        return _cuda_core_kernels(HS)
     if is_bfloat16 and HS in HOPPER_HEAD_SIZES and is_hopper(array):
-        return _hopper_launches(HS)
-    busy = heads * ceil_div(T, 128) >= BUSY_BLOCKS
-    return _tensor_core_launches(HS, is_bfloat16=is_bfloat16, busy=busy)
-
-
-def _cuda_core_defines(HS: int) -> dict[str, int]:
-    # The largest tiles that leave every kernel within 64 KiB of shared memory, all that sm_75 has.
-    return {"HS": HS, "ROWS": 4 if HS <= 64 else 2, "STREAM": 32 if HS <= 96 else 16}
+        return _hopper_kernels(HS)
+    busy = num_heads * ceil_div(T, 128) >= BUSY_BLOCKS
+    return _tensor_core_kernels(HS, is_bfloat16=is_bfloat16, busy=busy)
 
 
 @cache
-def _cuda_core_launches(HS: int) -> _Launches:
-    defines = _cuda_core_defines(HS)
-    stream, block_rows, pitch = defines["STREAM"], 16 * defines["ROWS"], HS + 4
+def _cuda_core_kernels(HS: int) -> _Kernels:
+    """The largest tiles that leave every kernel within 64 KiB of shared memory, all of sm_75."""
+    rows, tile_rows = 64 if HS <= 64 else 32, 32 if HS <= 96 else 16
+    # Four floats more than a row: eight rows then begin in different banks.
+    pitch, score_pitch = HS + 4, tile_rows + 4
+    defines = {
+        "HS": HS,
+        "THREADS": THREADS,
+        "BLOCK_ROWS": rows,
+        "TILE_ROWS": tile_rows,
+        "PITCH": pitch,
+        "SCORE_PITCH": score_pitch,
+    }
 
-    def launch(kernel: Kernel, own_tiles: int) -> _Launch:
-        floats = (own_tiles * block_rows + 2 * stream) * pitch + block_rows * (stream + 4)
-        return _Launch(kernel, defines, block_rows, 4 * floats)
+    def plan(kernel: Kernel, own_matrices: int) -> _BlockPlan:
+        floats = (own_matrices * rows + 2 * tile_rows) * pitch + rows * score_pitch
+        return _BlockPlan(kernel, defines, rows, 4 * floats)
 
-    return _Launches(launch(_forward, 1), launch(_dkdv, 2), launch(_dq, 2), block_rows)
+    return _Kernels(plan(_forward, 1), plan(_dkdv, 2), plan(_dq, 2), rows)
 
 
 @cache
-def _tensor_core_launches(HS: int, *, is_bfloat16: bool, busy: bool) -> _Launches:
+def _tensor_core_kernels(HS: int, *, is_bfloat16: bool, busy: bool) -> _Kernels:
     """Two stages of two streamed tiles each; 32 rows per warp where registers allow it.
 
     Registers set the limits below: with these choices none of the usual head sizes spills more than
     a few registers, on any architecture.
     """
-    stream = 64 if is_bfloat16 else 32
-    stage_bytes = 2 * stream * (HS * (2 if is_bfloat16 else 4) + 16)
+    tile_rows = 64 if is_bfloat16 else 32
+    row_bytes = HS * (2 if is_bfloat16 else 4) + 16  # padded, so that rows begin in other banks
+    stage_bytes = 2 * tile_rows * row_bytes
     forward_tiles = 2 if busy and HS <= 64 else 1
     dq_tiles = 2 if busy and HS <= 64 and is_bfloat16 else 1
     dkdv_tiles = 2 if busy and HS <= 32 and is_bfloat16 else 1
-    parts = 2 if HS == 128 and not is_bfloat16 else 1
-    warps = THREADS // 32
-    forward = {"HS": HS, "WARPS": warps, "TILES": forward_tiles, "KEYS": stream}
+    column_splits = 2 if HS == 128 and not is_bfloat16 else 1
+    warps = THREADS // WARP
+    forward = {"HS": HS, "WARPS": warps, "TILES": forward_tiles, "KEYS": tile_rows}
     backward = {
         "HS": HS,
         "WARPS": warps,
-        "TILE_ROWS": stream,
+        "TILE_ROWS": tile_rows,
         "DKDV_TILES": dkdv_tiles,
-        "COLUMN_SPLITS": parts,
+        "COLUMN_SPLITS": column_splits,
         "DQ_TILES": dq_tiles,
     }
     rows = 16 * warps
-    statistics_bytes = 2 * 2 * stream * 4
-    return _Launches(
-        _Launch(_mma_forward, forward, rows * forward_tiles, 2 * stage_bytes),
-        _Launch(_mma_dkdv, backward, rows * dkdv_tiles, 2 * stage_bytes + statistics_bytes, parts),
-        _Launch(_mma_dq, backward, rows * dq_tiles, 2 * stage_bytes),
+    dkdv_bytes = 2 * stage_bytes + 2 * tile_rows * LSE_DELTA_BYTES
+    return _Kernels(
+        _BlockPlan(_mma_forward, forward, rows * forward_tiles, 2 * stage_bytes),
+        _BlockPlan(_mma_dkdv, backward, rows * dkdv_tiles, dkdv_bytes, column_splits),
+        _BlockPlan(_mma_dq, backward, rows * dq_tiles, 2 * stage_bytes),
         rows,
     )
 
 
 @cache
-def _hopper_launches(HS: int) -> _Launches:
+def _hopper_kernels(HS: int) -> _Kernels:
     """Blocks of one warpgroup, as many per SM as registers allow; the fastest tiles on an H200."""
     small = HS == 64
     rows = 64  # of a block, and of a streamed tile
@@ -328,10 +337,10 @@ def _hopper_launches(HS: int) -> _Launches:
         "DQ_BLOCKS": 4 if small else 2,
     }
     backward_bytes = 2 * (1 + backward["STAGES"]) * tile_bytes
-    statistics_bytes = 2 * backward["STAGES"] * rows * 4
-    return _Launches(
-        _Launch(_wgmma_forward, forward, rows, (1 + 2 * forward["STAGES"]) * tile_bytes),
-        _Launch(_wgmma_dkdv, backward, rows, backward_bytes + statistics_bytes),
-        _Launch(_wgmma_dq, backward, rows, backward_bytes),
+    dkdv_bytes = backward_bytes + backward["STAGES"] * rows * LSE_DELTA_BYTES
+    return _Kernels(
+        _BlockPlan(_wgmma_forward, forward, rows, (1 + 2 * forward["STAGES"]) * tile_bytes),
+        _BlockPlan(_wgmma_dkdv, backward, rows, dkdv_bytes),
+        _BlockPlan(_wgmma_dq, backward, rows, backward_bytes),
         rows,
     )

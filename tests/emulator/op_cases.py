@@ -40,7 +40,7 @@ def check(
 check("adamw.cu", test_adamw.test_one_segment, decay=True)
 # More than two streamed tiles, so that each of the two stages is filled a second time.
 check("attention/cuda_cores.cu", test_attention.test_attention, 1, 130, 1, 8)
-check("attention/cuda_cores.cu", test_attention.test_decoding_in_pieces_equals_attention, 1, 8)
+check("attention/decode.cu", test_attention.test_decoding_in_pieces_equals_attention, 1, 8)
 check("attention/mma_forward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
 check("attention/mma_backward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
 for file in ("attention/wgmma_forward.cu", "attention/wgmma_backward.cu"):

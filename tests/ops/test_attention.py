@@ -19,7 +19,7 @@ from support.tolerance import EPSILON
 from cupygpt.device.precision import BF16, FP32, TF32
 from cupygpt.ops import attention
 from cupygpt.ops.attention import (
-    LEAST_SUMMED_ROWS,
+    LEAST_ROW_GROUP,
     attention_backward,
     attention_decode,
     attention_forward,
@@ -93,7 +93,7 @@ def attend(dev: Device, qkv: Any, dout: Any, NH: int, *, allow_tf32: bool = Fals
         dev.accumulated(3 * C, "float32"),
     )
     lse_dot = dev.output((B, NH, T, 2), "float32")
-    sums = dev.output((B, -(-T // LEAST_SUMMED_ROWS), 3 * C), "float32")
+    sums = dev.output((B, -(-T // LEAST_ROW_GROUP), 3 * C), "float32")
     precision = TF32 if allow_tf32 and dev.precision is FP32 else dev.precision
     attention_forward(result.out, result.lse, qkv, NH, precision=precision)
     attention_backward(
@@ -381,7 +381,7 @@ def test_more_than_2_to_the_31_elements() -> None:
         attention_forward(out, lse, qkv, NH, precision=BF16)
         dbias = cupy.zeros(3 * C, np.float32)
         lse_dot = cupy.empty((*lse.shape, 2), np.float32)
-        sums = cupy.empty((len(dout), T // LEAST_SUMMED_ROWS, 3 * C), np.float32)
+        sums = cupy.empty((len(dout), T // LEAST_ROW_GROUP, 3 * C), np.float32)
         attention_backward(dqkv, dbias, dout, qkv, out, lse, NH, lse_dot, sums, precision=BF16)
         return [out[-1], lse[-1], dqkv[-1]]
 
