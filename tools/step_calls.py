@@ -79,7 +79,7 @@ OPS = {
 }
 """The ops of a training step, those that other ops call among them."""
 
-SCRATCH = ("partials", "sums", "lse_dot", "statistics")
+SCRATCH = ("partials", "sums", "lse_delta", "statistics")
 """Arguments that hold nothing before and after a call."""
 
 _CALLERS = ("cupygpt.model.", "cupygpt.training.", "cupygpt.ops.")

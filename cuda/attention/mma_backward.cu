@@ -118,8 +118,8 @@ struct RowStats {
 };
 
 // Reads lse of the lane's rows and computes their delta; `query` is the first of them. Member 0 of
-// the four lanes that share a row writes both to lse_dot (B, NH, T), for attention_mma_dkdv.
-__device__ __forceinline__ void load_statistics(RowStats& rows, float2* lse_dot, const float* lse,
+// the four lanes that share a row writes both to lse_delta (B, NH, T), for attention_mma_dkdv.
+__device__ __forceinline__ void load_statistics(RowStats& rows, float2* lse_delta, const float* lse,
                                                 const floatX* douts, const floatX* outs,
                                                 long long dout_stride, int bh, int query,
                                                 int member, int T) {
@@ -133,7 +133,7 @@ __device__ __forceinline__ void load_statistics(RowStats& rows, float2* lse_dot,
             rows.delta[m][half] =
                 row_product<4>(douts + row * dout_stride, outs + row * dout_stride);
             if (member == 0 && own_row < T)
-                lse_dot[(long long)bh * T + own_row] = make_float2(row_lse, rows.delta[m][half]);
+                lse_delta[(long long)bh * T + own_row] = make_float2(row_lse, rows.delta[m][half]);
         }
 }
 
@@ -156,12 +156,12 @@ __device__ __forceinline__ void to_dscores(const float (&scores)[DQ_TILES][N][4]
             }
 }
 
-// Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their sums; lse_dot (B, NH, T).
+// Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their sums; lse_delta (B, NH, T).
 // Read: dout, out (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
 // Grid: B * NH * ceil(T / BLOCK_QUERIES). Block: THREADS. Dynamic shared memory: STAGES * STAGE
 // elements.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DQ_TILES>)
-    attention_mma_dq(floatX* dqkv, float* sums, float2* lse_dot, const floatX* __restrict__ dout,
+    attention_mma_dq(floatX* dqkv, float* sums, float2* lse_delta, const floatX* __restrict__ dout,
                      const floatX* __restrict__ out, const floatX* __restrict__ qkv,
                      const float* __restrict__ lse, int T, int NH) {
     extern __shared__ __align__(16) floatX smem[];
@@ -198,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DQ_TILES>)
     load_own_rows(own_queries, queries, stride, first_query, T);
     load_own_rows(own_douts, douts, dout_stride, first_query, T);
     RowStats rows;
-    load_statistics(rows, lse_dot, lse, douts, outs, dout_stride, bh, first_query + row, member, T);
+    load_statistics(rows, lse_delta, lse, douts, outs, dout_stride, bh, first_query + row, member, T);
 
     float dq[DQ_TILES][HS / 8][4] = {};
     const float scale = 1.0f / sqrtf(float(HS));
@@ -233,10 +233,10 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DQ_TILES>)
 
 // Starts copying lse and delta of queries [first, first + TILE_ROWS); zero from T on, where dout is
 // zero too and nothing is added.
-__device__ __forceinline__ void copy_statistics(float2* statistics, const float2* lse_dot,
+__device__ __forceinline__ void copy_statistics(float2* statistics, const float2* lse_delta,
                                                 int first, int T) {
     auto* to = reinterpret_cast<float*>(statistics);
-    auto* from = reinterpret_cast<const float*>(lse_dot + first);
+    auto* from = reinterpret_cast<const float*>(lse_delta + first);
     for (int i = threadIdx.x; i < 2 * TILE_ROWS; i += THREADS) {
         const bool inside = first + i / 2 < T;
         cp_async4_zfill(to + i, inside ? from + i : from, inside ? 4 : 0);
@@ -268,12 +268,12 @@ __device__ __forceinline__ void to_transposed_dscores(float (&probs)[DKDV_TILES]
 }
 
 // Written: the dk and dv rows of dqkv (B, T, 3, NH, HS) floatX, and their sums. Read: dout
-// (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse_dot (B, NH, T). Grid: B * NH * ceil(T /
+// (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse_delta (B, NH, T). Grid: B * NH * ceil(T /
 // BLOCK_KEYS) * COLUMN_SPLITS. Block: THREADS. Dynamic shared memory: STAGES * STAGE elements, then
 // lse and delta, a float2, of STAGES * TILE_ROWS queries.
 extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DKDV_TILES>)
     attention_mma_dkdv(floatX* dqkv, float* sums, const floatX* __restrict__ dout,
-                       const floatX* __restrict__ qkv, const float2* __restrict__ lse_dot, int T,
+                       const floatX* __restrict__ qkv, const float2* __restrict__ lse_delta, int T,
                        int NH) {
     extern __shared__ __align__(16) floatX smem[];
     constexpr int CHUNK = CHUNK_ROWS<DKDV_TILES>;
@@ -295,7 +295,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DKDV_TILES
     const floatX* douts = dout + b * T * dout_stride + h * HS;
     floatX* dkeys = dqkv + b * T * stride + (NH + h) * HS;
     floatX* dvalues = dkeys + NH * HS;
-    const float2* head_lse_dot = lse_dot + (long long)bh * T;
+    const float2* head_lse_delta = lse_delta + (long long)bh * T;
 
     const int first_key = block * BLOCK_KEYS + WARP_KEYS * warp;  // of this warp
     const int first_tile = block * BLOCK_KEYS / TILE_ROWS;
@@ -305,7 +305,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DKDV_TILES
         floatX* stage = smem + tile % STAGES * STAGE;
         copy_tile<TILE_ROWS>(stage, queries, stride, tile * TILE_ROWS, T);
         copy_tile<TILE_ROWS>(stage + TILE, douts, dout_stride, tile * TILE_ROWS, T);
-        copy_statistics(statistics + tile % STAGES * TILE_ROWS, head_lse_dot, tile * TILE_ROWS, T);
+        copy_statistics(statistics + tile % STAGES * TILE_ROWS, head_lse_delta, tile * TILE_ROWS, T);
         cp_async_commit();
     };
     start_copy(first_tile);

@@ -173,12 +173,12 @@ __device__ __forceinline__ void add_query_tile(Sums& dk, Sums& dv, TileRegisters
 }
 
 // Written: the dk and dv rows of dqkv (B, T, 3, NH, HS) floatX, and their column sums. Read: dout
-// (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse_dot (B, NH, T).
+// (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse_delta (B, NH, T).
 // Grid: B * NH * ceil(T / 64). Block: WARPGROUP.
 // Dynamic shared memory: 2 * (1 + STAGES) tiles, 2 * STAGES * STREAM floats.
 extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
     attention_wgmma_dkdv(floatX* dqkv, float* sums, const floatX* __restrict__ dout,
-                         const floatX* __restrict__ qkv, const float2* __restrict__ lse_dot, int T,
+                         const floatX* __restrict__ qkv, const float2* __restrict__ lse_delta, int T,
                          int NH) {
     extern __shared__ __align__(1024) floatX smem[];
     floatX* stages = smem + 2 * TILE;
@@ -201,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
     const int first_key = block * GROUP_ROWS;
     const int num_tiles = (T + STREAM - 1) / STREAM - block;
 
-    auto* head_statistics = reinterpret_cast<const float*>(lse_dot + (long long)bh * T);
+    auto* head_statistics = reinterpret_cast<const float*>(lse_delta + (long long)bh * T);
     // Commits a group for each tile, even for none: groups are counted.
     auto start_copy = [&](int q_tile) {
         if (q_tile < num_tiles) {
@@ -245,10 +245,10 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
 
 // ---- dq: rows are queries, columns are keys ---------------------------------------------------
 
-// Computes delta of this thread's two queries, reads their lse and writes both to lse_dot. A query
+// Computes delta of this thread's two queries, reads their lse and writes both to lse_delta. A query
 // from T on gets those of the last one; its results are not stored.
 __device__ __forceinline__ void load_statistics(float (&row_lse)[2], float (&row_delta)[2],
-                                                float2* lse_dot, const float* lse,
+                                                float2* lse_delta, const float* lse,
                                                 const floatX* douts, const floatX* outs, int stride,
                                                 int bh, int first_query, int row, int T) {
 #pragma unroll
@@ -259,7 +259,7 @@ __device__ __forceinline__ void load_statistics(float (&row_lse)[2], float (&row
         row_lse[half] = LOG2E * row_log;
         row_delta[half] = row_product<4>(douts + inside * stride, outs + inside * stride);
         if (threadIdx.x % 4 == 0 && query < T)
-            lse_dot[statistic] = make_float2(row_log, row_delta[half]);
+            lse_delta[statistic] = make_float2(row_log, row_delta[half]);
     }
 }
 
@@ -317,12 +317,12 @@ __device__ __forceinline__ void add_key_tile(Sums& dq, TileRegisters& tile,
     wgmma_wait<0>(dq);
 }
 
-// Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their column sums; lse_dot (B, NH, T).
+// Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their column sums; lse_delta (B, NH, T).
 // Read: dout, out (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
 // Grid: B * NH * ceil(T / 64). Block: WARPGROUP.
 // Dynamic shared memory: 2 * (1 + STAGES) tiles.
 extern "C" __global__ void __launch_bounds__(WARPGROUP, DQ_BLOCKS)
-    attention_wgmma_dq(floatX* dqkv, float* sums, float2* lse_dot, const floatX* __restrict__ dout,
+    attention_wgmma_dq(floatX* dqkv, float* sums, float2* lse_delta, const floatX* __restrict__ dout,
                        const floatX* __restrict__ out, const floatX* __restrict__ qkv,
                        const float* __restrict__ lse, int T, int NH) {
     extern __shared__ __align__(1024) floatX smem[];
@@ -363,7 +363,7 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DQ_BLOCKS)
 
     const int row = accumulator_row(0);
     float row_lse[2], row_delta[2];
-    load_statistics(row_lse, row_delta, lse_dot, lse, douts, outs, dout_stride, bh, first_query,
+    load_statistics(row_lse, row_delta, lse_delta, lse, douts, outs, dout_stride, bh, first_query,
                     row, T);
 
     TileRegisters tile;

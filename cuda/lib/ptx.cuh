@@ -1,5 +1,5 @@
-// Every line of inline PTX in the project. The wrappers take generic pointers, so that the CPU
-// emulator of the tests can replace this one header by a host version.
+// Inline PTX; Hopper's own instructions are in ptx_hopper.cuh, and no other file holds any. The
+// wrappers take generic pointers, so that the emulator can replace this header by a host version.
 //
 // Fragments of mma.m16n8 (lane = threadIdx.x % 32, g = lane / 4, t = lane % 4), C and D:
 //   c[0] (g, 2t)  c[1] (g, 2t + 1)  c[2] (g + 8, 2t)  c[3] (g + 8, 2t + 1)
@@ -127,25 +127,9 @@ __device__ __forceinline__ void cp_async16(void* shared, const void* global) {
                  "l"(global)
                  : "memory");
 }
-__device__ __forceinline__ void cp_async8(void* shared, const void* global) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(shared_address(shared)),
-                 "l"(global)
-                 : "memory");
-}
-__device__ __forceinline__ void cp_async4(void* shared, const void* global) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(shared)),
-                 "l"(global)
-                 : "memory");
-}
 __device__ __forceinline__ void cp_async16_zfill(void* shared, const void* global,
                                                  int source_bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(shared)),
-                 "l"(global), "r"(source_bytes)
-                 : "memory");
-}
-__device__ __forceinline__ void cp_async8_zfill(void* shared, const void* global,
-                                                int source_bytes) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 8, %2;" ::"r"(shared_address(shared)),
                  "l"(global), "r"(source_bytes)
                  : "memory");
 }
@@ -172,12 +156,6 @@ __device__ __forceinline__ void cp_async_wait() {
 __device__ __forceinline__ void cp_async16(void* shared, const void* global) {
     *static_cast<uint4*>(shared) = *static_cast<const uint4*>(global);
 }
-__device__ __forceinline__ void cp_async8(void* shared, const void* global) {
-    *static_cast<uint2*>(shared) = *static_cast<const uint2*>(global);
-}
-__device__ __forceinline__ void cp_async4(void* shared, const void* global) {
-    *static_cast<unsigned*>(shared) = *static_cast<const unsigned*>(global);
-}
 
 // Element by element: source_bytes may end at any one of 16 bits.
 template <int BYTES>
@@ -189,10 +167,6 @@ __device__ __forceinline__ void copy_zfill(void* shared, const void* global, int
 __device__ __forceinline__ void cp_async16_zfill(void* shared, const void* global,
                                                  int source_bytes) {
     copy_zfill<16>(shared, global, source_bytes);
-}
-__device__ __forceinline__ void cp_async8_zfill(void* shared, const void* global,
-                                                int source_bytes) {
-    copy_zfill<8>(shared, global, source_bytes);
 }
 __device__ __forceinline__ void cp_async4_zfill(void* shared, const void* global,
                                                 int source_bytes) {

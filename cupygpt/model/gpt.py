@@ -258,7 +258,7 @@ class GPT:
             out=a.atty,
             lse=a.lse,
             NH=self.config.NH,
-            lse_dot=s.lse_dot,
+            lse_delta=s.lse_delta,
             sums=s.row_sums,
             precision=self.precision,
         )

@@ -157,7 +157,7 @@ def scratch_specs(
             TensorSpec("dbtc", (B, T, config.C)),
             TensorSpec("dbt4c", (4 * B * T * config.C,)),
             TensorSpec("partials", (1024 * config.C,), "float32"),
-            TensorSpec("lse_dot", (B, config.NH, T, 2), "float32"),
+            TensorSpec("lse_delta", (B, config.NH, T, 2), "float32"),
             TensorSpec("row_sums", (B, -(-T // LEAST_ROW_GROUP), 3 * config.C), "float32"),
         ]
     return specs

@@ -49,8 +49,8 @@ LEAST_ROW_GROUP = 32
 """Rows of the smallest row group: the kernels leave the sum of each group of rows of dqkv."""
 
 _ROWS = "T:i32 NH:i32"
-_DKDV = f"dqkv:floatX* sums:f32* dout:floatX* qkv:floatX* lse_dot:f32* {_ROWS}"
-_DQ = f"dqkv:floatX* sums:f32* lse_dot:f32* dout:floatX* out:floatX* qkv:floatX* lse:f32* {_ROWS}"
+_DKDV = f"dqkv:floatX* sums:f32* dout:floatX* qkv:floatX* lse_delta:f32* {_ROWS}"
+_DQ = f"dqkv:floatX* sums:f32* lse_delta:f32* dout:floatX* out:floatX* qkv:floatX* lse:f32* {_ROWS}"
 _forward = Kernel(
     "attention/cuda_cores.cu", "attention_forward", f"out:floatX* lse:f32* qkv:floatX* {_ROWS}"
 )
@@ -117,7 +117,7 @@ def attention_backward(
     out: Array,
     lse: Array,
     NH: int,
-    lse_dot: Array,
+    lse_delta: Array,
     sums: Array,
     *,
     precision: Precision,
@@ -126,15 +126,15 @@ def attention_backward(
 
     That is the gradient of the qkv layer's bias: a GPU has it at hand here, before dqkv is rounded.
     Written: dqkv (B, T, 3C) floatX. Accumulated: dbias (3C,) float32. Read: dout, out (B, T, C);
-    qkv (B, T, 3C); lse (B, NH, T). Scratch, of a GPU: lse_dot (B, NH, T, 2) float32 for lse and
+    qkv (B, T, 3C); lse (B, NH, T). Scratch, of a GPU: lse_delta (B, NH, T, 2) float32 for lse and
     rowsum(dout * out), sums (B, ceil(T / LEAST_ROW_GROUP), 3C) float32.
     """
     if not on_host(dqkv):
         B, T, C = dout.shape
         kernels = _kernels(dqkv, C // NH, B * NH, T, precision)
         dq, dkdv = kernels.dq, kernels.dkdv
-        dq.kernel(dqkv, sums, lse_dot, dout, out, qkv, lse, T, NH, launch=dq.launch(B * NH, T))
-        dkdv.kernel(dqkv, sums, dout, qkv, lse_dot, T, NH, launch=dkdv.launch(B * NH, T))
+        dq.kernel(dqkv, sums, lse_delta, dout, out, qkv, lse, T, NH, launch=dq.launch(B * NH, T))
+        dkdv.kernel(dqkv, sums, dout, qkv, lse_delta, T, NH, launch=dkdv.launch(B * NH, T))
         add_column_sums(dbias, sums, B * ceil_div(T, kernels.row_group), like=dqkv)
         return
     B, T, _ = dout.shape

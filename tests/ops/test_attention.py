@@ -92,12 +92,12 @@ def attend(dev: Device, qkv: Any, dout: Any, NH: int, *, allow_tf32: bool = Fals
         dev.output((B, T, 3 * C)),
         dev.accumulated(3 * C, "float32"),
     )
-    lse_dot = dev.output((B, NH, T, 2), "float32")
+    lse_delta = dev.output((B, NH, T, 2), "float32")
     sums = dev.output((B, -(-T // LEAST_ROW_GROUP), 3 * C), "float32")
     precision = TF32 if allow_tf32 and dev.precision is FP32 else dev.precision
     attention_forward(result.out, result.lse, qkv, NH, precision=precision)
     attention_backward(
-        result.dqkv, result.dbias, dout, qkv, result.out, result.lse, NH, lse_dot, sums,
+        result.dqkv, result.dbias, dout, qkv, result.out, result.lse, NH, lse_delta, sums,
         precision=precision,
     )  # fmt: skip
     return result
@@ -380,9 +380,9 @@ def test_more_than_2_to_the_31_elements() -> None:
         lse = cupy.empty((len(dout), NH, T), np.float32)
         attention_forward(out, lse, qkv, NH, precision=BF16)
         dbias = cupy.zeros(3 * C, np.float32)
-        lse_dot = cupy.empty((*lse.shape, 2), np.float32)
+        lse_delta = cupy.empty((*lse.shape, 2), np.float32)
         sums = cupy.empty((len(dout), T // LEAST_ROW_GROUP, 3 * C), np.float32)
-        attention_backward(dqkv, dbias, dout, qkv, out, lse, NH, lse_dot, sums, precision=BF16)
+        attention_backward(dqkv, dbias, dout, qkv, out, lse, NH, lse_delta, sums, precision=BF16)
         return [out[-1], lse[-1], dqkv[-1]]
 
     alone = run(last_qkv, last_dout)

@@ -154,7 +154,6 @@ EMU_LDMATRIX(ldmatrix_x4_trans, 4, true)
         emu::copy_async<BYTES>(shared, global, source_bytes, file, line);                      \
     }
 EMU_CP_ASYNC(cp_async4, 4)
-EMU_CP_ASYNC(cp_async8, 8)
 EMU_CP_ASYNC(cp_async16, 16)
 
 namespace emu {
