@@ -67,6 +67,7 @@
 // arXiv:2307.08691).
 #include "attention/backward.cuh"
 #include "attention/mma.cuh"
+#include "attention/rows.cuh"
 
 constexpr int WARP_KEYS = 16 * DKDV_TILES;
 constexpr int WARP_QUERIES = 16 * DQ_TILES;
@@ -168,23 +169,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DQ_TILES>)
     constexpr int CHUNK = CHUNK_ROWS<DQ_TILES>;
     const int warp = threadIdx.x / WARP, row = lane_row(), member = threadIdx.x % 4;
 
-    // Blocks of one head are neighbours and share its keys in the L2 cache. The last queries have
-    // the most keys: they come first, so that the launch ends with short blocks.
-    const int num_blocks = (T + BLOCK_QUERIES - 1) / BLOCK_QUERIES;
-    const int block = num_blocks - 1 - int(blockIdx.x % num_blocks);
-    const int bh = blockIdx.x / num_blocks;
-    const int b = bh / NH, h = bh % NH;
-
-    const long long stride = 3LL * NH * HS, dout_stride = (long long)NH * HS;
-    const floatX* queries = qkv + b * T * stride + h * HS;
+    const BlockRows block = block_of_queries<BLOCK_QUERIES>(T, NH);
+    const long long stride = qkv_stride(NH), dout_stride = out_stride(NH);
+    const floatX* queries = block.slot(qkv, T, stride, block.h);
     const floatX* keys = queries + NH * HS;
     const floatX* values = keys + NH * HS;
-    const floatX* douts = dout + b * T * dout_stride + h * HS;
-    const floatX* outs = out + b * T * dout_stride + h * HS;
-    floatX* dqueries = dqkv + b * T * stride + h * HS;
+    const floatX* douts = block.slot(dout, T, dout_stride, block.h);
+    const floatX* outs = block.slot(out, T, dout_stride, block.h);
+    floatX* dqueries = block.slot(dqkv, T, stride, block.h);
 
-    const int first_query = block * BLOCK_QUERIES + WARP_QUERIES * warp;  // of this warp
-    const int num_keys = min((block + 1) * BLOCK_QUERIES, T);
+    const int first_query = block.first + WARP_QUERIES * warp;  // of this warp
+    const int num_keys = min(block.first + BLOCK_QUERIES, T);
     const int num_tiles = (num_keys + TILE_ROWS - 1) / TILE_ROWS;
 
     auto start_copy = [&](int tile) {
@@ -198,7 +193,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DQ_TILES>)
     load_own_rows(own_queries, queries, stride, first_query, T);
     load_own_rows(own_douts, douts, dout_stride, first_query, T);
     RowStats rows;
-    load_statistics(rows, lse_delta, lse, douts, outs, dout_stride, bh, first_query + row, member, T);
+    load_statistics(rows, lse_delta, lse, douts, outs, dout_stride, block.bh, first_query + row,
+                    member, T);
 
     float dq[DQ_TILES][HS / 8][4] = {};
     const float scale = 1.0f / sqrtf(float(HS));
@@ -225,7 +221,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DQ_TILES>)
         }
     }
     store_rows(dqueries, stride, first_query, T, dq, scale);
-    float* block_sums = sums_of_group(sums, b, h, block * BLOCK_QUERIES, ROW_GROUP, T, NH);
+    float* block_sums = sums_of_group(sums, block.b, block.h, block.first, ROW_GROUP, T, NH);
     store_block_sums(block_sums, dq, scale, first_query, T, NH);
 }
 
@@ -280,32 +276,27 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DKDV_TILES
     float2* statistics = reinterpret_cast<float2*>(smem + STAGES * STAGE);
     const int warp = threadIdx.x / WARP, row = lane_row(), member = threadIdx.x % 4;
 
-    // Blocks of one head are neighbours and share its queries in the L2 cache. The first keys have
-    // the most queries: they come first, so that the launch ends with short blocks.
-    const int num_blocks = (T + BLOCK_KEYS - 1) / BLOCK_KEYS;
+    const BlockRows block = block_of_keys<BLOCK_KEYS, COLUMN_SPLITS>(T, NH);
     const int split = blockIdx.x % COLUMN_SPLITS;
-    const int block = blockIdx.x / COLUMN_SPLITS % num_blocks;
-    const int bh = blockIdx.x / COLUMN_SPLITS / num_blocks;
-    const int b = bh / NH, h = bh % NH;
-
-    const long long stride = 3LL * NH * HS, dout_stride = (long long)NH * HS;
-    const floatX* queries = qkv + b * T * stride + h * HS;
+    const long long stride = qkv_stride(NH), dout_stride = out_stride(NH);
+    const floatX* queries = block.slot(qkv, T, stride, block.h);
     const floatX* keys = queries + NH * HS;
     const floatX* values = keys + NH * HS;
-    const floatX* douts = dout + b * T * dout_stride + h * HS;
-    floatX* dkeys = dqkv + b * T * stride + (NH + h) * HS;
+    const floatX* douts = block.slot(dout, T, dout_stride, block.h);
+    floatX* dkeys = block.slot(dqkv, T, stride, NH + block.h);
     floatX* dvalues = dkeys + NH * HS;
-    const float2* head_lse_delta = lse_delta + (long long)bh * T;
+    const float2* head_lse_delta = block.statistics(lse_delta, T);
 
-    const int first_key = block * BLOCK_KEYS + WARP_KEYS * warp;  // of this warp
-    const int first_tile = block * BLOCK_KEYS / TILE_ROWS;
+    const int first_key = block.first + WARP_KEYS * warp;  // of this warp
+    const int first_tile = block.first / TILE_ROWS;
     const int num_tiles = (T + TILE_ROWS - 1) / TILE_ROWS;
 
     auto start_copy = [&](int tile) {
         floatX* stage = smem + tile % STAGES * STAGE;
         copy_tile<TILE_ROWS>(stage, queries, stride, tile * TILE_ROWS, T);
         copy_tile<TILE_ROWS>(stage + TILE, douts, dout_stride, tile * TILE_ROWS, T);
-        copy_statistics(statistics + tile % STAGES * TILE_ROWS, head_lse_delta, tile * TILE_ROWS, T);
+        copy_statistics(statistics + tile % STAGES * TILE_ROWS, head_lse_delta, tile * TILE_ROWS,
+                        T);
         cp_async_commit();
     };
     start_copy(first_tile);
@@ -344,7 +335,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<DKDV_TILES
     }
     store_rows(dkeys + split * SPLIT_COLUMNS, stride, first_key, T, dk, scale);
     store_rows(dvalues + split * SPLIT_COLUMNS, stride, first_key, T, dv, 1.0f);
-    float* block_sums = sums_of_group(sums, b, h, block * BLOCK_KEYS, ROW_GROUP, T, NH);
+    float* block_sums = sums_of_group(sums, block.b, block.h, block.first, ROW_GROUP, T, NH);
     block_sums += split * SPLIT_COLUMNS;
     store_block_sums(block_sums + NH * HS, dk, scale, first_key, T, NH);
     store_block_sums(block_sums + 2 * NH * HS, dv, 1.0f, first_key, T, NH);

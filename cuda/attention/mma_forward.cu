@@ -40,6 +40,7 @@
 // Sources: FlashAttention (Dao et al. 2022, arXiv:2205.14135) for the online softmax,
 // FlashAttention-2 (Dao 2023, arXiv:2307.08691) for blocks and warps that own queries.
 #include "attention/mma.cuh"
+#include "attention/rows.cuh"
 
 constexpr int WARP_QUERIES = 16 * TILES;
 constexpr int BLOCK_QUERIES = WARP_QUERIES * WARPS;
@@ -161,20 +162,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<TILES>)
     extern __shared__ __align__(16) floatX smem[];
     const int warp = threadIdx.x / WARP, row = lane_row(), member = threadIdx.x % 4;
 
-    // Blocks of one head are neighbours and share its keys in the L2 cache. The last queries have
-    // the most keys: they come first, so that the launch ends with short blocks.
-    const int num_blocks = (T + BLOCK_QUERIES - 1) / BLOCK_QUERIES;
-    const int block = num_blocks - 1 - int(blockIdx.x % num_blocks);
-    const int bh = blockIdx.x / num_blocks;
-    const int b = bh / NH, h = bh % NH;
-
-    const long long stride = 3LL * NH * HS;
-    const floatX* queries = qkv + b * T * stride + h * HS;
+    const BlockRows block = block_of_queries<BLOCK_QUERIES>(T, NH);
+    const long long stride = qkv_stride(NH);
+    const floatX* queries = block.slot(qkv, T, stride, block.h);
     const floatX* keys = queries + NH * HS;
     const floatX* values = keys + NH * HS;
 
-    const int first_query = block * BLOCK_QUERIES + WARP_QUERIES * warp;
-    const int num_keys = min((block + 1) * BLOCK_QUERIES, T);
+    const int first_query = block.first + WARP_QUERIES * warp;
+    const int num_keys = min(block.first + BLOCK_QUERIES, T);
     const int num_tiles = (num_keys + KEYS - 1) / KEYS;
 
     start_copy(smem, keys, values, stride, 0, T);
@@ -204,7 +199,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, RESIDENT_BLOCKS<TILES>)
         to_probabilities(scores, rows, sums, exponent_scale);
         add_product(sums, scores, value_tile);
     }
-    finish_softmax(sums, lse, rows, bh, first_query + row, member, T, scale);
-    store_rows(out + ((long long)b * T * NH + h) * HS, (long long)NH * HS, first_query, T, sums,
+    finish_softmax(sums, lse, rows, block.bh, first_query + row, member, T, scale);
+    store_rows(block.slot(out, T, out_stride(NH), block.h), out_stride(NH), first_query, T, sums,
                1.0f);
 }

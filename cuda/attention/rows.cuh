@@ -65,11 +65,12 @@ __device__ __forceinline__ BlockRows block_of_queries(int T, int NH) {
     return {first, bh, bh / NH, bh % NH};
 }
 
-// ROWS keys for each block, or for each COLUMN_SPLITS neighbouring blocks; the first keys come first.
-template <int ROWS, int COLUMN_SPLITS = 1>
+// ROWS keys for each block, or for SPLITS neighbouring blocks that share the columns; the first keys
+// come first.
+template <int ROWS, int SPLITS = 1>
 __device__ __forceinline__ BlockRows block_of_keys(int T, int NH) {
     const int num_blocks = (T + ROWS - 1) / ROWS;
-    const int first = blockIdx.x / COLUMN_SPLITS % num_blocks * ROWS;
-    const int bh = blockIdx.x / COLUMN_SPLITS / num_blocks;
+    const int first = blockIdx.x / SPLITS % num_blocks * ROWS;
+    const int bh = blockIdx.x / SPLITS / num_blocks;
     return {first, bh, bh / NH, bh % NH};
 }

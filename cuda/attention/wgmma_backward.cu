@@ -46,6 +46,7 @@
 // Sources: FlashAttention (Dao et al. 2022, arXiv:2205.14135), FlashAttention-2 (Dao 2023,
 // arXiv:2307.08691), FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608).
 #include "attention/backward.cuh"
+#include "attention/rows.cuh"
 #include "lib/constants.cuh"
 #include "lib/wgmma_tiles.cuh"
 
@@ -178,34 +179,28 @@ __device__ __forceinline__ void add_query_tile(Sums& dk, Sums& dv, TileRegisters
 // Dynamic shared memory: 2 * (1 + STAGES) tiles, 2 * STAGES * STREAM floats.
 extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
     attention_wgmma_dkdv(floatX* dqkv, float* sums, const floatX* __restrict__ dout,
-                         const floatX* __restrict__ qkv, const float2* __restrict__ lse_delta, int T,
-                         int NH) {
+                         const floatX* __restrict__ qkv, const float2* __restrict__ lse_delta,
+                         int T, int NH) {
     extern __shared__ __align__(1024) floatX smem[];
     floatX* stages = smem + 2 * TILE;
     float* statistics = reinterpret_cast<float*>(stages + 2 * STAGES * TILE);
 
-    // The first keys have the most queries and come first.
-    const int num_blocks = (T + GROUP_ROWS - 1) / GROUP_ROWS;
-    const int block = blockIdx.x % num_blocks;
-    const int bh = blockIdx.x / num_blocks;
-    const int b = bh / NH, h = bh % NH;
-
-    const int stride = 3 * NH * HS, dout_stride = NH * HS;
-    const long long first_row = (long long)b * T;
-    const floatX* queries = qkv + first_row * stride + h * HS;
+    const BlockRows block = block_of_keys<GROUP_ROWS>(T, NH);
+    const int stride = qkv_stride(NH), dout_stride = out_stride(NH);
+    const floatX* queries = block.slot(qkv, T, stride, block.h);
     const floatX* keys = queries + NH * HS;
     const floatX* values = keys + NH * HS;
-    const floatX* douts = dout + first_row * dout_stride + h * HS;
+    const floatX* douts = block.slot(dout, T, dout_stride, block.h);
 
     // q_tile 0 is on the diagonal.
-    const int first_key = block * GROUP_ROWS;
-    const int num_tiles = (T + STREAM - 1) / STREAM - block;
+    const int first_key = block.first;
+    const int num_tiles = (T + STREAM - 1) / STREAM - first_key / GROUP_ROWS;
 
-    auto* head_statistics = reinterpret_cast<const float*>(lse_delta + (long long)bh * T);
+    auto* head_statistics = reinterpret_cast<const float*>(block.statistics(lse_delta, T));
     // Commits a group for each tile, even for none: groups are counted.
     auto start_copy = [&](int q_tile) {
         if (q_tile < num_tiles) {
-            const int first = (block + q_tile) * STREAM;
+            const int first = first_key + q_tile * STREAM;
             copy_tile<STREAM>(stage_of(stages, q_tile), queries, stride, first, T);
             copy_tile<STREAM>(stage_of(stages, q_tile) + TILE, douts, dout_stride, first, T);
             // Each thread copies one float of lse and delta: zero from T on, where dout is zero too
@@ -235,10 +230,11 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
         add_query_tile(dk, dv, tile, own_keys, own_values, stages, statistics, q_tile,
                        exponent_scale, [&] { start_copy(q_tile + PREFETCH_TILES); });
     }
-    floatX* dkeys = dqkv + first_row * stride + (NH + h) * HS;
+    floatX* dkeys = block.slot(dqkv, T, stride, NH + block.h);
     store_rows(dkeys, stride, first_key, T, dk, {scale, scale});
     store_rows(dkeys + NH * HS, stride, first_key, T, dv, {1.0f, 1.0f});
-    float* block_sums = sums_of_group(sums, b, h, first_key, GROUP_ROWS, T, NH) + NH * HS;
+    float* block_sums =
+        sums_of_group(sums, block.b, block.h, first_key, GROUP_ROWS, T, NH) + NH * HS;
     store_block_sums(block_sums, dk, scale, T - first_key);
     store_block_sums(block_sums + NH * HS, dv, 1.0f, T - first_key);
 }
@@ -322,29 +318,24 @@ __device__ __forceinline__ void add_key_tile(Sums& dq, TileRegisters& tile,
 // Grid: B * NH * ceil(T / 64). Block: WARPGROUP.
 // Dynamic shared memory: 2 * (1 + STAGES) tiles.
 extern "C" __global__ void __launch_bounds__(WARPGROUP, DQ_BLOCKS)
-    attention_wgmma_dq(floatX* dqkv, float* sums, float2* lse_delta, const floatX* __restrict__ dout,
-                       const floatX* __restrict__ out, const floatX* __restrict__ qkv,
-                       const float* __restrict__ lse, int T, int NH) {
+    attention_wgmma_dq(floatX* dqkv, float* sums, float2* lse_delta,
+                       const floatX* __restrict__ dout, const floatX* __restrict__ out,
+                       const floatX* __restrict__ qkv, const float* __restrict__ lse, int T,
+                       int NH) {
     extern __shared__ __align__(1024) floatX smem[];
     floatX* stages = smem + 2 * TILE;
 
-    // The last queries have the most keys and come first.
-    const int num_blocks = (T + GROUP_ROWS - 1) / GROUP_ROWS;
-    const int block = num_blocks - 1 - int(blockIdx.x % num_blocks);
-    const int bh = blockIdx.x / num_blocks;
-    const int b = bh / NH, h = bh % NH;
-
-    const int stride = 3 * NH * HS, dout_stride = NH * HS;
-    const long long first_row = (long long)b * T;
-    const floatX* queries = qkv + first_row * stride + h * HS;
+    const BlockRows block = block_of_queries<GROUP_ROWS>(T, NH);
+    const int stride = qkv_stride(NH), dout_stride = out_stride(NH);
+    const floatX* queries = block.slot(qkv, T, stride, block.h);
     const floatX* keys = queries + NH * HS;
     const floatX* values = keys + NH * HS;
-    const floatX* douts = dout + first_row * dout_stride + h * HS;
-    const floatX* outs = out + first_row * dout_stride + h * HS;
-    floatX* dqueries = dqkv + first_row * stride + h * HS;
+    const floatX* douts = block.slot(dout, T, dout_stride, block.h);
+    const floatX* outs = block.slot(out, T, dout_stride, block.h);
+    floatX* dqueries = block.slot(dqkv, T, stride, block.h);
 
     // kv_tile 0 is the last one, on the diagonal.
-    const int first_query = block * GROUP_ROWS, num_tiles = block + 1;
+    const int first_query = block.first, num_tiles = first_query / STREAM + 1;
 
     auto start_copy = [&](int kv_tile) {
         const int first = (num_tiles - 1 - kv_tile) * STREAM;
@@ -363,8 +354,8 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DQ_BLOCKS)
 
     const int row = accumulator_row(0);
     float row_lse[2], row_delta[2];
-    load_statistics(row_lse, row_delta, lse_delta, lse, douts, outs, dout_stride, bh, first_query,
-                    row, T);
+    load_statistics(row_lse, row_delta, lse_delta, lse, douts, outs, dout_stride, block.bh,
+                    first_query, row, T);
 
     TileRegisters tile;
     Sums dq = {};
@@ -380,6 +371,6 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DQ_BLOCKS)
                      exponent_scale);
     }
     store_rows(dqueries, stride, first_query, T, dq, {scale, scale});
-    store_block_sums(sums_of_group(sums, b, h, first_query, GROUP_ROWS, T, NH), dq, scale,
-                     T - first_query);
+    store_block_sums(sums_of_group(sums, block.b, block.h, first_query, GROUP_ROWS, T, NH), dq,
+                     scale, T - first_query);
 }

@@ -40,6 +40,7 @@
 // Sources: FlashAttention (Dao et al. 2022, arXiv:2205.14135) for the online softmax,
 // FlashAttention-2 (Dao 2023, arXiv:2307.08691) for blocks that own queries, FlashAttention-3 (Shah
 // et al. 2024, arXiv:2407.08608) for the overlap of P V with the next softmax.
+#include "attention/rows.cuh"
 #include "lib/constants.cuh"
 #include "lib/wgmma_tiles.cuh"
 
@@ -203,19 +204,14 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, BLOCKS)
     extern __shared__ __align__(1024) floatX smem[];
     floatX* stages = smem + GROUP_ROWS * HS;
 
-    // Blocks of one head are neighbours and share its keys in the L2 cache. The last queries have
-    // the most keys: they come first, so that the launch ends with short blocks.
-    const int num_blocks = (T + GROUP_ROWS - 1) / GROUP_ROWS;
-    const int block = num_blocks - 1 - int(blockIdx.x % num_blocks);
-    const int bh = blockIdx.x / num_blocks, b = bh / NH, h = bh % NH;
-
-    const int stride = 3 * NH * HS;
-    const floatX* queries = qkv + (long long)b * T * stride + h * HS;
+    const BlockRows block = block_of_queries<GROUP_ROWS>(T, NH);
+    const int stride = qkv_stride(NH);
+    const floatX* queries = block.slot(qkv, T, stride, block.h);
     const floatX* keys = queries + NH * HS;
     const floatX* values = keys + NH * HS;
 
     // kv_tile 0 is the last one, on the diagonal.
-    const int first_query = block * GROUP_ROWS, num_tiles = first_query / KEYS + 1;
+    const int first_query = block.first, num_tiles = first_query / KEYS + 1;
 
     auto key_tile = [&](int kv_tile) { return stages + kv_tile % STAGES * (2 * TILE); };
     auto value_tile = [&](int kv_tile) { return key_tile(kv_tile) + TILE; };
@@ -260,6 +256,6 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, BLOCKS)
     wgmma_wait<0>(sums);
 
     float inverse[2];
-    store_lse(lse, inverse, rows, bh, first_query, T, scale);
-    store_rows(out + ((long long)b * T * NH + h) * HS, NH * HS, first_query, T, sums, inverse);
+    store_lse(lse, inverse, rows, block.bh, first_query, T, scale);
+    store_rows(block.slot(out, T, out_stride(NH), block.h), NH * HS, first_query, T, sums, inverse);
 }
