@@ -221,7 +221,8 @@ extern "C" __global__ void __launch_bounds__(THREADS)
     const floatX* keys = queries + NH * HS;
     const floatX* values = keys + NH * HS;
     const floatX* douts = block.slot(dout, T, dout_stride, block.h);
-    floatX* dkeys = block.slot(dqkv, T, stride, NH + block.h);
+    // Written out: through slot() the compiler spills registers here (float32, HS 64, sm_90).
+    floatX* dkeys = dqkv + block.b * T * stride + (NH + block.h) * HS;
     floatX* dvalues = dkeys + NH * HS;
 
     load_tile<BLOCK_ROWS>(own_keys, keys, stride, first_key, T);

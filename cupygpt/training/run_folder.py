@@ -125,13 +125,18 @@ def new_record(plan: Plan, data: Data) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The processor's name, such as "AMD EPYC 9654"; the system's word for it where that fails."""
+    """The processor and the instructions that NumPy uses of it: "AMD EPYC 9654, X86_V4"."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+    name = names[0] if names else platform.processor() or platform.machine()
+    try:
+        found = np.show_config(mode="dicts")["SIMD Extensions"]["found"]
+    except (TypeError, KeyError):  # before NumPy 1.26
+        found = []
+    return ", ".join([name, *found[-1:]])
 
 
 def environment(device: str) -> dict[str, str]:

@@ -16,14 +16,10 @@ from support.small_runs import main_log, metrics
 
 from cupygpt import sample, train
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
-from cupygpt.device.cpu import CPU
-from cupygpt.training.run_folder import environment, read_record
+from cupygpt.training.run_folder import read_record
 
 RUNS = Path(__file__).parents[1] / "golden" / "runs"
 VERSIONS = sorted(path.name for path in RUNS.iterdir() if path.is_dir())
-
-BITS_DEPEND_ON = ("numpy", "device", "processor")
-"""Entries of a run's environment. The folder of cf012fa does not name its processor."""
 
 
 @pytest.fixture(params=VERSIONS)
@@ -35,11 +31,6 @@ def version(request: pytest.FixtureRequest) -> str:
 def run(version: str, tmp_path: Path) -> Path:
     """A copy of the folder, which a test may change."""
     return Path(shutil.copytree(RUNS / version, tmp_path / "run"))
-
-
-def bits_repeat(saved: dict[str, str], here: dict[str, str]) -> bool:
-    """Whether two environments give equal bits; not if one of them leaves something open."""
-    return all(name in saved and saved[name] == here[name] for name in BITS_DEPEND_ON)
 
 
 def test_there_are_old_runs() -> None:
@@ -83,19 +74,14 @@ def test_a_resumed_run_continues_as_the_old_version_did(run: Path, version: str)
     files = ["-i", str(run / "text_train.bin"), "-j", str(run / "text_val.bin")]
     assert train.main(["--resume", str(run), *files]) == 0
     assert checkpoint_steps(run) == old_steps
-    saved = read_record(RUNS / version)["environment"]
-    if bits_repeat(saved, environment(CPU().describe())):
-        assert main_log(run) == old_log
-        for name in (f"model_{old_steps[-1]:08d}.bin", f"state_{old_steps[-1]:08d}_00000.bin"):
-            assert (run / name).read_bytes() == (RUNS / version / name).read_bytes(), name
-    else:
-        assert_close(main_log(run), old_log)
+    assert_close(main_log(run), old_log)
 
 
 def assert_close(log: list[str], old_log: list[str]) -> None:
     """Losses and gradient norms within 1.5 of the last digit, at the same steps and learning rates.
 
-    Another processor adds in another order, which may change the last digit by one.
+    Another processor, NumPy or BLAS adds in another order, which may change the last digit by one.
+    That equal machines give equal bits is what the tests of resume show.
     """
     assert len(log) == len(old_log)
     for line, old_line in zip(log, old_log, strict=True):
@@ -120,14 +106,6 @@ def test_a_changed_loss_is_noticed_on_any_machine(version: str) -> None:
         assert changed != last
         with pytest.raises(AssertionError):
             assert_close([*log[:-1], changed], log)
-
-
-def test_bits_repeat_only_where_the_whole_environment_is_known_and_equal() -> None:
-    here = environment(CPU().describe())
-    assert bits_repeat(here, here)
-    for name in BITS_DEPEND_ON:
-        assert not bits_repeat({**here, name: "another"}, here)
-        assert not bits_repeat({key: here[key] for key in here if key != name}, here)
 
 
 def test_an_old_run_is_sampled(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
