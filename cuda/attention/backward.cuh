@@ -1,6 +1,7 @@
 // What the backward kernels of attention have in common, on CUDA cores and on tensor cores.
 //
-// With P = exp(scale * q k^T - lse), dP = dout v^T and delta = rowsum(dout * out), the gradients are
+// With P = exp(scale * q k^T - lse), dP = dout v^T and delta = rowsum(dout * out), the gradients
+// are
 //
 //   dv = P^T dout,   dS = P * (dP - delta),   dk = scale * dS^T q,   dq = scale * dS k.
 //
@@ -15,8 +16,8 @@
 // repeat bit for bit.
 //
 // The gradient of the qkv layer's bias is the sum of all rows of dqkv. It is taken before these are
-// rounded to floatX: each block also leaves the sums of its row groups, groups of up to 64 neighbouring
-// rows, in
+// rounded to floatX: each block also leaves the sums of its row groups, groups of up to 64
+// neighbouring rows, in
 //
 //   sums (B, ceil(T / rows of a group), 3, NH, HS) float32
 //

@@ -1,12 +1,12 @@
-// Causal attention on CUDA cores, in float32 whatever floatX is, for any head size that is a multiple
-// of 8: the kernels that every GPU runs, and the ones to read first.
+// Causal attention on CUDA cores, in float32 whatever floatX is, for any head size that is a
+// multiple of 8: the kernels that every GPU runs, and the ones to read first.
 //
-// The T x T scores are never stored. A block owns some queries and walks over the keys, tile by tile.
-// It keeps three things for each query: the largest score so far, the sum of exp(score - largest)
-// (the denominator of softmax), and the sum of exp(score - largest) * value. When a larger score
-// comes, the two sums are multiplied by exp(old largest - new largest). Backward computes the
-// probabilities again, from the logarithm of the denominator. This is FlashAttention (Dao et al. 2022,
-// arXiv:2205.14135) with the loop order of FlashAttention-2 (Dao 2023, arXiv:2307.08691).
+// The T x T scores are never stored. A block owns some queries and walks over the keys, tile by
+// tile. It keeps three things for each query: the largest score so far, the sum of exp(score -
+// largest) (the denominator of softmax), and the sum of exp(score - largest) * value. When a larger
+// score comes, the two sums are multiplied by exp(old largest - new largest). Backward computes the
+// probabilities again, from the logarithm of the denominator. This is FlashAttention (Dao et al.
+// 2022, arXiv:2205.14135) with the loop order of FlashAttention-2 (Dao 2023, arXiv:2307.08691).
 //
 // Pictures: rows.cuh (which rows a block owns, which tiles causality skips), lanes.cuh (the 16 x 8
 // threads), cuda_cores.cuh (the two products of a tile), backward.cuh (formulas of the gradients).
@@ -128,8 +128,8 @@ __device__ __forceinline__ void store_block_sums(float* sums, const float (&valu
 
 // Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their sums; lse_delta (B, NH, T).
 // Read: dout, out (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
-// Grid: B * NH * ceil(T / BLOCK_ROWS). Dynamic shared memory: own queries, own dout, a tile of keys,
-// a tile of values, scores.
+// Grid: B * NH * ceil(T / BLOCK_ROWS). Dynamic shared memory: own queries, own dout, a tile of
+// keys, a tile of values, scores.
 extern "C" __global__ void __launch_bounds__(THREADS)
     attention_dq(floatX* dqkv, float* sums, float2* lse_delta, const floatX* __restrict__ dout,
                  const floatX* __restrict__ out, const floatX* __restrict__ qkv,

@@ -1,7 +1,8 @@
 // Building blocks of attention on CUDA cores: tiles in shared memory, products in float32.
 //
-// A block owns BLOCK_ROWS rows of one head (in forward: queries). Tiles of TILE_ROWS rows of the other
-// side (keys and values) stream past. Thread (x, y) of lanes.cuh has this share of the two products:
+// A block owns BLOCK_ROWS rows of one head (in forward: queries). Tiles of TILE_ROWS rows of the
+// other side (keys and values) stream past. Thread (x, y) of lanes.cuh has this share of the two
+// products:
 //
 //                            streamed tile 1 (keys)
 //                            rows x, x + 8, ...
@@ -43,7 +44,8 @@ struct alignas(4 * VECTOR) Vector {
     float value[VECTOR];
 };
 
-// Of rows or columns that begin at `first`: the i-th row of this thread, the j-th column of its scores.
+// Of rows or columns that begin at `first`: the i-th row of this thread, the j-th column of its
+// scores.
 __device__ __forceinline__ int own_row(int first, int i) {
     return first + row_lane() + ROW_LANES * i;
 }

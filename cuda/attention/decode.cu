@@ -1,14 +1,15 @@
-// Attention for text generation: a few new positions attend to all positions before them, whose keys
-// and values are kept in a cache. Nothing that was computed for an old position is computed again.
+// Attention for text generation: a few new positions attend to all positions before them, whose
+// keys and values are kept in a cache. Nothing that was computed for an old position is computed
+// again.
 //
-// A block has one new position and one head. Its 16 row lanes (lanes.cuh) take turns at the keys; the
-// eight threads of a row lane share the columns of the head:
+// A block has one new position and one head. Its 16 row lanes (lanes.cuh) take turns at the keys;
+// the eight threads of a row lane share the columns of the head:
 //
 //     keys         0   1   2  ...  15 | 16  17  ...  31 | 32  33 ...
 //     row lane     0   1   2  ...  15 |  0   1  ...  15 |  0   1 ...
 //
-// Each row lane has an online softmax of its keys (see cuda_cores.cu). At the end the 16 results are
-// merged, always in the same order.
+// Each row lane has an online softmax of its keys (see cuda_cores.cu). At the end the 16 results
+// are merged, always in the same order.
 //
 // -DHS head size, -DTHREADS of a block.
 #include "attention/lanes.cuh"

@@ -1,15 +1,15 @@
 // Which rows of which head a block works on, and where they lie in memory. Every attention kernel
 // but the one for decoding begins with these lines.
 //
-// A head of one sequence has the index bh = b * NH + h. In qkv (B, T, 3, NH, HS), one position of one
-// sequence is
+// A head of one sequence has the index bh = b * NH + h. In qkv (B, T, 3, NH, HS), one position of
+// one sequence is
 //
 //     | q head 0 | q head 1 | ... | k head 0 | k head 1 | ... | v head 0 | v head 1 | ... |
 //      <-- HS -->
 //      <-------- NH * HS --------> <-------- NH * HS --------> <-------- NH * HS -------->
 //
-// so the next row of the same head is 3 * NH * HS elements away. In out (B, T, NH, HS) it is NH * HS
-// elements away.
+// so the next row of the same head is 3 * NH * HS elements away. In out (B, T, NH, HS) it is NH *
+// HS elements away.
 //
 // Causality: query t sees the keys 0 to t. Of the T x T scores of a head, cut into tiles, a kernel
 // computes only those on and below the diagonal:
@@ -20,8 +20,8 @@
 //              0 | \  |    |    |    |         \  scores above the diagonal are masked
 //                +----+----+----+----+            empty: skipped
 //     queries  1 | ## | \  |    |    |
-//                +----+----+----+----+        forward and dq: a block owns a row of this picture and
-//              2 | ## | ## | \  |    |        walks over its tiles of keys and values.
+//                +----+----+----+----+        forward and dq: a block owns a row of this picture
+//              2 | ## | ## | \  |    |        and walks over its tiles of keys and values.
 //                +----+----+----+----+        dkdv: a block owns a column and walks over its tiles
 //              3 | ## | ## | ## | \  |        of queries and dout.
 //                +----+----+----+----+
@@ -65,8 +65,8 @@ __device__ __forceinline__ BlockRows block_of_queries(int T, int NH) {
     return {first, bh, bh / NH, bh % NH};
 }
 
-// ROWS keys for each block, or for SPLITS neighbouring blocks that share the columns; the first keys
-// come first.
+// ROWS keys for each block, or for SPLITS neighbouring blocks that share the columns; the first
+// keys come first.
 template <int ROWS, int SPLITS = 1>
 __device__ __forceinline__ BlockRows block_of_keys(int T, int NH) {
     const int num_blocks = (T + ROWS - 1) / ROWS;

@@ -241,8 +241,8 @@ extern "C" __global__ void __launch_bounds__(WARPGROUP, DKDV_BLOCKS)
 
 // ---- dq: rows are queries, columns are keys ---------------------------------------------------
 
-// Computes delta of this thread's two queries, reads their lse and writes both to lse_delta. A query
-// from T on gets those of the last one; its results are not stored.
+// Computes delta of this thread's two queries, reads their lse and writes both to lse_delta. A
+// query from T on gets those of the last one; its results are not stored.
 __device__ __forceinline__ void load_statistics(float (&row_lse)[2], float (&row_delta)[2],
                                                 float2* lse_delta, const float* lse,
                                                 const floatX* douts, const floatX* outs, int stride,
@@ -313,7 +313,8 @@ __device__ __forceinline__ void add_key_tile(Sums& dq, TileRegisters& tile,
     wgmma_wait<0>(dq);
 }
 
-// Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their column sums; lse_delta (B, NH, T).
+// Written: the dq rows of dqkv (B, T, 3, NH, HS) floatX, and their column sums;
+// lse_delta (B, NH, T).
 // Read: dout, out (B, T, NH, HS), qkv (B, T, 3, NH, HS) floatX; lse (B, NH, T) float.
 // Grid: B * NH * ceil(T / 64). Block: WARPGROUP.
 // Dynamic shared memory: 2 * (1 + STAGES) tiles.
