@@ -125,7 +125,7 @@ class Problem:
         )
 
     def identity(self) -> str:
-        """All that the choice of an algorithm depends on, in addition to the GPU and the library."""
+        """All that the choice of an algorithm depends on, apart from GPU and library."""
         operands = (self.B, self.A, self.D)
         return (
             f"{self.describe()}; rows {'/'.join(str(x.leading) for x in operands)} apart, aligned "
