@@ -39,9 +39,8 @@ GROUND_FLOOR = {
     "cli": {"errors"},
     "config": {"errors"},
     "console": {"errors"},
-    "atomic_file": {"errors"},
     "cache_dir": set(),
-    "llmc_header": {"errors"},
+    "files": {"errors"},
 }
 """The files directly in cupygpt/ that every room may use, and what these use of each other."""
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
 from cupygpt.console import format_bytes
-from cupygpt.data.step_loader import pack
+from cupygpt.data.loader import pack
 from cupygpt.device.choose import choose_device
 from cupygpt.device.device import Device
 from cupygpt.device.precision import Precision, chosen_precision

@@ -12,15 +12,19 @@ from pathlib import Path
 
 import numpy as np
 
-from cupygpt.atomic_file import PARTIAL_SUFFIX, atomic_write
-from cupygpt.checkpoint.array_file import file_checksum
 from cupygpt.checkpoint.model_file import load_model, save_model
-from cupygpt.checkpoint.state_file import load_state, read_progress, save_state, state_path
-from cupygpt.checkpoint.train_state import TrainState
+from cupygpt.checkpoint.state_file import (
+    TrainState,
+    load_state,
+    read_progress,
+    save_state,
+    state_path,
+)
 from cupygpt.config import GPTConfig
 from cupygpt.distributed.ranks import ONE_RANK, Ranks
 from cupygpt.distributed.zero import shard_of
 from cupygpt.errors import CheckpointError
+from cupygpt.files import PARTIAL_SUFFIX, atomic_write, file_checksum
 
 
 @dataclass(frozen=True)

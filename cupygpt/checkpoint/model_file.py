@@ -12,10 +12,9 @@ from pathlib import Path
 import numpy as np
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
-from cupygpt.checkpoint.array_file import write_arrays
 from cupygpt.config import GPTConfig
 from cupygpt.errors import CheckpointError, ConfigError
-from cupygpt.llmc_header import HEADER_BYTES, HEADER_INTS, FileKind, check_kind, read_header
+from cupygpt.files import HEADER_BYTES, HEADER_INTS, FileKind, check_kind, read_header, write_arrays
 
 VERSIONS = {"fp32": 3, "bf16": 5}
 _ELEMENT_BYTES = {3: 4, 5: 2}

@@ -1,24 +1,23 @@
-"""llm.c training states: optimizer moments, and where the run stands.
+"""The training state, all that a run needs to continue as if it had never stopped, and its file.
 
-The layout is llm.c's state_SSSSSSSS_RRRRR.bin with its shuffle section off. Our own fields are in
-header ints that llm.c leaves zero. Source: llm.c train_gpt2.cu (save_state).
+The file's layout is llm.c's state_SSSSSSSS_RRRRR.bin with its shuffle section off. Our own fields
+are in header ints that llm.c leaves zero. Source: llm.c train_gpt2.cu (save_state).
 
 With ZeRO-1 every rank writes one file with its zero shard. llm.c shards each layer of each tensor
 instead, so these files have another version number: llm.c refuses them and does not misread them.
 Any zero shard can be loaded from any set of files, whatever number of ranks wrote it.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from cupygpt.checkpoint.array_file import write_arrays
-from cupygpt.checkpoint.train_state import Progress, TrainState
 from cupygpt.data.loader import START, Position
 from cupygpt.distributed.zero import ZeroShard
 from cupygpt.errors import CheckpointError
-from cupygpt.llmc_header import HEADER_BYTES, HEADER_INTS, FileKind, check_kind, read_header
+from cupygpt.files import HEADER_BYTES, HEADER_INTS, FileKind, check_kind, read_header, write_arrays
 
 STATE_VERSION = 1
 SHARD_VERSION = 1001
@@ -28,6 +27,61 @@ _VERSION, _WORLD, _RANK, _MASTER, _SHUFFLE, _STEP = 1, 2, 3, 4, 5, 10
 _MARKER_AT, _COUNTERS, _BEST_LOSS, _SHARD = 64, 66, 74, 76
 _MARKER = 0x43475054
 _SHUFFLE_RNG_BYTES = 2520
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after `step` optimizer steps.
+
+    `position` is where the training data continues. It is None for a state written by llm.c, whose
+    data order cannot be continued. `best_step` is the step of the lowest validation loss so far,
+    `best_loss` that loss in nats per token.
+    """
+
+    step: int
+    seed: int = 0
+    position: Position | None = START
+    best_step: int = 0
+    best_loss: float = math.inf
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """A run's progress and its arrays, as one rank saves or loads them.
+
+    `params` (P,): all parameters in the order of the model file, float32 or bfloat16 (uint16) when
+    they are saved, always float32 when they were loaded. `m`, `v` (n,) float32: AdamW's moments.
+    `master` (n,) float32: what bfloat16 parameters were rounded from; None if the run has no such
+    copy. An array is None on ranks that do not save it:
+
+    | | params | m, v, master | n |
+    |---|---|---|---|
+    | saved by equal ranks | rank 0 | rank 0 | P |
+    | saved with ZeRO-1 | rank 0 | every rank its shard | size of `zero_shard` |
+    | loaded without ZeRO-1 | every rank | every rank | P |
+    | loaded with ZeRO-1 | every rank | every rank its shard | size of `zero_shard` |
+
+    `zero_shard` says which elements of the flat parameters `m`, `v` and `master` belong to; None
+    means all P.
+    """
+
+    progress: Progress
+    params: np.ndarray | None = None
+    m: np.ndarray | None = None
+    v: np.ndarray | None = None
+    master: np.ndarray | None = None
+    zero_shard: ZeroShard | None = None
+
+    def float32_weights(self) -> np.ndarray:
+        """The float32 weights (P,) that a run continues from.
+
+        The master copy wins over `params`, which are its rounded values. With ZeRO-1 a rank has
+        only a shard of the master copy: then these are `params`, and `master` gives the shard.
+        """
+        is_whole = self.master is not None and self.zero_shard is None
+        weights = self.master if is_whole else self.params
+        assert weights is not None, "a loaded state has parameters on every rank"
+        return weights
 
 
 def state_path(folder: Path, step: int, rank: int) -> Path:

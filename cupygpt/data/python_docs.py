@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import cupygpt
-from cupygpt.atomic_file import atomic_write
 from cupygpt.cache_dir import cache_dir
 from cupygpt.errors import DataError, RunError
+from cupygpt.files import atomic_write
 
 # Tests, and packages that are data, other languages' text or third-party code.
 SKIPPED_FOLDERS = frozenset(

@@ -9,9 +9,9 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.atomic_file import os_errors_name
 from cupygpt.data.token_files import Tokens, open_shards, shard_writer
 from cupygpt.errors import DataError
+from cupygpt.files import os_errors_name
 
 
 class ShardSeries:

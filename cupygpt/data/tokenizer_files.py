@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cupygpt.config import GPT2_VOCAB, MAX_VOCAB
 from cupygpt.errors import TokenizerError
-from cupygpt.llmc_header import HEADER_BYTES, FileKind, check_kind, kind_of, parse_header
+from cupygpt.files import HEADER_BYTES, FileKind, check_kind, kind_of, parse_header
 
 # GPT-2's pattern, in the form without possessive quantifiers (openai/gpt-2, src/encoder.py).
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"

@@ -3,7 +3,9 @@
 Imported only when a GPU is used, because CuPy need not be installed.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import cupy
@@ -12,11 +14,13 @@ import numpy as np
 from cupygpt.arrays import Array
 from cupygpt.device.cuda_check import compute_capability, cuda_version
 from cupygpt.device.peak_flops import peak_flops
-from cupygpt.device.pinned_ring import PinnedRing
 from cupygpt.errors import DeviceError, KernelError
 
 STAGING_BYTES = 32 << 20
 """Pinned memory that uploads pass through: many steps of tokens, or weights in a few chunks."""
+
+ALIGNMENT_BYTES = 256
+"""Where a region of the pinned memory may begin."""
 
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 
@@ -179,6 +183,37 @@ class CUDA:
             self.stream.end_capture()
         except cupy.cuda.runtime.CUDARuntimeError:
             return
+
+
+class PinnedRing:
+    """Page-locked memory that host data passes through on its way to the GPU.
+
+    Hands out regions of one buffer in turn; a region is reused when its copy has been done.
+
+    `record` marks the current end of the stream that copies from the regions.
+    """
+
+    def __init__(self, buffer: np.ndarray, record: Callable[[], Any]) -> None:
+        self._buffer, self._record = buffer, record
+        self._busy: deque[tuple[int, int, Any]] = deque()
+        self._next = 0
+
+    @contextmanager
+    def take(self, num_bytes: int) -> Iterator[np.ndarray]:
+        """Region of `num_bytes` to fill, and to copy from before the block ends.
+
+        Waits while earlier copies still read from it. At most the size of the ring.
+        """
+        assert 0 < num_bytes <= self._buffer.size, num_bytes
+        if self._next + num_bytes > self._buffer.size:
+            self._next = 0
+        start, stop = self._next, self._next + num_bytes
+        # Regions are busy in the order in which they were taken: the oldest lie ahead.
+        while self._busy and any(start < b and a < stop for a, b, _ in self._busy):
+            self._busy.popleft()[2].synchronize()
+        yield self._buffer[start:stop]
+        self._busy.append((start, stop, self._record()))
+        self._next = -(-stop // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
 
 
 class Graph:

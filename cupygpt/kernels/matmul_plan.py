@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cupygpt.arrays import Array
-from cupygpt.atomic_file import atomic_write
 from cupygpt.cache_dir import cache_dir
 from cupygpt.errors import KernelError, RunError
+from cupygpt.files import atomic_write
 from cupygpt.kernels import cublaslt
 
 Epilogue = Literal["gelu", "dgelu"]

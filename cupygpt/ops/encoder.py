@@ -64,7 +64,7 @@ def encoder_backward(
     """dwte[tokens[b, t]] += dout[b, t] and dwpe[t] += dout[b, t], summed in a fixed order.
 
     Accumulated: dwte (Vp, C), dwpe (maxT, C) float32. Read: dout (B, T, C), tokens (B, T) int32,
-    order (B * T,) int32 as `token_order` (data/step_loader.py) makes it: the row numbers, sorted by
+    order (B * T,) int32 as `token_order` (data/loader.py) makes it: the row numbers, sorted by
     token. The sort is stable, so the rows of a token are added in a fixed order. Scratch: sums,
     float32, at least ceil(B * T / 32) * C elements.
     """

@@ -9,10 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, prune_checkpoints, save_checkpoint
-from cupygpt.checkpoint.train_state import Progress
+from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console import Console, StepLine
-from cupygpt.data.loader import START, Position
-from cupygpt.data.step_loader import Packed, Prefetcher, StepLoader
+from cupygpt.data.loader import START, Packed, Position, Prefetcher, StepLoader
 from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.ranks import Ranks, rank0_first
 from cupygpt.errors import ConfigError, RunError

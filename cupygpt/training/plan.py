@@ -11,9 +11,10 @@ from typing import Any
 from cupygpt.checkpoint.model_file import ModelFile, load_model
 from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
 from cupygpt.data.corpora import python_docs_tokens
-from cupygpt.data.loader import START, Position, TrainLoader, ValidationBatches
+from cupygpt.data.loader import START, Position, TrainLoader
 from cupygpt.data.token_files import TokenShard, check_ids, fingerprint, open_shards, write_shard
 from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
+from cupygpt.data.validation import ValidationBatches
 from cupygpt.device.device import Device
 from cupygpt.device.precision import (
     PRECISIONS,

@@ -3,7 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
-from cupygpt.checkpoint.train_state import Progress
+from cupygpt.checkpoint.state_file import Progress
 from cupygpt.errors import CheckpointError, ConfigError
 from cupygpt.training.flags import FIXED, TrainConfig, flags_of
 from cupygpt.training.plan import Plan

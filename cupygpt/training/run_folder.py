@@ -15,9 +15,9 @@ from typing import Any, TextIO
 import numpy as np
 
 import cupygpt
-from cupygpt.atomic_file import atomic_write
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, remove_leftovers
 from cupygpt.errors import CheckpointError, ConfigError, RunError
+from cupygpt.files import atomic_write
 from cupygpt.training.plan import Data, Plan
 
 RUNS = Path("runs")

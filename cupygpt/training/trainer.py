@@ -12,7 +12,7 @@ from functools import partial
 
 import numpy as np
 
-from cupygpt.checkpoint.train_state import Progress, TrainState
+from cupygpt.checkpoint.state_file import Progress, TrainState
 from cupygpt.device.device import Device, PendingRead, Replay
 from cupygpt.distributed.collectives import ONE_RANK_COLLECTIVES, Collectives
 from cupygpt.distributed.zero import segments_of_shard, shard_of, shard_size
@@ -179,7 +179,7 @@ class Trainer:
     def step(self, packed: np.ndarray, step: int, lr: float) -> PendingStep:
         """Queue optimizer step `step` (0-based) at learning rate `lr`.
 
-        `packed` (3, accumulation, B, T) int32 is made by step_loader.pack.
+        `packed` (3, accumulation, B, T) int32 is made by loader.pack.
         """
         assert packed.shape == self._batches.shape, (packed.shape, self._batches.shape)
         self.device.upload(self._input, self._input_of(packed, step, lr))

@@ -16,8 +16,7 @@ from cupygpt.checkpoint.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from cupygpt.checkpoint.state_file import load_state
-from cupygpt.checkpoint.train_state import Progress, TrainState
+from cupygpt.checkpoint.state_file import Progress, TrainState, load_state
 from cupygpt.config import GPTConfig
 from cupygpt.data.loader import Position
 from cupygpt.errors import CheckpointError, RunError

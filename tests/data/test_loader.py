@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cupygpt.data.loader import Batch, Position, TrainLoader, ValidationBatches
-from cupygpt.data.step_loader import Prefetcher
+from cupygpt.data.loader import Batch, Position, Prefetcher, TrainLoader
 from cupygpt.data.token_files import TokenShard, open_shards, write_shard
+from cupygpt.data.validation import ValidationBatches
 from cupygpt.errors import DataError
 
 V = 65536

@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
-from cupygpt.device.pinned_ring import PinnedRing
+pytest.importorskip("cupy", reason="CuPy is not installed")
+
+from cupygpt.device.cuda import PinnedRing
 
 
 class Copies:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cupygpt.config import GPTConfig
-from cupygpt.data.step_loader import pack, token_order
+from cupygpt.data.loader import pack, token_order
 from cupygpt.device.cpu import CPU
 from cupygpt.device.precision import FP32, FP64, Precision
 from cupygpt.model import gpt as model

@@ -3,7 +3,7 @@ import pytest
 from support import oracle
 from support.devices import STARTED_AT, Device, twice
 
-from cupygpt.data.step_loader import token_order
+from cupygpt.data.loader import token_order
 from cupygpt.ops.encoder import encoder_backward, encoder_forward
 
 # (B, T, C, V, Vp): one token; T = 1; few rows; several blocks of entries and of columns.

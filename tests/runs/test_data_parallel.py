@@ -10,12 +10,11 @@ from support.rank_threads import run_ranks
 from support.small_runs import write_tokens
 
 from cupygpt.checkpoint.checkpoint import load_checkpoint, save_checkpoint
-from cupygpt.checkpoint.state_file import load_state, state_path
-from cupygpt.checkpoint.train_state import Progress, TrainState
+from cupygpt.checkpoint.state_file import Progress, TrainState, load_state, state_path
 from cupygpt.config import GPTConfig
-from cupygpt.data.loader import Position, TrainLoader, ValidationBatches
-from cupygpt.data.step_loader import StepLoader
+from cupygpt.data.loader import Position, StepLoader, TrainLoader
 from cupygpt.data.token_files import open_shards
+from cupygpt.data.validation import ValidationBatches
 from cupygpt.device.cpu import CPU
 from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.zero import ALIGNMENT, ZeroShard, shard_of

@@ -8,7 +8,7 @@ from support.emulated_gpu import EmulatedGPU, EmulatedHopper
 
 from cupygpt.arrays import to_bfloat16
 from cupygpt.config import GPTConfig
-from cupygpt.data.step_loader import pack
+from cupygpt.data.loader import pack
 from cupygpt.device.cpu import CPU
 from cupygpt.device.precision import BF16, FP32
 from cupygpt.kernels.load import record_kernels

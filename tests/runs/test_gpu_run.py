@@ -16,7 +16,7 @@ from support.small_runs import main_log, write_files
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.config import GPT2_VOCAB, GPTConfig, small_config
-from cupygpt.data.step_loader import pack
+from cupygpt.data.loader import pack
 from cupygpt.device.cpu import CPU
 from cupygpt.device.precision import FP32, PRECISIONS
 from cupygpt.model.generate import Generator, Sampling

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from support.golden_cases import CASES, batches
 
-from cupygpt.data.step_loader import pack
+from cupygpt.data.loader import pack
 from cupygpt.device.cpu import CPU
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.memory_plan import RunShape

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cupygpt.config import GPTConfig
-from cupygpt.data.step_loader import pack
+from cupygpt.data.loader import pack
 from cupygpt.device.cpu import CPU
 from cupygpt.device.precision import FP32, PRECISIONS
 from cupygpt.errors import DeviceError

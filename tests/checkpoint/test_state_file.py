@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cupygpt.checkpoint.train_state import Progress, TrainState
+from cupygpt.checkpoint.state_file import Progress, TrainState
 from cupygpt.distributed.zero import ZeroShard
 
 ROUNDED = np.array([1.0, 2.0, 3.0, 4.0], np.float32)

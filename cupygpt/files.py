@@ -1,0 +1,168 @@
+"""How files are written and what opens them.
+
+Every file is complete or absent: it is written under another name, fsynced, then renamed. The files
+of llm.c (models, training states, tokens, tokenizers) share a header of 256 int32, whose first one
+tells the kind.
+"""
+
+import contextlib
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from cupygpt.errors import CheckpointError, CupyGPTError, RunError
+
+PARTIAL_SUFFIX = ".partial"
+
+HEADER_INTS = 256
+HEADER_BYTES = 4 * HEADER_INTS
+
+_BLOCK_BYTES = 1 << 24
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open `path` for writing. A crash at any byte leaves the old file or the complete new one.
+
+    If there was no old file, a crash leaves none. The bytes go to the file `<name>.partial` in the
+    same folder. Leaving the block fsyncs and renames it; an exception inside the block removes the
+    partial file. Any OSError in the block (disk full, quota, I/O error) becomes a RunError that
+    names `path`.
+    """
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    try:
+        with os_errors_name(path):
+            with partial.open("wb") as file:
+                try:
+                    yield file
+                except BaseException:
+                    # If the disk is full, closing fails too, which must not hide the first error.
+                    with contextlib.suppress(OSError):
+                        file.close()
+                    raise
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+            sync_folder(path.parent)
+    except BaseException:
+        _remove_quietly(partial)
+        raise
+
+
+@contextlib.contextmanager
+def os_errors_name(path: Path) -> Iterator[None]:
+    """Any OSError in the block becomes a RunError: `path` could not be written."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path}: could not be written ({error.strerror or error}). If the file existed "
+            f"before, it is unchanged. Free some space or choose another folder."
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable; does nothing on Windows, which cannot open a folder."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> int:
+    """Write arrays one after the other, atomically; returns the CRC-32 of the bytes."""
+    checksum = 0
+    with atomic_write(path) as file:
+        for array in arrays:
+            raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+            for start in range(0, len(raw), _BLOCK_BYTES):
+                block = raw[start : start + _BLOCK_BYTES].data
+                file.write(block)
+                checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+def file_checksum(path: Path) -> int:
+    """The CRC-32 of a file."""
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK_BYTES):
+            checksum = zlib.crc32(block, checksum)
+    return checksum
+
+
+class FileKind(Enum):
+    """The kinds of llm.c's files: the magic number that opens one, and its name in messages."""
+
+    MODEL = 20240326, "a model"
+    DEBUG_STATE = 20240327, "a debug state"
+    TOKENIZER = 20240328, "a tokenizer"
+    TOKENS = 20240520, "a GPT-2 token file"
+    EVALUATION = 20240522, "a multiple-choice evaluation file"
+    STATE = 20240527, "a training state"
+    LLAMA3_TOKENS = 20240801, "a Llama 3 token file"
+    LLAMA3_MODEL = 20240803, "a Llama 3 model"
+
+    def __init__(self, magic: int, title: str) -> None:
+        self.magic = magic
+        self.title = title
+
+
+def kind_of(magic: int) -> FileKind | None:
+    """The kind of file that a magic number opens; None if it is no file of llm.c's."""
+    return next((kind for kind in FileKind if kind.magic == magic), None)
+
+
+def read_header(path: Path, error: type[CupyGPTError] = CheckpointError) -> np.ndarray:
+    """The 256 int32 of a file. Raises `error` if it cannot be read or is shorter than that."""
+    try:
+        with path.open("rb") as file:
+            raw = file.read(HEADER_BYTES)
+    except OSError as reason:
+        raise error(
+            f"{path}: could not be read ({reason.strerror or reason}). "
+            f"Check the path and its permissions."
+        ) from reason
+    return parse_header(path, raw, error)
+
+
+def parse_header(path: Path, raw: bytes, error: type[CupyGPTError] = CheckpointError) -> np.ndarray:
+    """The 256 int32 that begin `raw`, the content of `path`. Raises `error` if it is shorter."""
+    if len(raw) < HEADER_BYTES:
+        raise error(
+            f"{path}: {len(raw)} bytes, but the header alone has {HEADER_BYTES:,}. "
+            f"The file is empty or cut short; make or copy it again."
+        )
+    return np.frombuffer(raw, "<i4", count=HEADER_INTS).astype(np.int32)
+
+
+def check_kind(
+    path: Path,
+    header: np.ndarray,
+    wanted: FileKind,
+    error: type[CupyGPTError] = CheckpointError,
+    advice: str = "",
+) -> None:
+    """Raise `error` unless the file is of the wanted kind: what it is instead, and the `advice`."""
+    magic = int(header[0])
+    if magic == wanted.magic:
+        return
+    kind = kind_of(magic)
+    this_is = f"this is {kind.title}, not" if kind else "this is not"
+    raise error(
+        f"{path}: {this_is} {wanted.title} "
+        f"(magic number {magic}, expected {wanted.magic}). {advice}".rstrip()
+    )
+
+
+def _remove_quietly(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)
