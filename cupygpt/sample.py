@@ -24,7 +24,8 @@ from cupygpt.errors import CheckpointError, ConfigError, TokenizerError
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.memory_plan import check_decoding_fits
 from cupygpt.model.tensors import cut_packed, parameter_specs
-from cupygpt.training.run_folder import RECORD, newest_run, read_record
+from cupygpt.run_folder.folder import newest_run
+from cupygpt.run_folder.record import RECORD, read_record
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from cupygpt.cli import INTERRUPTED, run_cli
 from cupygpt.distributed.launcher import launch
 from cupygpt.distributed.launcher_env import find_rank_info
 from cupygpt.errors import ConfigError
-from cupygpt.training.flags import TrainConfig, parse_given
+from cupygpt.flags.config import TrainConfig, parse_given
 from cupygpt.training.start import train
 
 TERMINATED = 143

@@ -2,7 +2,8 @@
 
 The rooms of cupygpt/, from top to bottom:
 
-    commands > training > model, checkpoint > ops, data, distributed > kernels > device > files
+    commands > training > flags, run_folder, model > checkpoint, ops > data, distributed, kernels
+    > device > files
     directly in cupygpt/, the ground floor
 
 MAY_IMPORT says which of the rooms below it each room may use.
@@ -22,7 +23,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cupygpt"
 
 MAY_IMPORT = {
-    "training": {"model", "checkpoint", "ops", "data", "distributed", "kernels", "device"},
+    "training": {
+        *("flags", "run_folder", "model", "checkpoint", "ops"),
+        *("data", "distributed", "kernels", "device"),
+    },
+    "flags": {"device"},
+    "run_folder": {"checkpoint"},
     "model": {"ops", "distributed", "kernels", "device"},
     "checkpoint": {"data", "distributed"},
     "ops": {"kernels", "device"},

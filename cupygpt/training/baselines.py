@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cupygpt.errors import DataError
-from cupygpt.training.plan import Data
+from cupygpt.training.open_data import Data
 
 BASELINE_VOCAB = 1024
 """Baselines are printed up to this vocabulary; beyond it few pairs are seen twice."""

@@ -16,10 +16,11 @@ from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.ranks import Ranks, rank0_first
 from cupygpt.errors import ConfigError, RunError
 from cupygpt.model.generate import Generator, Sampling
+from cupygpt.run_folder.log import RunLog
 from cupygpt.training.baselines import bits_per_byte, bytes_per_token
 from cupygpt.training.compile_ahead import compile_ahead
-from cupygpt.training.plan import Data, Plan, train_loader, validation_batches
-from cupygpt.training.run_folder import RunLog
+from cupygpt.training.open_data import Data
+from cupygpt.training.plan import Plan, train_loader, validation_batches
 from cupygpt.training.stop_signal import StopSignal
 from cupygpt.training.trainer import OptimizerSettings, PendingStep, StepResult, Trainer, mean_loss
 

@@ -1,19 +1,17 @@
-"""From flags to the parts of a run: data, tokenizer, model, device, memory, schedule.
+"""From flags to the parts of a run: model, device, memory, length, schedule.
 
 Here everything that the flags leave open is chosen, and everything is checked against everything
 before memory of the device is allocated. startup_table.py shows the result.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cupygpt.checkpoint.model_file import ModelFile, load_model
 from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
-from cupygpt.data.corpora import python_docs_tokens
 from cupygpt.data.loader import START, Position, TrainLoader
-from cupygpt.data.token_files import TokenShard, check_ids, fingerprint, open_shards, write_shard
-from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
+from cupygpt.data.token_files import check_ids
+from cupygpt.data.tokenizer import load_tokenizer
 from cupygpt.data.validation import ValidationBatches
 from cupygpt.device.device import Device
 from cupygpt.device.precision import (
@@ -25,32 +23,14 @@ from cupygpt.device.precision import (
 )
 from cupygpt.distributed.rank_device import choose_rank_device
 from cupygpt.distributed.ranks import Ranks
-from cupygpt.errors import ConfigError, DataError, TokenizerError
+from cupygpt.errors import ConfigError, DataError
+from cupygpt.flags.config import TrainConfig, flags_of
 from cupygpt.model.memory_plan import RunShape, check_fits, shape_of_run
-from cupygpt.training.flags import TrainConfig, flags_of
+from cupygpt.training.open_data import Data
 from cupygpt.training.schedule import Schedule
 
-DEMO_TRAIN, DEMO_VAL = "python_docs_train.bin", "python_docs_val.bin"
 DEMO_SHAPE = {"maxT": 64, "L": 4, "NH": 4, "C": 64}
 """Sized for the tokens that two cores process in a minute."""
-
-
-@dataclass
-class Data:
-    """Token files and what is known of their tokens."""
-
-    train: list[TokenShard]
-    val: list[TokenShard]
-    tokenizer: Tokenizer | None
-    notes: list[str] = field(default_factory=list)
-
-    def record(self) -> dict[str, Any]:
-        """For the run's record: a changed file is noticed on resume."""
-        return {
-            "train": fingerprint(self.train),
-            "val": fingerprint(self.val),
-            "tokenizer": self.tokenizer.name if self.tokenizer else None,
-        }
 
 
 @dataclass(frozen=True)
@@ -81,15 +61,6 @@ class Plan:
         return self.shape.B * self.shape.T * self.accumulation * self.world
 
 
-def open_data(config: TrainConfig, folder: Path) -> Data:
-    """Open and check the token files; without -i the built-in corpus is written into `folder`."""
-    if config.train_data is None:
-        return _demo_data(config, folder)
-    train = open_shards(config.train_data)
-    val = open_shards(config.val_data) if config.val_data else []
-    return Data(train, val, None)
-
-
 def choose_model(config: TrainConfig, data: Data) -> tuple[GPTConfig, ModelFile | None, str]:
     """The model's shape, its file if it has one, and a line about where it comes from."""
     name = config.model
@@ -106,31 +77,6 @@ def choose_model(config: TrainConfig, data: Data) -> tuple[GPTConfig, ModelFile 
     V = data.tokenizer.vocab_size if data.tokenizer else _vocabulary(spec)
     maxT = max(256, config.seq_len or 0)
     return small_config(V, maxT), None, f"small, new weights (seed {config.seed})"
-
-
-def attach_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> None:
-    """Find the tokenizer for samples and bits per byte; note a missing one, refuse a wrong one."""
-    if data.tokenizer is None:
-        spec = config.tokenizer or default_tokenizer_spec(model.V)
-        if spec is None:
-            data.notes.append(
-                f"no tokenizer known for a vocabulary of {model.V}: samples show ids "
-                "(--tokenizer FILE)"
-            )
-            return
-        try:
-            data.tokenizer = load_tokenizer(spec)
-        except TokenizerError as error:
-            if config.tokenizer:
-                raise
-            data.notes.append(f"samples show ids: {error}")
-            return
-    if data.tokenizer.vocab_size != model.V:
-        raise TokenizerError(
-            f"tokenizer {data.tokenizer.name} has {data.tokenizer.vocab_size} ids, but the model's "
-            f"vocabulary is {model.V}. "
-            "Pass the model or the --tokenizer that the data was made with."
-        )
 
 
 def make_plan(
@@ -215,19 +161,6 @@ def validation_batches(plan: Plan, data: Data, rank: int) -> ValidationBatches |
         rank=rank,
         num_ranks=plan.world,
     )
-
-
-def _demo_data(config: TrainConfig, folder: Path) -> Data:
-    if config.val_data is not None:
-        raise ConfigError(f"{flags_of('val_data')} needs {flags_of('train_data')}.")
-    train_path, val_path = folder / DEMO_TRAIN, folder / DEMO_VAL
-    tokenizer = load_tokenizer(config.tokenizer or "bytes")
-    if not (train_path.exists() and val_path.exists()):
-        train, val = python_docs_tokens(tokenizer=tokenizer)
-        write_shard(train_path, train)
-        write_shard(val_path, val)
-    note = "demo on the documentation in this Python; pass -i and -j for your own data"
-    return Data(open_shards(str(train_path)), open_shards(str(val_path)), tokenizer, [note])
 
 
 def _vocabulary(spec: str) -> int:

@@ -1,18 +1,32 @@
-"""What a resumed run may change, and what it may not."""
+"""What a run records, and what a resumed run may change of it."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.errors import CheckpointError, ConfigError
-from cupygpt.training.flags import FIXED, TrainConfig, flags_of
+from cupygpt.flags.config import FIXED, TrainConfig, flags_of
+from cupygpt.run_folder.record import environment
+from cupygpt.training.open_data import Data
 from cupygpt.training.plan import Plan
-from cupygpt.training.run_folder import environment
 
 _LENGTH = ("steps", "epochs")
 
 BITS_DEPEND_ON = ("cupygpt", "numpy", "processor", "device")
 """The entries of a run's environment that decide over the last bits of its losses."""
+
+
+def new_record(plan: Plan, data: Data) -> dict[str, Any]:
+    """What a new run writes into run.json."""
+    return {
+        "config": plan.config.as_dict(),
+        "model": asdict(plan.shape.config),
+        "data": data.record(),
+        "precision": plan.shape.precision.name,
+        "ranks": plan.world,
+        "tokens_per_step": plan.tokens_per_step,
+        "environment": environment(plan.device.describe()),
+    }
 
 
 def resumed_config(saved: dict[str, Any], given: dict[str, Any], *, world: int = 1) -> TrainConfig:

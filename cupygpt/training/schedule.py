@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-SCHEDULES = ("cosine", "linear", "constant", "wsd")
 DECAY_START = 0.8
 """wsd (warm-up, stable, decay) starts to decay at this fraction of the run."""
 

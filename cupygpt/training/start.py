@@ -20,19 +20,16 @@ from cupygpt.distributed.ranks import (
     rank0_first,
 )
 from cupygpt.errors import ConfigError
+from cupygpt.flags.config import TrainConfig, new_run_config
+from cupygpt.flags.model_and_data import NEWEST_RUN
 from cupygpt.model.init_weights import initial_parameters
+from cupygpt.run_folder.folder import find_run, new_run_folder
+from cupygpt.run_folder.record import read_record, write_record
 from cupygpt.training.baselines import ngram_baselines
-from cupygpt.training.flags import NEWEST_RUN, TrainConfig, new_run_config
 from cupygpt.training.loop import Run, closing_lines
-from cupygpt.training.plan import Data, attach_tokenizer, choose_model, make_plan, open_data
-from cupygpt.training.resume import check_same, resume_warnings, resumed_config
-from cupygpt.training.run_folder import (
-    find_run,
-    new_record,
-    new_run_folder,
-    read_record,
-    write_record,
-)
+from cupygpt.training.open_data import Data, attach_tokenizer, open_data
+from cupygpt.training.plan import choose_model, make_plan
+from cupygpt.training.resume import check_same, new_record, resume_warnings, resumed_config
 from cupygpt.training.startup_table import header_rows
 from cupygpt.training.stop_signal import StopSignal
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 from cupygpt.console import format_bytes
 from cupygpt.data.token_files import TokenShard
+from cupygpt.flags.config import labelled_values
 from cupygpt.model.memory_plan import RunShape, memory_plan
-from cupygpt.training.flags import labelled_values
-from cupygpt.training.plan import Data, Plan
+from cupygpt.training.open_data import Data
+from cupygpt.training.plan import Plan
 
 
 def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple[str, str]]:

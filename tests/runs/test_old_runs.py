@@ -16,7 +16,7 @@ from support.small_runs import main_log, metrics
 
 from cupygpt import sample, train
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
-from cupygpt.training.run_folder import read_record
+from cupygpt.run_folder.record import read_record
 
 RUNS = Path(__file__).parents[1] / "golden" / "runs"
 VERSIONS = sorted(path.name for path in RUNS.iterdir() if path.is_dir())

@@ -1,0 +1,104 @@
+"""All flags of `python -m cupygpt.train` together, and how a command line is read.
+
+A field holds the flag's names (llm.c's short ones are kept), type, default, the demo's default,
+range, help text, its label on the console, and whether a resumed run may change it. Three rules
+need more than one flag: the demo's warm-up (`new_run_config`), the length of a resumed run
+(training/resume.py), and what `-e` may name (training/plan.py). training/loop.py hands the values
+to the trainer.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from cupygpt.errors import ConfigError
+from cupygpt.flags.learning import LearningFlags
+from cupygpt.flags.machine import MachineFlags
+from cupygpt.flags.model_and_data import ModelAndDataFlags
+from cupygpt.flags.reports import ReportFlags
+
+GROUPS = (ModelAndDataFlags, LearningFlags, ReportFlags, MachineFlags)
+"""The groups of flags in the order in which --help shows them."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(MachineFlags, ReportFlags, LearningFlags, ModelAndDataFlags):
+    """What a run is asked to do. None means: not given; plan.py chooses or leaves it out."""
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value, allowed = getattr(self, item.name), item.metadata["range"]
+            if value is not None and allowed is not None and not allowed.holds(value):
+                raise ConfigError(f"{flags_of(item.name)} is {value}, but must be {allowed.words}.")
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError("-n and --epochs both set the length of the run; pass one of them.")
+
+    def as_dict(self) -> dict[str, Any]:
+        """All fields, for the run's record."""
+        return asdict(self)
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether the run trains on the demo's text, because it was given no other."""
+        return self.train_data is None
+
+
+FIXED = tuple(item.name for item in fields(TrainConfig) if item.metadata["fixed"])
+"""The flags that a resumed run cannot change."""
+
+
+def new_run_config(given: Mapping[str, Any]) -> TrainConfig:
+    """The settings of a new run: the given flags, and the demo's defaults if it is the demo."""
+    config = TrainConfig(**given)
+    if not config.is_demo:
+        return config
+    demo = {
+        item.name: item.metadata["demo"]
+        for item in fields(TrainConfig)
+        if item.metadata["demo"] is not None
+    }
+    if config.epochs is not None:
+        del demo["steps"]
+    values = {**demo, **given}
+    if "warmup" not in given and values.get("steps"):
+        # A short demo would spend most of its steps on the warm-up.
+        values["warmup"] = min(values["warmup"], values["steps"] // 10)
+    return TrainConfig(**values)
+
+
+def flags_of(name: str) -> str:
+    """The flags of a field as a user writes them: `-b/--batch-size`."""
+    names = next(item.metadata["names"] for item in fields(TrainConfig) if item.name == name)
+    return "/".join(names)
+
+
+def labelled_values(config: TrainConfig) -> list[str]:
+    """The fields that have a label, as the console shows them: `weight decay 0.1`."""
+    return [
+        f"{item.metadata['label']} {getattr(config, item.name):g}"
+        for item in fields(config)
+        if item.metadata["label"]
+    ]
+
+
+def parse_given(arguments: Sequence[str] | None) -> dict[str, Any]:
+    """The flags that were given, by field name; the others are absent."""
+    parser = argparse.ArgumentParser(
+        prog="python -m cupygpt.train",
+        description="Train a GPT. Without arguments: a demo of one to two minutes.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for group in GROUPS:
+        assert group.__doc__ is not None
+        section = parser.add_argument_group(group.__doc__.rstrip(".").lower())
+        for item in fields(group):
+            text = item.metadata["help"].replace("%", "%%")
+            if item.default is not None and item.default is not False:
+                shown = f"{item.default:g}" if isinstance(item.default, float) else item.default
+                text += f" (default: {shown})"
+            section.add_argument(
+                *item.metadata["names"], dest=item.name, help=text, **item.metadata["argument"]
+            )
+    return vars(parser.parse_args(arguments))

@@ -1,0 +1,138 @@
+"""The flags that decide how a model learns: batch, rate, length, regularisation."""
+
+from dataclasses import dataclass
+
+from cupygpt.flags.field import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, UP_TO_1, flag
+
+SCHEDULES = ("cosine", "linear", "constant", "wsd")
+"""The learning-rate schedules; training/schedule.py computes them."""
+
+
+@dataclass(frozen=True)
+class LearningFlags:
+    """Learning."""
+
+    steps: int | None = flag(
+        "-n",
+        "-x",
+        "--steps",
+        type=int,
+        demo=1000,
+        range=AT_LEAST_1,
+        help="optimizer steps (default: one epoch; llm.c's -n is --checkpoint-every here)",
+    )
+    epochs: float | None = flag(
+        "--epochs", type=float, range=POSITIVE, help="length of the run in epochs, instead of -n"
+    )
+    batch_size: int = flag(
+        "-b",
+        "--batch-size",
+        type=int,
+        default=4,
+        demo=16,
+        range=AT_LEAST_1,
+        help="rows per micro-batch, B",
+    )
+    total_batch: int | None = flag(
+        "-d",
+        "--total-batch",
+        type=int,
+        range=AT_LEAST_1,
+        help="tokens per optimizer step on all GPUs together, a multiple of B × T × GPUs "
+        "(default: B × T × GPUs)",
+    )
+    learning_rate: float = flag(
+        "-l",
+        "--learning-rate",
+        type=float,
+        default=3e-4,
+        demo=5e-3,
+        range=POSITIVE,
+        fixed=True,
+        help="peak learning rate",
+    )
+    schedule: str = flag(
+        "-k",
+        "--schedule",
+        default="cosine",
+        choices=SCHEDULES,
+        fixed=True,
+        help="learning-rate schedule",
+    )
+    warmup: int = flag(
+        "-u",
+        "--warmup",
+        type=int,
+        default=0,
+        demo=50,
+        range=NOT_NEGATIVE,
+        fixed=True,
+        help="warm-up steps",
+    )
+    final_fraction: float = flag(
+        "-q",
+        "--final-fraction",
+        type=float,
+        default=1.0,
+        demo=0.05,
+        range=UP_TO_1,
+        fixed=True,
+        help="last learning rate as a fraction of the peak, 1 = no decay",
+    )
+    weight_decay: float = flag(
+        "-c",
+        "--weight-decay",
+        type=float,
+        default=0.0,
+        demo=0.1,
+        range=NOT_NEGATIVE,
+        fixed=True,
+        label="weight decay",
+        help="weight decay of the matrices",
+    )
+    beta1: float = flag(
+        "--beta1",
+        default=0.9,
+        type=float,
+        range=BELOW_1,
+        fixed=True,
+        help="AdamW's first-moment decay",
+    )
+    beta2: float = flag(
+        "--beta2",
+        default=0.95,
+        demo=0.99,
+        type=float,
+        range=BELOW_1,
+        fixed=True,
+        help="AdamW's second-moment decay",
+    )
+    grad_clip: float = flag(
+        "--grad-clip",
+        default=1.0,
+        type=float,
+        range=NOT_NEGATIVE,
+        fixed=True,
+        label="clip",
+        help="largest gradient norm, 0 = no clipping",
+    )
+    dropout: float = flag(
+        "--dropout",
+        default=0.0,
+        type=float,
+        range=BELOW_1,
+        fixed=True,
+        label="dropout",
+        help="dropout of embedding, attention and MLP",
+    )
+    overfit: int = flag(
+        "-a",
+        "--overfit",
+        default=0,
+        type=int,
+        nargs="?",
+        const=1,
+        choices=(0, 1),
+        fixed=True,
+        help="1 trains on the first batch only",
+    )

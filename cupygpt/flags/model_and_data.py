@@ -1,0 +1,67 @@
+"""The flags about the model, the data and the run folder."""
+
+from dataclasses import dataclass
+
+from cupygpt.flags.field import AT_LEAST_1, SEED, flag, switch
+
+NEWEST_RUN = "newest"
+"""What `--resume` without a value stands for."""
+
+
+@dataclass(frozen=True)
+class ModelAndDataFlags:
+    """Model and data."""
+
+    model: str | None = flag(
+        "-e",
+        "--model",
+        help="model file (.bin) or descriptor: small, d12, gpt3:c768 ... (default: small)",
+    )
+    train_data: str | None = flag(
+        "-i",
+        "--train-data",
+        help="token files to train on, a path or a quoted pattern (default: the demo's text)",
+    )
+    val_data: str | None = flag(
+        "-j",
+        "--val-data",
+        help="token files to validate on, a path or a quoted pattern (default: none)",
+    )
+    out: str | None = flag("-o", "--out", help="run folder (default: runs/<date>-<time>)")
+    tokenizer: str | None = flag(
+        "--tokenizer",
+        fixed=True,
+        help="gpt2, bytes or a file (default: by the model's vocabulary)",
+    )
+    seq_len: int | None = flag(
+        "-t",
+        "--seq-len",
+        type=int,
+        demo=64,
+        range=AT_LEAST_1,
+        fixed=True,
+        help="tokens per row, T (default: the model's context)",
+    )
+    no_shuffle: bool = switch(
+        "--no-shuffle",
+        fixed=True,
+        help="read the data in order, as llm.c does without shuffling",
+    )
+    seed: int = flag(
+        "--seed",
+        default=42,
+        type=int,
+        range=SEED,
+        fixed=True,
+        help="random seed for weights, data order, dropout and sampling",
+    )
+    resume: str | None = flag(
+        "-y",
+        "--resume",
+        nargs="?",
+        const=NEWEST_RUN,
+        metavar="RUN",
+        help="continue the run in this folder; without a value: in the -o folder, or else the "
+        "newest run in runs/",
+    )
+    overwrite: bool = switch("--overwrite", help="start again in a used run folder")

@@ -1,0 +1,70 @@
+"""The flags about validation, samples, checkpoints and messages."""
+
+from dataclasses import dataclass
+
+from cupygpt.flags.field import AT_LEAST_1, AT_LEAST_1_OR_ALL, NOT_NEGATIVE, flag, switch
+
+
+@dataclass(frozen=True)
+class ReportFlags:
+    """What is shown and saved, and when."""
+
+    val_every: int = flag(
+        "-v",
+        "--val-every",
+        type=int,
+        default=20,
+        demo=200,
+        range=NOT_NEGATIVE,
+        help="validate every so many steps, 0 = never",
+    )
+    val_batches: int = flag(
+        "-m",
+        "--val-batches",
+        type=int,
+        default=20,
+        range=AT_LEAST_1_OR_ALL,
+        help="validation batches, -1 = all",
+    )
+    sample_every: int = flag(
+        "-s",
+        "--sample-every",
+        type=int,
+        default=20,
+        demo=200,
+        range=NOT_NEGATIVE,
+        help="print a sample every so many steps, 0 = never",
+    )
+    sample_length: int = flag(
+        "-g",
+        "--sample-length",
+        type=int,
+        default=64,
+        demo=192,
+        range=AT_LEAST_1,
+        help="tokens of a sample",
+    )
+    checkpoint_every: int = flag(
+        "--checkpoint-every",
+        type=int,
+        default=200,
+        demo=500,
+        range=NOT_NEGATIVE,
+        help="save every so many steps, and at each new best validation loss; 0 = only then and at "
+        "the end",
+    )
+    keep: int = flag(
+        "--keep",
+        default=2,
+        type=int,
+        range=NOT_NEGATIVE,
+        help="newest checkpoints to keep in addition to the best, 0 = all",
+    )
+    log_every: int = flag(
+        "--log-every",
+        default=10,
+        type=int,
+        range=AT_LEAST_1,
+        help="steps between lines when there is no bar",
+    )
+    debug: bool = switch("--debug", help="show tracebacks of errors")
