@@ -12,6 +12,7 @@ MAX_VOCAB = 2**16
 """Token files hold uint16."""
 
 GPT2_VOCAB = 50257
+GPT2_CONTEXT = 1024
 BYTES_VOCAB = 257
 """The 256 bytes and end of text."""
 
@@ -35,6 +36,12 @@ _GPT3_LAYERS_HEADS = {
     4096: (32, 32),
     12288: (96, 96),
 }
+
+_DESCRIPTOR_LETTERS = {"L": "L", "H": "NH", "C": "C", "T": "maxT", "V": "V"}
+_SHAPE_HELP = (
+    "Write a shape as L6:H6:C384: layers, heads and channels in any order, and if you like "
+    "T (the longest sequence) and V (the vocabulary)."
+)
 
 
 @dataclass(frozen=True)
@@ -108,25 +115,59 @@ def small_config(V: int, maxT: int = 256) -> GPTConfig:
     return GPTConfig(maxT=maxT, V=V, L=4, NH=4, C=128)
 
 
-def config_from_descriptor(descriptor: str) -> GPTConfig:
-    """Shape of llm.c's descriptors `d12` (= `gpt2:d12`) and `gpt3:c768`, and of `small`.
+def config_from_descriptor(
+    descriptor: str, *, V: int = GPT2_VOCAB, maxT: int = GPT2_CONTEXT
+) -> GPTConfig:
+    """Shape of llm.c's descriptors `d12` (= `gpt2:d12`) and `gpt3:c768`, `small`, or `L6:H6:C384`.
 
-    Raises ConfigError with the list of known ones. After llm.c train_gpt2.cu.
+    `V` and `maxT` are for a descriptor of the last kind that does not name them. Raises ConfigError
+    with the list of known ones. After llm.c train_gpt2.cu.
     """
     if descriptor == "small":
         return small_config(GPT2_VOCAB)
     match = re.fullmatch(r"(?:gpt2:)?d(\d+)", descriptor)
     if match and int(match[1]) in _GPT2_CHANNELS_HEADS:
         C, NH = _GPT2_CHANNELS_HEADS[int(match[1])]
-        return GPTConfig(maxT=1024, V=GPT2_VOCAB, L=int(match[1]), NH=NH, C=C)
+        return GPTConfig(maxT=GPT2_CONTEXT, V=GPT2_VOCAB, L=int(match[1]), NH=NH, C=C)
     match = re.fullmatch(r"gpt3:c(\d+)", descriptor)
     if match and int(match[1]) in _GPT3_LAYERS_HEADS:
         L, NH = _GPT3_LAYERS_HEADS[int(match[1])]
         return GPTConfig(maxT=2048, V=GPT2_VOCAB, L=L, NH=NH, C=int(match[1]))
+    shape = shape_of_descriptor(descriptor)
+    if shape is not None:
+        return GPTConfig(**{"V": V, "maxT": maxT, **shape})
     known = [f"d{depth}" for depth in _GPT2_CHANNELS_HEADS]
     known += [f"gpt3:c{channels}" for channels in _GPT3_LAYERS_HEADS]
     raise ConfigError(
         f"'{descriptor}' is neither a file that ends in .bin nor a known model. "
         f"Known: small, {', '.join(known)}. "
-        f"For another shape run tools/create_small_model.py and pass its file."
+        f"For another shape write its layers, heads and channels: L6:H6:C384."
     )
+
+
+def shape_of_descriptor(descriptor: str) -> dict[str, int] | None:
+    """The fields of GPTConfig that `L6:H6:C384` names, in any order; None for other descriptors.
+
+    L layers, H heads and C channels must be there; T (the longest sequence) and V (the vocabulary)
+    may be. Raises ConfigError for a letter that is missing, unknown or there twice, and for a shape
+    that cannot work.
+    """
+    if not re.match(r"[LHCTV]\d", descriptor, re.IGNORECASE):
+        return None
+    shape: dict[str, int] = {}
+    for part in descriptor.split(":"):
+        name = _DESCRIPTOR_LETTERS.get(part[:1].upper())
+        if name is None or not re.fullmatch(r"[0-9]{1,9}", part[1:]):
+            raise ConfigError(f"'{part}' in the model '{descriptor}' is not clear. {_SHAPE_HELP}")
+        if name in shape:
+            raise ConfigError(f"the model '{descriptor}' names {part[0]} twice. {_SHAPE_HELP}")
+        shape[name] = int(part[1:])
+    missing = [
+        letter
+        for letter, name in _DESCRIPTOR_LETTERS.items()
+        if letter in "LHC" and name not in shape
+    ]
+    if missing:
+        raise ConfigError(f"the model '{descriptor}' lacks {' and '.join(missing)}. {_SHAPE_HELP}")
+    GPTConfig(**{"V": 1, "maxT": 1, **shape})
+    return shape

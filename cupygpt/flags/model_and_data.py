@@ -15,7 +15,8 @@ class ModelAndDataFlags:
     model: str | None = flag(
         "-e",
         "--model",
-        help="model file (.bin) or descriptor: small, d12, gpt3:c768 ... (default: small)",
+        help="model file (.bin) or descriptor: small, d12, gpt3:c768 ..., or any shape as "
+        "L6:H6:C384, layers, heads and channels (default: small)",
     )
     train_data: str | None = flag(
         "-i",
