@@ -10,7 +10,7 @@ from pathlib import Path
 from cupygpt.checkpoint.checkpoint import best_step, model_path
 from cupygpt.checkpoint.model_file import ModelFile, load_model
 from cupygpt.cli import run_cli
-from cupygpt.console import printable
+from cupygpt.console.safe_text import printable
 from cupygpt.data.tokenizer import (
     StreamDecoder,
     Tokenizer,

@@ -4,7 +4,7 @@ The rooms of cupygpt/, from top to bottom:
 
     commands > training > flags, run_folder, model > checkpoint, ops > data, distributed, kernels
     > device > files
-    directly in cupygpt/, the ground floor
+    the ground floor: the files directly in cupygpt/, and console
 
 MAY_IMPORT says which of the rooms below it each room may use.
 """
@@ -48,7 +48,8 @@ GROUND_FLOOR = {
     "cache_dir": set(),
     "files": {"errors"},
 }
-"""The files directly in cupygpt/ that every room may use, and what these use of each other."""
+"""What every room may use, and what these use of each other: files directly in cupygpt/, and the
+room console."""
 
 COMMANDS = {"train", "sample", "prepare"}
 """What a person starts. No module imports them."""
@@ -124,7 +125,7 @@ def is_allowed(source: str, target: str) -> bool:
         return target not in COMMANDS
     if source in MAY_IMPORT:
         return target == source or target in GROUND_FLOOR or target in MAY_IMPORT[source]
-    return target in GROUND_FLOOR[source]
+    return target == source or target in GROUND_FLOOR[source]
 
 
 def test_every_room_has_its_place() -> None:

@@ -19,7 +19,7 @@ from cupygpt.cli import run_cli  # isort: skip - before NumPy: see cupygpt/__ini
 import numpy as np
 
 from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
-from cupygpt.console import format_bytes
+from cupygpt.console.figures import format_bytes
 from cupygpt.data.loader import pack
 from cupygpt.device.choose import choose_device
 from cupygpt.device.device import Device

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cupygpt.cli import run_cli
-from cupygpt.console import SmoothedMean
+from cupygpt.console.figures import SmoothedMean
 from cupygpt.errors import ConfigError, DataError
 
 

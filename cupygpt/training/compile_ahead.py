@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cupygpt.console import Console
+from cupygpt.console.console import Console
 from cupygpt.device.device import Device
 from cupygpt.kernels.load import precompile, record_kernels
 from cupygpt.kernels.matmul_plan import measuring

@@ -10,7 +10,7 @@ import numpy as np
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, prune_checkpoints, save_checkpoint
 from cupygpt.checkpoint.state_file import Progress
-from cupygpt.console import Console, StepLine
+from cupygpt.console.console import Console, StepLine
 from cupygpt.data.loader import START, Packed, Position, Prefetcher, StepLoader
 from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.ranks import Ranks, rank0_first

@@ -10,7 +10,7 @@ import numpy as np
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.checkpoint.state_file import Progress
-from cupygpt.console import Console
+from cupygpt.console.console import Console
 from cupygpt.distributed.launcher_env import imitates_terminal
 from cupygpt.distributed.ranks import (
     Ranks,

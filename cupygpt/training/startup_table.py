@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from cupygpt.console import format_bytes
+from cupygpt.console.figures import format_bytes
 from cupygpt.data.token_files import TokenShard
 from cupygpt.flags.config import labelled_values
 from cupygpt.model.memory_plan import RunShape, memory_plan

@@ -3,7 +3,9 @@ from dataclasses import replace
 
 import pytest
 
-from cupygpt.console import Console, StepLine, format_bytes, printable
+from cupygpt.console.console import Console, StepLine
+from cupygpt.console.figures import format_bytes
+from cupygpt.console.safe_text import printable
 
 
 class Clock:

@@ -4,7 +4,6 @@ The plain lines are a file format: people search them with grep. Rich's progress
 other forms ("0:00:05", not "0:05") and only in a live bar, so the numbers are formatted here.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,8 +18,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-SMOOTHING = 0.9
-"""Weight of the earlier values in the smoothed mean."""
+from cupygpt.console.figures import SmoothedMean, count_words, duration_words, format_bytes
+from cupygpt.console.safe_text import printable
+
 PLAIN_WIDTH = 100
 LABEL_WIDTH = 12
 
@@ -178,8 +178,8 @@ class Console:
             f"norm {line.grad_norm:.4f}",
             f"lr {line.lr:.2e}",
             f"{1e3 * line.step_s:.2f} ms",
-            f"{_count(line.tokens / shown.step_s)} tok/s",
-            f"ETA {_duration(self._eta_s(line.step))}",
+            f"{count_words(line.tokens / shown.step_s)} tok/s",
+            f"ETA {duration_words(self._eta_s(line.step))}",
         ]
         return " | ".join(parts + self._extras(line))
 
@@ -194,14 +194,14 @@ class Console:
         bar.add_row(
             f"step {line.step}/{self._total_steps}",
             ProgressBar(total=self._total_steps, completed=line.step),
-            f"epoch {line.epoch:.2f}  ETA {_duration(self._eta_s(line.step))}",
+            f"epoch {line.epoch:.2f}  ETA {duration_words(self._eta_s(line.step))}",
         )
         figures = [
             f"[bold]loss {self._latest.loss:.4f}[/]",
             f"lr {line.lr:.2e}",
             f"norm {line.grad_norm:.2f}",
             f"{1e3 * self._latest.step_s:.1f} ms/step",
-            f"{_count(line.tokens / self._latest.step_s)} tok/s",
+            f"{count_words(line.tokens / self._latest.step_s)} tok/s",
             *self._extras(line),
         ]
         return Group(bar, Text.from_markup("  ".join(figures)))
@@ -223,48 +223,3 @@ class _Shown:
     line: StepLine
     loss: float
     step_s: float
-
-
-class SmoothedMean:
-    """Exponential mean of a series, corrected at its start, when few values have been added."""
-
-    def __init__(self) -> None:
-        self._sum, self._weight = 0.0, 0.0
-
-    def add(self, value: float) -> float:
-        """Add a value; returns the mean so far."""
-        self._sum = SMOOTHING * self._sum + (1.0 - SMOOTHING) * value
-        self._weight = SMOOTHING * self._weight + (1.0 - SMOOTHING)
-        return self._sum / self._weight
-
-
-def printable(text: str) -> str:
-    """`text` with control characters made visible, because a model may write any byte."""
-    return "".join(c if c.isprintable() or c == "\n" else _visible(c) for c in text)
-
-
-def _visible(character: str) -> str:
-    return "    " if character == "\t" else "\N{MIDDLE DOT}"
-
-
-def format_bytes(count: int) -> str:
-    """A number of bytes in MiB, or from 1 GiB on in GiB."""
-    if count >= 2**30:
-        return f"{count / 2**30:.2f} GiB"
-    return f"{count / 2**20:.0f} MiB"
-
-
-def _count(value: float) -> str:
-    """A number in thousands or millions: 950, 10.2k, 1.25M."""
-    if value >= 1e6:
-        return f"{value / 1e6:.2f}M"
-    return f"{value / 1e3:.1f}k" if value >= 1e3 else f"{value:.0f}"
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as m:ss or h:mm:ss, rounded."""
-    if not math.isfinite(seconds):
-        return "?"
-    minutes, seconds = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

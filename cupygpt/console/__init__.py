@@ -1,0 +1,1 @@
+"""What does a person see, on a terminal and anywhere else?"""
