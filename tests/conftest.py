@@ -1,4 +1,4 @@
-"""Fixtures of the op tests."""
+"""Fixtures of all tests, and those of the op tests."""
 
 from collections.abc import Iterator
 
@@ -6,6 +6,7 @@ import cupygpt  # noqa: F401  # isort: skip - before NumPy: see there
 import numpy as np
 import pytest
 from support.devices import DEVICES, Device, make_device
+from support.gpu import turn_on_the_gpu
 
 
 @pytest.fixture(params=DEVICES)
@@ -15,6 +16,17 @@ def dev(request: pytest.FixtureRequest) -> Iterator[Device]:
     with np.errstate(over="ignore"):  # as in a step: exp may overflow to infinity
         yield device
     device.check_inputs()
+
+
+@pytest.fixture(autouse=True)
+def _turn_on_the_gpu(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Tests on a GPU wait while another one measures its memory."""
+    markers = {marker.name for marker in request.node.iter_markers()}
+    if markers & {"gpu", "multi_gpu"}:
+        with turn_on_the_gpu(alone="gpu_alone" in markers):
+            yield
+    else:
+        yield
 
 
 @pytest.fixture

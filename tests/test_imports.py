@@ -221,6 +221,16 @@ def test_names_come_from_the_module_that_defines_them() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_tests_take_cupy_from_one_place() -> None:
+    """From `require_cupy`, which skips a test with the reason where there is no GPU or no CuPy."""
+    tests = ROOT / "tests"
+    only = {tests / "support" / "gpu.py", tests / "emulator" / "make_mma_golden.py"}
+    found = [found for file in tests.rglob("*.py") for found in imports_of(file)]
+    of_cupy = [one for one in found if package_of(one.target) in {"cupy", "cupyx"}]
+    assert {one.file for one in of_cupy} == only
+    assert all(one.in_function for one in of_cupy)
+
+
 def test_the_package_itself_loads_nothing() -> None:
     """Names that it offers are loaded when they are asked for."""
     program = (

@@ -1,4 +1,4 @@
-"""The wheel carries the kernels, and the installed package finds them."""
+"""What is installed: the wheel carries the kernels, and each extra only what it is for."""
 
 import subprocess
 import sys
@@ -35,3 +35,25 @@ def test_the_wheel_carries_the_kernels(tmp_path: Path) -> None:
         check=True,
     )
     assert Path(found.stdout.strip()) == tmp_path / "installed" / "cupygpt" / "cuda"
+
+
+@pytest.mark.parametrize(
+    ("part", "extras"),
+    [
+        ("cupy", {"cuda12", "cuda13"}),
+        ("cublas", {"cuda12", "cuda13"}),
+        ("nccl", {"nccl12", "nccl13"}),
+        ("nvrtc", {"cuda12", "cuda13", "test"}),
+    ],
+)
+def test_the_large_parts_of_cuda_come_only_with_their_extras(part: str, extras: set[str]) -> None:
+    """NVRTC is all of CUDA that tests need where there is no GPU."""
+    toml = pytest.importorskip("tomllib", reason="Python 3.10 has no tomllib")
+    project = toml.loads((ROOT / "pyproject.toml").read_text())["project"]
+    groups = {**project["optional-dependencies"], "": project["dependencies"]}
+    # "cupygpt[test]" in the extra dev is that extra again.
+    wanted = {
+        name: [line for line in lines if not line.startswith("cupygpt[")]
+        for name, lines in groups.items()
+    }
+    assert {name for name, lines in wanted.items() if any(part in x for x in lines)} == extras

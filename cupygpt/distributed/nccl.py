@@ -96,7 +96,7 @@ def versions() -> dict[str, str]:
     if not nccl.available:
         major = cupy.cuda.runtime.runtimeGetVersion() // 1000
         raise DeviceError(
-            f"several GPUs need NCCL, but CuPy does not find it: pip install nvidia-nccl-cu{major}."
+            f"several GPUs need NCCL, which CuPy does not find: pip install 'cupygpt[nccl{major}]'."
         )
     number = nccl.get_version()
     return {

@@ -4,15 +4,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.gpu import needs_the_gpu_alone, require_gpu
+from support.gpu import require_gpu
 
 from cupygpt.errors import DeviceError, KernelError
 
 pytestmark = pytest.mark.gpu
 
 
+@pytest.mark.gpu_alone
 def test_zeros_come_straight_from_the_driver() -> None:
-    needs_the_gpu_alone()
     device = require_gpu()
     before = device.used_bytes()
     array = device.zeros(100 << 20, np.uint8)
@@ -126,6 +126,7 @@ def test_description_names_gpu_capability_memory_and_cupy() -> None:
         assert part in text
 
 
+@pytest.mark.gpu_alone
 def test_free_memory_falls_by_what_is_taken() -> None:
     device = require_gpu()
     before = device.free_bytes()

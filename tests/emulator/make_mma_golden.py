@@ -74,9 +74,7 @@ def run_kernels(inputs: dict[str, np.ndarray[Any, Any]], device: Any) -> dict[st
 class GPU:
     """The first CUDA device, through CuPy."""
 
-    def __init__(self) -> None:
-        import cupy
-
+    def __init__(self, cupy: Any) -> None:
         self._cupy = cupy
         options = ("-std=c++17", f"-I{CUDA_DIR}")
         self._module = cupy.RawModule(code=SOURCE.read_text(), options=options)
@@ -94,7 +92,9 @@ class GPU:
 
 def main() -> None:
     """Write the golden file."""
-    gpu = GPU()
+    import cupy
+
+    gpu = GPU(cupy)
     inputs = make_inputs()
     outputs = {name: out.get() for name, out in run_kernels(inputs, gpu).items()}
     GOLDEN.parent.mkdir(exist_ok=True)

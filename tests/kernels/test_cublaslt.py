@@ -1,6 +1,9 @@
 """Finding cuBLASLt and reporting its errors; no GPU is needed."""
 
+import ctypes
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -15,7 +18,7 @@ def test_missing_pathfinder_says_what_to_install(monkeypatch: pytest.MonkeyPatch
 
 
 def test_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    pathfinder = pytest.importorskip("cuda.pathfinder", reason="no CUDA components installed")
+    pathfinder = pytest.importorskip("cuda.pathfinder", reason="cuda-pathfinder is not installed")
 
     def missing(name: str) -> None:
         raise pathfinder.DynamicLibNotFoundError(name)
@@ -25,9 +28,26 @@ def test_missing_library_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -
         cublaslt.find_library("nvrtc")
 
 
-@pytest.fixture
-def library() -> cublaslt.CublasLt:
-    pytest.importorskip("cuda.pathfinder", reason="no CUDA components installed")
+class StandIn:
+    """A library whose functions succeed, but that has no product."""
+
+    def __init__(self, path: str) -> None:
+        self.cublasLtGetStatusName = lambda status: {15: b"CUBLAS_STATUS_NOT_SUPPORTED"}[status]
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        def succeed(*arguments: Any) -> int:
+            return 0
+
+        setattr(self, name, succeed)
+        return succeed
+
+
+@pytest.fixture(params=["library", "stand-in"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> cublaslt.CublasLt:
+    """NVIDIA's library where it is installed, and one that takes its place everywhere."""
+    if request.param == "stand-in":
+        monkeypatch.setattr(ctypes, "CDLL", StandIn)
+        return cublaslt.CublasLt("libcublasLt.so")
     try:
         return cublaslt.load_cublaslt()
     except DeviceError as error:

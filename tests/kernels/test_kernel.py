@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.gpu import require_gpu
+from support.gpu import require_cupy, require_gpu
 
 from cupygpt.errors import KernelError
 from cupygpt.kernels import kernel as kernels
@@ -326,9 +326,7 @@ def test_a_file_that_does_not_compile_is_named_with_its_line(tmp_path: Path) -> 
 
 @pytest.mark.gpu
 def test_a_struct_arrives_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    require_gpu()
-    import cupy
-
+    cupy = require_cupy()
     (tmp_path / "unpack.cu").write_text(
         "struct Pair { long long low; int high; };\n"
         'extern "C" __global__ void unpack(long long* out, int before, Pair pair, int after) {\n'
@@ -349,9 +347,7 @@ def test_a_struct_arrives_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_more_than_48_kib_of_shared_memory_on_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    require_gpu()
-    import cupy
-
+    cupy = require_cupy()
     (tmp_path / "last.cu").write_text(
         'extern "C" __global__ void last(float* out, int n) {\n'
         "    extern __shared__ float smem[];\n"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import oracle, tolerance
-from support.gpu import require_gpu
+from support.gpu import require_cupy, require_gpu
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
 from cupygpt.errors import KernelError
@@ -42,10 +42,8 @@ class Case:
 
     def put(self, values: np.ndarray, *, result: bool = False) -> Any:
         """The array on the GPU, in the type of the operands or of the result."""
-        import cupy
-
         narrow = self.kind == "bf16" if result else self.kind.startswith("bf16")
-        return cupy.asarray(to_bfloat16(values) if narrow else values.astype(np.float32))
+        return require_cupy().asarray(to_bfloat16(values) if narrow else values.astype(np.float32))
 
     def get(self, array: Any) -> np.ndarray:
         host = self.device.download(array)

@@ -13,7 +13,7 @@ import pytest
 from numpy.random import Generator
 from support import oracle
 from support.devices import DEVICES, PARALLEL_DEVICES, STARTED_AT, Device, round_to
-from support.gpu import require_gpu
+from support.gpu import require_cupy, require_gpu
 from support.tolerance import EPSILON
 
 from cupygpt.device.precision import BF16, FP32, TF32
@@ -362,12 +362,11 @@ def test_oracle_gradient_by_central_differences(rng: Generator) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.gpu_alone
 @pytest.mark.slow
 def test_more_than_2_to_the_31_elements() -> None:
     """The last row of a batch of 2.2e9 elements of qkv gets the result that it gets alone."""
-    require_gpu()
-    import cupy
-
+    cupy = require_cupy()
     B, T, NH, HS = 44_000, 128, 2, 64
     C = NH * HS
     rng = np.random.default_rng(7)

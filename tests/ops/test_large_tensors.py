@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.gpu import require_gpu
+from support.gpu import require_cupy, require_gpu
 
 from cupygpt.ops.classifier import classifier
 from cupygpt.ops.gelu import gelu_forward
@@ -12,7 +12,7 @@ from cupygpt.ops.layernorm import layernorm_forward
 
 LAST = slice(-2, None)
 
-pytestmark = pytest.mark.gpu
+pytestmark = [pytest.mark.gpu, pytest.mark.gpu_alone]
 
 
 @pytest.fixture
@@ -21,8 +21,7 @@ def memory() -> Any:
     device = require_gpu()
     if device.free_bytes() < 12 << 30:
         pytest.skip("needs 12 GiB of free GPU memory")
-    import cupy
-
+    cupy = require_cupy()
     yield cupy
     cupy.get_default_memory_pool().free_all_blocks()
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.gpu import needs_the_gpu_alone, require_gpu
+from support.gpu import require_gpu
 from support.small_runs import main_log, write_files
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
@@ -121,6 +121,7 @@ def test_more_rows_than_a_16_bit_grid_holds(gpu: Any) -> None:
     assert got[1].grad_norm == pytest.approx(wanted[1].grad_norm, rel=1e-3)
 
 
+@pytest.mark.gpu_alone
 def test_tensors_of_more_than_2_to_the_31_elements(gpu: Any) -> None:
     config = GPTConfig(maxT=1024, V=GPT2_VOCAB, L=1, NH=1, C=32)
     B, T = 42, 1024  # logits of 43,008 × 50,304 = 2,163,474,432 elements
@@ -135,9 +136,9 @@ def test_tensors_of_more_than_2_to_the_31_elements(gpu: Any) -> None:
         assert b.grad_norm == pytest.approx(a.grad_norm, rel=1e-4)
 
 
+@pytest.mark.gpu_alone
 @pytest.mark.parametrize("precision", ["tf32", "bf16"])
 def test_memory_in_use_equals_the_plan(gpu: Any, precision: str) -> None:
-    needs_the_gpu_alone()
     config, B, T = small_config(GPT2_VOCAB), 16, 256
     train(make(gpu, config, 1, 8), inputs(config, 1, 8, 1))  # brings the library's workspace
     gc.collect()

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.gpu import needs_the_gpu_alone, require_gpu
+from support.gpu import require_cupy
 from support.rank_runs import (
     as_ranks,
     finish,
@@ -31,10 +31,7 @@ pytestmark = pytest.mark.multi_gpu
 @pytest.fixture(autouse=True)
 def num_gpus() -> int:
     """How many GPUs there are; the test is skipped with fewer than two."""
-    require_gpu()
-    import cupy
-
-    count = int(cupy.cuda.runtime.getDeviceCount())
+    count = int(require_cupy().cuda.runtime.getDeviceCount())
     if count < 2:
         pytest.skip(f"needs two GPUs, this machine shows {count}")
     return count
@@ -240,9 +237,9 @@ def test_a_gpu_that_is_named_by_number_is_refused(tmp_path: Path) -> None:
     assert "CUDA_VISIBLE_DEVICES" in err
 
 
+@pytest.mark.gpu_alone
 def test_zero1_frees_memory(tmp_path: Path) -> None:
     """By the memory that the run reports, for a model whose optimizer state is 2 × 116 MiB."""
-    needs_the_gpu_alone()
     flags = files(tmp_path, "-e", "d6", "-n", "3", "--checkpoint-every", "0", "--log-every", "1")
     flags = [*flags, "-i", str(gpt2_tokens(tmp_path)), "-j", str(tmp_path / "val.bin")]
     taken = {}

@@ -18,7 +18,7 @@ from cupygpt.device.precision import BF16, FP32
 from cupygpt.kernels.kernel import forget_compiled
 from cupygpt.kernels.load import register_loader
 from support.emulated_gpu import run_on_emulator
-from support.gpu import require_gpu
+from support.gpu import require_cupy, require_gpu
 from support.tolerance import assert_close, limit
 
 STARTED_AT = 3.0
@@ -132,14 +132,10 @@ class CUDADevice(Device):
     name = "cuda"
 
     def put(self, host: np.ndarray) -> Any:
-        import cupy
-
-        return cupy.asarray(host)
+        return require_cupy().asarray(host)
 
     def get(self, array: Any) -> np.ndarray:
-        import cupy
-
-        return np.asarray(cupy.asnumpy(array))
+        return np.asarray(require_cupy().asnumpy(array))
 
 
 def twice(function: Callable[..., Any], *arrays: np.ndarray) -> tuple[Any, Any]:

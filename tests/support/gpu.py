@@ -1,13 +1,21 @@
 """The GPU that tests run on, or the reason why they are skipped."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from cupygpt.device.cuda_check import find_gpu
 from cupygpt.errors import DeviceError
+from support.cache import cache_folder
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:
     from cupygpt.device.cuda import CUDA
@@ -26,10 +34,12 @@ def require_gpu() -> "CUDA":
         pytest.skip(f"no GPU: {error}")
 
 
-def needs_the_gpu_alone() -> None:
-    """Skips a test that measures memory if pytest-xdist runs other tests on the same GPU."""
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        pytest.skip("other tests use memory of this GPU at the same time: run it without -n")
+def require_cupy() -> Any:
+    """CuPy on a machine with a GPU; without one the test is skipped, as by `require_gpu`."""
+    require_gpu()
+    import cupy
+
+    return cupy
 
 
 @cache
@@ -38,3 +48,21 @@ def _device() -> "CUDA":
     from cupygpt.device.cuda import CUDA
 
     return CUDA(index)
+
+
+@contextmanager
+def turn_on_the_gpu(*, alone: bool) -> Iterator[None]:
+    """Inside this context no test that needs the GPUs alone runs beside one that uses them.
+
+    That holds for all tests of this machine, also those of other pytest processes.
+    """
+    if fcntl is None:
+        yield
+        return
+    folder = cache_folder("gpu-lock")
+    with (folder / "queue").open("w") as queue, (folder / "use").open("w") as use:
+        # Who waits to be alone keeps the queue meanwhile, so that no later test goes first.
+        fcntl.flock(queue, fcntl.LOCK_EX)
+        fcntl.flock(use, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
+        fcntl.flock(queue, fcntl.LOCK_UN)
+        yield

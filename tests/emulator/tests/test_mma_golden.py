@@ -11,6 +11,7 @@ import pytest
 from emulator.emulate import EmulatedModule, emulated, emulated_empty
 from emulator.make_mma_golden import CUDA_DIR, GOLDEN, GPU, SOURCE, make_inputs, run_kernels
 from emulator.toolchain import preprocess
+from support.gpu import require_cupy, require_gpu
 from support.tolerance import assert_close, limit
 
 Arrays = dict[str, np.ndarray[Any, Any]]
@@ -51,15 +52,11 @@ def test_emulator_agrees_with_stored_hardware_answers() -> None:
 
 @pytest.mark.gpu
 def test_hardware_agrees_with_emulator() -> None:
-    cupy = pytest.importorskip("cupy")
-    try:
-        capability = int(cupy.cuda.Device(0).compute_capability)
-    except cupy.cuda.runtime.CUDARuntimeError as error:
-        pytest.skip(f"no CUDA device: {error}")
-    if capability < 80:
+    cupy = require_cupy()
+    if require_gpu().compute_capability < (8, 0):
         pytest.skip("mma for bf16 and tf32 needs compute capability 8.0")
     inputs = make_inputs()
-    want = {name: out.get() for name, out in run_kernels(inputs, GPU()).items()}
+    want = {name: out.get() for name, out in run_kernels(inputs, GPU(cupy)).items()}
     got = {name: np.asarray(x) for name, x in run_kernels(inputs, Emulator()).items()}
     assert_agree(got, want, inputs)
 
