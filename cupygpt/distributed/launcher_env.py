@@ -1,8 +1,9 @@
 """Who this process is among the ranks of a run, from the environment that its launcher has set.
 
-torchrun and --gpus set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; Open MPI sets
-OMPI_COMM_WORLD_*; MPICH and Intel MPI set PMI_*; srun sets SLURM_*. The MPIs and srun do not say
-where rank 0 listens, so the ranks have to find an address and a port that all of them agree on.
+torchrun and --gpus set RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT; srun sets
+SLURM_*; launchers.py lists what the others set. Most do not say where rank 0 listens, so the ranks
+have to find an address and a port that all of them agree on. A process that is the only one of its
+launcher needs none of this.
 """
 
 import os
@@ -14,6 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cupygpt.distributed.launchers import LAUNCHERS, SIGNS_OF_SEVERAL, Launcher
 from cupygpt.errors import ConfigError
 
 LOOPBACK = "127.0.0.1"
@@ -38,8 +40,10 @@ class RankInfo:
     keep out everyone who cannot read the environment of the ranks. Without these the key is derived
     from the port and from the id of the launcher's job. Such a key keeps out other runs and
     programs that connect by mistake. It does not keep out a person who means harm and knows the id:
-    Slurm shows its ids to all users. MPICH has an id on one host only (see `_mpich_job`): set
-    MASTER_PORT and CUPYGPT_KEY if several of its runs share hosts.
+    Slurm shows its ids to all users. MPICH has an id on one host only (see `_job_of_this_host`):
+    set MASTER_PORT and CUPYGPT_KEY if several of its runs share hosts.
+
+    `one_host`: whether the launcher says that all ranks are on this host.
     """
 
     rank: int
@@ -49,7 +53,11 @@ class RankInfo:
     port: int
     launcher: str
     key: str = field(repr=False)
+    one_host: bool = False
 
+
+ALONE = RankInfo(0, 1, 0, LOOPBACK, 0, "", "", one_host=True)
+"""A process that its launcher started as the only one."""
 
 AskMpi = Callable[[], tuple[str, int]]
 """Called by all MPI processes: returns the address and port that rank 0 chose."""
@@ -59,13 +67,16 @@ def find_rank_info(environ: Mapping[str, str], ask_mpi: AskMpi | None = None) ->
     """This process as its environment describes it; None if it is the only one.
 
     `ask_mpi` replaces the call of mpi4py in tests. Raises ConfigError if variables are missing or
-    contradict each other, and names them.
+    contradict each other, and names them; also if they show that there are several processes, but
+    not which one this is.
     """
-    for read in (_from_torchrun, _from_open_mpi, _from_mpich, _from_slurm):
-        info = read(environ, ask_mpi or _ask_mpi4py)
-        if info is not None:
-            return info if info.world > 1 else None
-    return None
+    info = _from_torchrun(environ)
+    for launcher in LAUNCHERS:
+        if info is None:
+            info = _from_launcher(launcher, environ, ask_mpi)
+    if info is None:
+        _refuse_unknown_launcher(environ)
+    return info if info is not None and info.world > 1 else None
 
 
 def imitates_terminal(environ: Mapping[str, str]) -> bool:
@@ -73,13 +84,15 @@ def imitates_terminal(environ: Mapping[str, str]) -> bool:
     return "OMPI_COMM_WORLD_RANK" in environ
 
 
-def _from_torchrun(environ: Mapping[str, str], _: AskMpi) -> RankInfo | None:
+def _from_torchrun(environ: Mapping[str, str]) -> RankInfo | None:
     if "WORLD_SIZE" not in environ and "RANK" not in environ:
         return None
     rank, world = _rank_and_world(environ, "RANK", "WORLD_SIZE")
-    local_rank = _number(environ, "LOCAL_RANK", default=0 if world == 1 else None)
+    if world == 1:
+        return ALONE
+    local_rank = _number(environ, "LOCAL_RANK")
     address = environ.get("MASTER_ADDR") or LOOPBACK
-    if "MASTER_ADDR" not in environ and world > 1:
+    if "MASTER_ADDR" not in environ:
         raise ConfigError(
             "RANK and WORLD_SIZE are set, but not MASTER_ADDR: set it to the host of rank 0."
         )
@@ -88,35 +101,53 @@ def _from_torchrun(environ: Mapping[str, str], _: AskMpi) -> RankInfo | None:
     if environ.get(TORCHRUN_STORE) == "True" and PORT not in environ:
         port += 1  # torchrun itself listens on MASTER_PORT
     key = _key(environ, environ.get("TORCHELASTIC_RUN_ID", ""), port)
-    return RankInfo(rank, world, local_rank, address, port, launcher, key)
+    one_host = environ.get("LOCAL_WORLD_SIZE") == str(world)
+    return RankInfo(rank, world, local_rank, address, port, launcher, key, one_host)
 
 
-def _from_open_mpi(environ: Mapping[str, str], ask_mpi: AskMpi) -> RankInfo | None:
-    if "OMPI_COMM_WORLD_SIZE" not in environ:
+def _from_launcher(
+    launcher: Launcher, environ: Mapping[str, str], ask_mpi: AskMpi | None
+) -> RankInfo | None:
+    """This process as `launcher` describes it; None if it did not start it."""
+    if launcher.world not in environ or (launcher.also and launcher.also not in environ):
         return None
-    rank, world = _rank_and_world(environ, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE")
-    local_rank = _number(environ, "OMPI_COMM_WORLD_LOCAL_RANK")
-    ranks_here = _number(environ, "OMPI_COMM_WORLD_LOCAL_SIZE", default=0)
-    job = environ.get("PMIX_NAMESPACE") or environ.get("OMPI_MCA_ess_base_jobid") or ""
-    address, port = _mpi_address(environ, job, ask_mpi, one_host=ranks_here == world)
-    return RankInfo(rank, world, local_rank, address, port, "mpirun", _key(environ, job, port))
+    rank, world = _rank_and_world(environ, launcher.rank, launcher.world)
+    if world == 1 or _was_typed_in_a_shell(environ, launcher):
+        return ALONE
+    if launcher.local_rank not in environ:
+        raise _unknown_launcher(launcher.world, environ[launcher.world])
+    local_rank = _number(environ, launcher.local_rank)
+    one_host = environ.get(launcher.ranks_here) == str(world) or environ.get(launcher.hosts) == "1"
+    ids = [environ[name] for name in launcher.job if name in environ]
+    job = ".".join(ids) or (_job_of_this_host() if one_host else "")
+    address = environ.get("MASTER_ADDR") or (LOOPBACK if one_host else "")
+    if not address and launcher.host_list in environ:
+        address = first_host(environ[launcher.host_list])
+    if address:
+        port = _port(environ, job=job)
+    else:
+        address, port = _address_from_mpi(launcher, world, ask_mpi)
+    key = _key(environ, job, port)
+    return RankInfo(rank, world, local_rank, address, port, launcher.name, key, one_host)
 
 
-def _from_mpich(environ: Mapping[str, str], ask_mpi: AskMpi) -> RankInfo | None:
-    # srun with PMI sets PMI_RANK too, but not MPI_LOCALRANKID: _from_slurm reads that case.
-    if "PMI_SIZE" not in environ or "MPI_LOCALRANKID" not in environ:
-        return None
-    rank, world = _rank_and_world(environ, "PMI_RANK", "PMI_SIZE")
-    local_rank = _number(environ, "MPI_LOCALRANKID")
-    ranks_here = _number(environ, "MPI_LOCALNRANKS", default=0)
-    one_host = ranks_here == world
-    job = environ.get("I_MPI_HYDRA_UUID") or (_mpich_job() if one_host else "")
-    address, port = _mpi_address(environ, job, ask_mpi, one_host=one_host)
-    return RankInfo(rank, world, local_rank, address, port, "mpirun", _key(environ, job, port))
+def _was_typed_in_a_shell(environ: Mapping[str, str], launcher: Launcher) -> bool:
+    """Whether a person started this process in the shell of `srun --pty`: then it is alone.
+
+    The shell is a task of srun, and hands srun's variables on. An interactive shell puts each
+    command into a process group of its own. The processes that srun starts, also through a script,
+    are in the group of their task.
+    """
+    if launcher.terminal not in environ:
+        return False
+    try:
+        return os.getpgid(_number(environ, launcher.task)) != os.getpgrp()
+    except (ConfigError, OSError):
+        return True  # no such variable, or no such process here
 
 
-def _mpich_job() -> str:
-    """What the ranks of one MPICH job on this host have in common; no variable names the job.
+def _job_of_this_host() -> str:
+    """What the ranks of one job on this host have in common, if no variable names the job.
 
     It is the user, and the process that started the ranks. MPICH starts each rank in its own
     session, so this is the parent of the session's first process, even if a script stands between.
@@ -130,18 +161,20 @@ def _mpich_job() -> str:
     return f"{user}, process {parent}"
 
 
-def _from_slurm(environ: Mapping[str, str], _: AskMpi) -> RankInfo | None:
-    # Only srun sets the number of tasks of a step. SLURM_NTASKS is also set in a batch script and
-    # in an interactive shell, which are single processes.
-    if "SLURM_STEP_NUM_TASKS" not in environ:
-        return None
-    rank, world = _rank_and_world(environ, "SLURM_PROCID", "SLURM_STEP_NUM_TASKS")
-    local_rank = _number(environ, "SLURM_LOCALID")
-    nodes = environ.get("SLURM_STEP_NODELIST") or environ.get("SLURM_JOB_NODELIST") or ""
-    address = environ.get("MASTER_ADDR") or first_host(nodes)
-    job = f"{environ.get('SLURM_JOB_ID')}.{environ.get('SLURM_STEP_ID')}"
-    port = _port(environ, job=job)
-    return RankInfo(rank, world, local_rank, address, port, "srun", _key(environ, job, port))
+def _refuse_unknown_launcher(environ: Mapping[str, str]) -> None:
+    """Raise ConfigError if several processes were started, in a way that is not known here."""
+    for name, is_sign in SIGNS_OF_SEVERAL.items():
+        if name in environ and is_sign(environ[name]):
+            raise _unknown_launcher(name, environ[name])
+
+
+def _unknown_launcher(name: str, value: str) -> ConfigError:
+    return ConfigError(
+        f"{name} is {value}: a launcher that is not known here has started several processes, or "
+        f"may have. Each would train alone, at the same time as the others. Set RANK, WORLD_SIZE, "
+        f"LOCAL_RANK, MASTER_ADDR and MASTER_PORT in each process from the launcher's variables; "
+        f"or RANK=0 and WORLD_SIZE=1 if it shall train alone."
+    )
 
 
 def first_host(nodes: str) -> str:
@@ -151,31 +184,31 @@ def first_host(nodes: str) -> str:
     """
     match = re.match(r"([^,\[]+)(?:\[(\d+)[^\]]*\])?([^,\[]*)", nodes.strip())
     if not match:
-        raise ConfigError("SLURM_STEP_NODELIST is empty: set MASTER_ADDR to the host of rank 0.")
+        raise ConfigError("srun's list of hosts is empty: set MASTER_ADDR to the host of rank 0.")
     return match[1] + (match[2] or "") + match[3]
 
 
-def _mpi_address(
-    environ: Mapping[str, str], job: str, ask_mpi: AskMpi, *, one_host: bool
-) -> tuple[str, int]:
-    """Where rank 0 of an MPI job listens."""
-    if "MASTER_ADDR" in environ:
-        return environ["MASTER_ADDR"], _port(environ, job=job)
-    if one_host:
-        return LOOPBACK, _port(environ, job=job)
+def _address_from_mpi(launcher: Launcher, world: int, ask_mpi: AskMpi | None) -> tuple[str, int]:
+    """Where rank 0 listens, if no variable says it: its host, and a free port there."""
     try:
-        return ask_mpi()
+        return ask_mpi() if ask_mpi else _ask_mpi4py(world)
     except ImportError as error:
         raise ConfigError(
-            "mpirun started ranks on several hosts, but the host of rank 0 is not known. Name it "
-            "(mpirun -x MASTER_ADDR=<host> ...), or install mpi4py."
+            f"{launcher.name} started ranks on several hosts, or may have, but the host of rank 0 "
+            f"is not known. Set MASTER_ADDR to it on all ranks (with Open MPI: mpirun -x "
+            f"MASTER_ADDR=<host> ...), or install mpi4py."
         ) from error
 
 
-def _ask_mpi4py() -> tuple[str, int]:
+def _ask_mpi4py(world: int) -> tuple[str, int]:
     """Rank 0's host name and a free port there, sent to all ranks by mpi4py."""
     from mpi4py import MPI
 
+    if MPI.COMM_WORLD.size != world:
+        raise ConfigError(
+            f"mpi4py sees {MPI.COMM_WORLD.size} processes, the launcher started {world}: mpi4py "
+            f"was built for another MPI. Set MASTER_ADDR to the host of rank 0 on all ranks."
+        )
     port = free_port("")
     address, chosen = MPI.COMM_WORLD.bcast((socket.gethostname(), port), root=0)
     return str(address), int(chosen)
@@ -223,7 +256,8 @@ def _key(environ: Mapping[str, str], job: str, port: int) -> str:
 
 
 def _rank_and_world(environ: Mapping[str, str], rank_name: str, world_name: str) -> tuple[int, int]:
-    rank, world = _number(environ, rank_name), _number(environ, world_name)
+    world = _number(environ, world_name)
+    rank = _number(environ, rank_name, default=0 if world == 1 else None)
     if not 0 <= rank < world:
         raise ConfigError(
             f"{rank_name} is {rank} and {world_name} is {world}: ranks count from 0 to "

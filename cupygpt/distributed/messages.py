@@ -1,8 +1,16 @@
 """Messages over a TCP connection: a length in 8 bytes, then that many bytes, JSON or raw.
 
-`multiprocessing.connection` sends messages too, but cannot limit how long receiving one may take:
-after the first byte it waits for the rest. A port scanner would then block rank 0 while the ranks
-connect, and a host that vanishes would block the watchdog.
+Why this is not `multiprocessing.connection`, whose `recv_bytes(maxlength)` limits a message too:
+
+- It cannot limit the time of a message. `poll(seconds)` waits for the first byte only, and then
+  `recv_bytes` waits for the rest, however long. One byte would hold a greeting past its deadline,
+  and a host that vanishes in the middle of a message would hold the watchdog for ever. A time limit
+  of the socket does not help: it starts anew with every byte.
+- `Listener.accept` greets inside the call, so one connection at a time and without a deadline.
+- Its proof of the key is HMAC-MD5 before Python 3.12, and does not cover what the sender says about
+  itself.
+
+What arrives here is JSON or raw bytes. It is never unpickled: that would run a stranger's code.
 """
 
 import contextlib
@@ -15,12 +23,25 @@ import time
 from typing import Any
 
 _LENGTH = struct.Struct("<Q")
-MAX_MESSAGE_BYTES = 1 << 34
-"""A larger length means that the bytes are not ours, but another protocol's."""
+MAX_MESSAGE_BYTES = 1 << 26
+"""A larger length means that the bytes are not ours, but another protocol's. Whoever expects more,
+an array, says how much."""
+MAX_SHOWN_CHARACTERS = 2000
 
 
 class Closed(ConnectionError):
     """The other side closed the connection, or it broke."""
+
+
+def printable(text: Any) -> str:
+    """Text of another process as a terminal may show it: line breaks stay, the rest is escaped.
+
+    A stranger must not be able to move the cursor, change the title or clear the screen.
+    """
+    shown = str(text)[:MAX_SHOWN_CHARACTERS]
+    return "".join(
+        c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in shown
+    )
 
 
 def as_received(message: Any) -> Any:
@@ -46,8 +67,12 @@ class MessageSocket:
         self.send_bytes(json.dumps(message).encode())
 
     def receive(self, timeout_s: float | None = None, max_bytes: int = MAX_MESSAGE_BYTES) -> Any:
-        """The next message; see `receive_bytes`. Raises ValueError if it is not JSON."""
-        return json.loads(self.receive_bytes(timeout_s, max_bytes))
+        """The next message; see `receive_bytes`. Raises Closed also if it is not JSON."""
+        data = self.receive_bytes(timeout_s, max_bytes)
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError):  # not JSON, or JSON nested too deeply
+            raise Closed("the other side speaks another protocol") from None
 
     def send_bytes(self, data: bytes | memoryview) -> None:
         """Send raw bytes as one message. Raises Closed."""
@@ -64,7 +89,8 @@ class MessageSocket:
         """The next message as raw bytes.
 
         Raises TimeoutError if it is not complete after `timeout_s`; what has arrived is kept for
-        the next call. Raises Closed if the connection ends or announces more than `max_bytes`.
+        the next call. With a `timeout_s` of 0 the call takes what is there and waits for nothing.
+        Raises Closed if the connection ends or announces more than `max_bytes`.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         self._fill(_LENGTH.size, deadline)
@@ -75,6 +101,10 @@ class MessageSocket:
         message = bytes(memoryview(self._buffer)[_LENGTH.size : _LENGTH.size + length])
         del self._buffer[: _LENGTH.size + length]
         return message
+
+    def fileno(self) -> int:
+        """The number of the socket, for selectors; -1 when closed."""
+        return self._socket.fileno()
 
     def close(self) -> None:
         """Close the connection; the other side sees that it ended."""
@@ -106,5 +136,5 @@ class MessageSocket:
                 selector.register(self._socket, selectors.EVENT_READ)
             except ValueError:
                 raise Closed("this process has closed the connection") from None
-            if timeout_s <= 0 or not selector.select(timeout_s):
+            if not selector.select(max(0.0, timeout_s)):
                 raise TimeoutError("timed out")

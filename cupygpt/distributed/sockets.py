@@ -1,10 +1,11 @@
 """Sums over sockets, to test several ranks without a GPU: simple, and therefore slow."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
 from cupygpt.arrays import Array
+from cupygpt.distributed.messages import Closed, MessageSocket
 from cupygpt.distributed.ranks import ManyRanks
 
 
@@ -51,15 +52,24 @@ class SocketCollectivesForTests:
         """Send `own` to rank 0; its answer has the shape and dtype of `like`."""
         with self._ranks.connection_errors():
             self._ranks.rank0.send_bytes(own.tobytes())
-            answer = self._ranks.rank0.receive_bytes()
-        return np.frombuffer(answer, like.dtype).reshape(like.shape)
+            return _receive(self._ranks.rank0, like)
 
-    def _receive_from_others(self, like: np.ndarray) -> list[np.ndarray]:
-        with self._ranks.connection_errors():
-            received = [other.receive_bytes() for other in self._ranks.others.values()]
-        return [np.frombuffer(values, like.dtype).reshape(like.shape) for values in received]
+    def _receive_from_others(self, like: np.ndarray) -> Iterator[np.ndarray]:
+        """One after the other, so that rank 0 does not hold the arrays of all ranks at a time."""
+        for other in self._ranks.others.values():
+            with self._ranks.connection_errors():
+                values = _receive(other, like)
+            yield values
 
     def _send_to_others(self, array: np.ndarray) -> None:
         with self._ranks.connection_errors():
             for other in self._ranks.others.values():
                 other.send_bytes(array.tobytes())
+
+
+def _receive(connection: MessageSocket, like: np.ndarray) -> np.ndarray:
+    """An array with the shape and dtype of `like`. Raises Closed if it has another size."""
+    received = connection.receive_bytes(max_bytes=like.nbytes)
+    if len(received) != like.nbytes:
+        raise Closed("the other side sent an array of another size")
+    return np.frombuffer(received, like.dtype).reshape(like.shape)

@@ -14,7 +14,12 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from cupygpt.distributed.messages import Closed, MessageSocket
+from cupygpt.distributed.messages import (
+    MAX_SHOWN_CHARACTERS,
+    Closed,
+    MessageSocket,
+    printable,
+)
 
 HEARTBEAT_S = 1.0
 MAX_MISSED_HEARTBEATS = 30
@@ -28,6 +33,9 @@ LAUNCHER_PID = "CUPYGPT_LAUNCHER_PID"
 
 FAILED = 1
 
+MAX_BYTES = 1 << 16
+"""No message between watchdogs is longer."""
+
 Result = TypeVar("Result")
 
 
@@ -35,6 +43,12 @@ def exit_now(code: int) -> None:
     """End the process at once, whatever its other threads are doing."""
     _call_with_limit(1.0, sys.stdout.flush)
     os._exit(code)
+
+
+def exit_code_of(message: dict[str, Any]) -> int:
+    """The exit code that a message asks for, from 1 to 255: no message ends a rank as a success."""
+    code = message.get("code")
+    return code if type(code) is int and 1 <= code <= 255 else FAILED
 
 
 class Watchdog:
@@ -81,7 +95,7 @@ class Watchdog:
             # Another failure is being handled; the thread that handles it will end this process.
             time.sleep(2 * DELIVERY_S)
             return True
-        self._send_to_all({"failed": reason, "code": code, "rank": self.rank})
+        self._send_to_all(_failure(reason, code))
         return self._wait_for_others() and self.rank != 0
 
     def close(self) -> None:
@@ -115,12 +129,12 @@ class Watchdog:
         missed, last_sent = 0, time.monotonic()
         while True:
             try:
-                message = connection.receive(self._heartbeat_s)
+                message = connection.receive(self._heartbeat_s, MAX_BYTES)
                 missed = 0
             except TimeoutError:
                 message = None
                 missed += 1
-            except (Closed, ValueError):
+            except Closed:
                 self._lost(peer, "its process ended without a message, or the network failed")
                 return
             if message == "bye":
@@ -146,10 +160,10 @@ class Watchdog:
         if not self._ending.acquire(blocking=False):
             return
         if self.rank == 0:
-            self._report_error(f"rank {message['rank']}: {message['failed']}")
+            self._report_error(f"rank {peer}: {printable(message.get('failed'))}")
             self._send_to_all(message, except_to=peer)
             self._wait_for_others()
-        self._end(int(message["code"]))
+        self._end(exit_code_of(message))
 
     def _lost(self, peer: int, how: str) -> None:
         if not self._closing.is_set():
@@ -160,7 +174,7 @@ class Watchdog:
         if not self._ending.acquire(blocking=False):
             return
         self._report_error(reason if self.rank == 0 else f"rank {self.rank}: {reason}")
-        self._send_to_all({"failed": reason, "code": code, "rank": self.rank})
+        self._send_to_all(_failure(reason, code))
         if self.rank == 0:
             self._wait_for_others()
         self._end(code)
@@ -169,6 +183,11 @@ class Watchdog:
         # `on_abort` may read files: a disk that hangs must not keep this process from ending.
         advice = _call_with_limit(1.0, self.on_abort) if self.on_abort is not None else None
         self._report(f"error: {text} {advice or ''}".rstrip() + "\n")
+
+
+def _failure(reason: str, code: int) -> dict[str, Any]:
+    """The message of a rank that fails."""
+    return {"failed": reason[:MAX_SHOWN_CHARACTERS], "code": code}
 
 
 def _call_with_limit(limit_s: float, function: Callable[[], Result]) -> Result | None:

@@ -6,14 +6,15 @@ import struct
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 
-from cupygpt.distributed.handshake import GREETING, MAX_BYTES, identify, introduce
+from cupygpt.distributed.handshake import GREETING, MAX_BYTES, Guest, Identity, _proof, introduce
 from cupygpt.distributed.messages import Closed, MessageSocket
 
-IDENTITY = {"kind": "control", "rank": 1, "world": 2}
+IDENTITY = Identity(kind="control", rank=1, world=2, host="a host", version="1")
 
 
 @pytest.fixture
@@ -30,13 +31,25 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 Ends = tuple[socket.socket, socket.socket]
 
 
-def identify_in_thread(rank0: socket.socket, key: str, results: list[Any]) -> threading.Thread:
-    def run() -> None:
-        connection = MessageSocket(rank0)
-        results.append(identify(connection, key, 2.0))
-        connection.close()
+def identify(rank0: socket.socket, key: str) -> Identity | None:
+    """What rank 0 hears from a guest in the end."""
+    guest = Guest(MessageSocket(rank0), key)
+    deadline = time.monotonic() + 2.0
+    try:
+        while time.monotonic() < deadline:
+            identity = guest.hear()
+            if identity is not None:
+                return identity
+            time.sleep(0.001)
+    except Closed:
+        return None
+    finally:
+        guest.connection.close()
+    raise AssertionError("nothing was decided within 2 s")
 
-    thread = threading.Thread(target=run)
+
+def identify_in_thread(rank0: socket.socket, key: str, results: list[Any]) -> threading.Thread:
+    thread = threading.Thread(target=lambda: results.append(identify(rank0, key)))
     thread.start()
     return thread
 
@@ -68,7 +81,8 @@ def test_rank_0_refuses_an_identity_without_the_right_proof(ends: Ends, proof: A
     other = MessageSocket(ends[1])
     other.send({"greeting": GREETING, "nonce": "5"})
     answer = other.receive(2.0)
-    other.send({**IDENTITY, "proof": answer["proof"] if proof == "that of rank 0" else proof})
+    sent = answer["proof"] if proof == "that of rank 0" else proof
+    other.send({**asdict(IDENTITY), "proof": sent})
     thread.join()
     assert results == [None]
 
@@ -123,32 +137,50 @@ def test_other_protocols_are_refused_at_once(ends: Ends, sent: bytes) -> None:
     assert time.monotonic() - started < 1.0
 
 
-@pytest.mark.parametrize("sent", [b"", b"\0", struct.pack("<Q", 100) + b"{"])
-def test_an_end_that_falls_silent_is_refused_in_time(ends: Ends, sent: bytes) -> None:
-    connection = MessageSocket(ends[0])
-    ends[1].sendall(sent)
-    started = time.monotonic()
-    assert identify(connection, "a key", 0.2) is None
-    assert time.monotonic() - started < 1.0
+NESTED = json.loads("[" * 300 + "]" * 300)
 
 
-def test_an_end_that_sends_byte_by_byte_gets_no_more_time(ends: Ends) -> None:
-    def drip() -> None:
-        for byte in frame(b" " * 100):
-            try:
-                ends[1].sendall(bytes([byte]))
-            except OSError:
-                return
-            time.sleep(0.05)
-
-    connection = MessageSocket(ends[0])
-    thread = threading.Thread(target=drip)
-    thread.start()
-    started = time.monotonic()
-    assert identify(connection, "a key", 0.3) is None
-    assert time.monotonic() - started < 1.0
-    connection.close()
+@pytest.mark.parametrize(
+    "hello",
+    [
+        {},
+        {"greeting": GREETING},
+        {"greeting": GREETING, "nonce": 5},
+        {"greeting": GREETING, "nonce": NESTED},
+        {"greeting": [GREETING], "nonce": "5"},
+        {"greeting": GREETING, "nonce": "5", "more": 1},
+        [GREETING, "5"],
+    ],
+)
+def test_a_greeting_with_other_fields_is_refused(ends: Ends, hello: Any) -> None:
+    results: list[Any] = []
+    thread = identify_in_thread(ends[0], "a key", results)
+    MessageSocket(ends[1]).send(hello)
     thread.join()
+    assert results == [None]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rank": "1"}, {"rank": True}, {"rank": None}, {"rank": 1.0}, {"rank": NESTED},
+        {"kind": "another"}, {"kind": ["control"]}, {"host": 7}, {"host": None}, {"more": 1},
+    ],
+)  # fmt: skip
+def test_an_identity_with_other_fields_is_refused_even_with_the_right_proof(
+    ends: Ends, changes: dict[str, Any]
+) -> None:
+    """So a rank of another version, or somebody who guessed the key, cannot stop rank 0."""
+    results: list[Any] = []
+    thread = identify_in_thread(ends[0], "a key", results)
+    other = MessageSocket(ends[1])
+    other.send({"greeting": GREETING, "nonce": "5"})
+    answer = other.receive(2.0)
+    said = {**asdict(IDENTITY), **changes}
+    said = {name: value for name, value in said.items() if value is not None}
+    other.send({**said, "proof": _proof("a key", "another rank", ["5", answer["nonce"], said])})
+    thread.join()
+    assert results == [None]
 
 
 def test_a_silent_rank_0_is_given_up_in_time(ends: Ends) -> None:

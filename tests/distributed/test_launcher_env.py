@@ -1,5 +1,6 @@
 """Which rank a process is, by the variables of each launcher."""
 
+import os
 import re
 import subprocess
 import sys
@@ -35,7 +36,31 @@ SLURM = {
     "SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1",
     "SLURM_STEP_NODELIST": "gpu[03-04]", "SLURM_JOB_ID": "123", "SLURM_STEP_ID": "0",
 }  # fmt: skip
-RANK_NAMES = {"RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID"}
+MVAPICH = {
+    "MV2_COMM_WORLD_RANK": "2", "MV2_COMM_WORLD_SIZE": "4", "MV2_COMM_WORLD_LOCAL_RANK": "2",
+    "MV2_COMM_WORLD_LOCAL_SIZE": "4",
+}  # fmt: skip
+PALS = {
+    "PMI_RANK": "2", "PMI_SIZE": "4", "PALS_RANKID": "2", "PALS_LOCAL_RANKID": "2",
+    "PALS_LOCAL_SIZE": "4", "PALS_APID": "1b2c",
+}  # fmt: skip
+JSRUN = {
+    "JSM_NAMESPACE_RANK": "2", "JSM_NAMESPACE_SIZE": "4", "JSM_NAMESPACE_LOCAL_RANK": "2",
+    "JSM_NAMESPACE_LOCAL_SIZE": "4", "LSB_JOBID": "77",
+}  # fmt: skip
+FLUX = {
+    "FLUX_TASK_RANK": "2", "FLUX_JOB_SIZE": "4", "FLUX_TASK_LOCAL_ID": "2",
+    "FLUX_JOB_NNODES": "1", "FLUX_JOB_ID": "ƒ2abc",
+}  # fmt: skip
+PMI = {"PMI_RANK": "2", "PMI_SIZE": "4", "PMI_LOCAL_RANK": "2", "PMI_LOCAL_SIZE": "4"}
+HOROVOD = {
+    "HOROVOD_RANK": "2", "HOROVOD_SIZE": "4", "HOROVOD_LOCAL_RANK": "2", "HOROVOD_LOCAL_SIZE": "4",
+}  # fmt: skip
+OTHERS = [MVAPICH, PALS, JSRUN, FLUX, PMI, HOROVOD]
+RANK_NAMES = {
+    "RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK", "SLURM_PROCID", "MV2_COMM_WORLD_RANK",
+    "JSM_NAMESPACE_RANK", "FLUX_TASK_RANK", "HOROVOD_RANK",
+}  # fmt: skip
 
 
 def found(environ: Mapping[str, str], ask_mpi: AskMpi | None = None) -> RankInfo:
@@ -67,14 +92,14 @@ def test_rank_0_uses_the_next_port_because_torchrun_listens_on_its_own() -> None
     assert found({**environ, "CUPYGPT_PORT": "4800"}).port == 4800
 
 
-@pytest.mark.parametrize("environ", [OPEN_MPI, MPICH, SLURM])
+@pytest.mark.parametrize("environ", [OPEN_MPI, MPICH, SLURM, *OTHERS])
 def test_all_ranks_of_a_job_find_the_same_port(environ: dict[str, str]) -> None:
     first, second = infos_of_two_ranks(environ)
     assert first.port == second.port
     assert FIRST_PORT <= first.port < FIRST_PORT + NUM_PORTS
 
 
-@pytest.mark.parametrize("environ", [TORCHRUN, OPEN_MPI, MPICH, SLURM])
+@pytest.mark.parametrize("environ", [TORCHRUN, OPEN_MPI, MPICH, SLURM, *OTHERS])
 def test_all_ranks_of_a_job_find_the_same_key(environ: dict[str, str]) -> None:
     first, second = infos_of_two_ranks(environ)
     assert first.key == second.key
@@ -198,8 +223,70 @@ def test_the_first_host_of_a_node_list_is_found(nodes: str, host: str) -> None:
     assert first_host(nodes) == host
 
 
-def test_a_launcher_of_one_rank_changes_nothing() -> None:
-    assert find_rank_info({"RANK": "0", "WORLD_SIZE": "1"} | {"MASTER_PORT": "1"}) is None
+@pytest.mark.parametrize("environ", OTHERS)
+def test_the_variables_of_less_common_launchers_are_read(environ: dict[str, str]) -> None:
+    info = found(environ)
+    assert (info.rank, info.world, info.local_rank) == (2, 4, 2)
+    assert (info.address, info.one_host) == ("127.0.0.1", True)
+
+
+def test_a_launcher_inside_the_job_of_another_one_comes_first() -> None:
+    assert found({**SLURM, **FLUX}).launcher == "flux"
+    assert found({**SLURM, **MPICH}).launcher == "mpirun"
+    assert found({**SLURM, "PMI_RANK": "5", "PMI_SIZE": "8"}).launcher == "srun"
+    assert found({**SLURM, **OPEN_MPI, **TORCHRUN}).address == "gpu07"
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"RANK": "0", "WORLD_SIZE": "1"},
+        {"WORLD_SIZE": "1"},
+        {"RANK": "0", "WORLD_SIZE": "1", "MASTER_PORT": "1", "CUPYGPT_KEY": ""},
+        {"RANK": "0", "WORLD_SIZE": "1", **OPEN_MPI},
+        {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
+        {"MV2_COMM_WORLD_RANK": "0", "MV2_COMM_WORLD_SIZE": "1"},
+        {"PMI_RANK": "0", "PMI_SIZE": "1"},
+        {"SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1", "PMIX_RANK": "0"},
+        {"FLUX_TASK_RANK": "0", "FLUX_JOB_SIZE": "1"},
+        {"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MPI_LOCALNRANKS": "1"},
+    ],
+)
+def test_the_only_process_of_a_launcher_needs_nothing(environ: dict[str, str]) -> None:
+    assert find_rank_info(environ) is None
+
+
+PTY = {**SLURM, "SLURM_PROCID": "0", "SLURM_PTY_PORT": "34889"}
+
+
+def test_a_command_in_the_shell_of_srun_is_alone() -> None:
+    """The shell is a task of srun; an interactive shell gives each command a process group."""
+    assert find_rank_info(PTY) is None
+    with subprocess.Popen(["sleep", "60"], start_new_session=True) as shell:
+        assert find_rank_info({**PTY, "SLURM_TASK_PID": str(shell.pid)}) is None
+        shell.kill()
+
+
+def test_a_task_of_srun_with_a_terminal_is_a_rank() -> None:
+    assert found({**PTY, "SLURM_TASK_PID": str(os.getpid())}).world == 8
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {"PMI_RANK": "0", "PMI_SIZE": "4"},
+        {"PMIX_RANK": "0"},
+        {"PALS_RANKID": "3", "PALS_LOCAL_RANKID": "3"},
+        {"ALPS_APP_PE": "1"},
+        {"MPI_LOCALNRANKS": "2", "MPI_LOCALRANKID": "0"},
+        {"MPIRUN_RANK": "0", "MPIRUN_NPROCS": "2"},
+        {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "1"},
+        {"LOCAL_RANK": "1"},
+    ],
+)
+def test_a_launcher_that_is_not_known_is_noticed(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match=r"not known here .* Set RANK, WORLD_SIZE, LOCAL_RANK"):
+        find_rank_info(environ)
 
 
 @pytest.mark.parametrize(

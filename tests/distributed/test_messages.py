@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cupygpt.distributed.messages import Closed, MessageSocket
+from cupygpt.distributed.messages import Closed, MessageSocket, printable
 
 LONG = bytes(range(256)) * (1 << 16)
 """More than the buffers of both ends hold: sending it waits for the receiver."""
@@ -78,3 +78,21 @@ def test_a_connection_that_this_process_closed_is_closed(ends: Ends) -> None:
         ends[0].receive(0.05)
     with pytest.raises(Closed):
         ends[1].receive(0.05)
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff", b"[" * 100_000, b'{"a": NAN}'])
+def test_what_is_not_json_closes_the_connection(ends: Ends, data: bytes) -> None:
+    ends[0].send_bytes(data)
+    with pytest.raises(Closed, match="speaks another protocol"):
+        ends[1].receive(1.0)
+
+
+def test_a_length_that_is_too_large_is_not_waited_for(ends: Ends) -> None:
+    ends[0]._socket.sendall((1 << 33).to_bytes(8, "little"))
+    with pytest.raises(Closed, match="speaks another protocol"):
+        ends[1].receive()
+
+
+def test_text_of_others_is_shown_without_control_characters() -> None:
+    assert printable("Grüße\n\x1b[31m\x9b\ud800") == "Grüße\n\\x1b[31m\\x9b\\ud800"
+    assert len(printable("x" * 100_000)) < 10_000

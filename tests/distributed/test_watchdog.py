@@ -175,6 +175,30 @@ def test_ranks_end_with_the_launcher_that_started_them(monkeypatch: pytest.Monke
     assert any("the process that started rank" in text for text in first.messages + second.messages)
 
 
+@pytest.mark.parametrize("code", [0, -1, 256, 1 << 40, True, "2", None, [1]])
+def test_no_message_ends_a_rank_as_a_success(code: Any) -> None:
+    first, second, third = start(3)
+    second.connections[0].send({"failed": "it failed.", "code": code})
+    wait_until(lambda: first.code is not None and third.code is not None)
+    assert (first.code, third.code) == (1, 1)
+
+
+def test_the_text_of_another_rank_cannot_control_the_terminal() -> None:
+    first, second = start(2)
+    second.connections[0].send({"failed": "\x1b[2Jgone\r\x07\u202e\nnext line", "code": 3})
+    wait_until(lambda: first.code is not None)
+    assert first.messages == ["error: rank 1: \\x1b[2Jgone\\r\\x07\\u202e\nnext line\n"]
+    assert first.code == 3
+
+
+@pytest.mark.parametrize("message", [{}, {"code": 1}, {"failed": ["x"] * 9, "rank": "7"}])
+def test_a_failure_without_its_fields_still_ends_all_ranks(message: dict[str, Any]) -> None:
+    first, second, third = start(3)
+    second.connections[0].send(message)
+    wait_until(lambda: first.code is not None and third.code is not None)
+    assert len(first.messages) == 1
+
+
 def no_disk() -> str:
     raise OSError("the disk is gone")
 
