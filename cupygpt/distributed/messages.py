@@ -33,7 +33,7 @@ class Closed(ConnectionError):
     """The other side closed the connection, or it broke."""
 
 
-def printable(text: Any) -> str:
+def escaped(text: Any) -> str:
     """Text of another process as a terminal may show it: line breaks stay, the rest is escaped.
 
     A stranger must not be able to move the cursor, change the title or clear the screen.

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 
 from cupygpt.cli import INTERRUPTED
 from cupygpt.distributed.launcher_env import RankInfo, find_rank_info
-from cupygpt.distributed.messages import Closed, MessageSocket, as_received, printable
+from cupygpt.distributed.messages import Closed, MessageSocket, as_received, escaped
 from cupygpt.distributed.rendezvous import Connections, connect_ranks
 from cupygpt.distributed.watchdog import FAILED, Watchdog, exit_now
 from cupygpt.errors import ConfigError, CupyGPTError, RunError
@@ -185,7 +185,7 @@ def check_equal_on_ranks(ranks: Ranks, what: str, facts: dict[str, Any]) -> None
         values = [known.get(name) for known in everyone]
         if any(value != values[0] for value in values):
             other = next(rank for rank, value in enumerate(values) if value != values[0])
-            first, second = printable(values[0]), printable(values[other])
+            first, second = escaped(values[0]), escaped(values[other])
             lines.append(f"  {name}: {first} on rank 0, {second} on rank {other}")
     if lines:
         raise ConfigError(

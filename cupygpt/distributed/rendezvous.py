@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import cupygpt
 from cupygpt.distributed.handshake import KINDS, Identity, introduce
 from cupygpt.distributed.launcher_env import RankInfo
-from cupygpt.distributed.messages import Closed, MessageSocket, printable
+from cupygpt.distributed.messages import Closed, MessageSocket, escaped
 from cupygpt.distributed.reception import GREETING_S, Reception
 from cupygpt.distributed.watchdog import exit_code_of
 from cupygpt.errors import ConfigError, CupyGPTError, RunError
@@ -96,10 +96,10 @@ def _admit(
 
 def _check(identity: Identity, info: RankInfo, joined: Joined) -> None:
     """Raise ConfigError if a rank of this run does not fit the others."""
-    rank, host = identity.rank, printable(identity.host)
+    rank, host = identity.rank, escaped(identity.host)
     if identity.version != cupygpt.__version__:
         raise ConfigError(
-            f"rank {rank} (on {host}) runs cupygpt {printable(identity.version)}, rank 0 "
+            f"rank {rank} (on {host}) runs cupygpt {escaped(identity.version)}, rank 0 "
             f"runs {cupygpt.__version__}: install the same version everywhere."
         )
     if identity.world != info.world:

@@ -18,7 +18,7 @@ from cupygpt.distributed.messages import (
     MAX_SHOWN_CHARACTERS,
     Closed,
     MessageSocket,
-    printable,
+    escaped,
 )
 
 HEARTBEAT_S = 1.0
@@ -160,7 +160,7 @@ class Watchdog:
         if not self._ending.acquire(blocking=False):
             return
         if self.rank == 0:
-            self._report_error(f"rank {peer}: {printable(message.get('failed'))}")
+            self._report_error(f"rank {peer}: {escaped(message.get('failed'))}")
             self._send_to_all(message, except_to=peer)
             self._wait_for_others()
         self._end(exit_code_of(message))

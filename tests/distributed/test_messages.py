@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cupygpt.distributed.messages import Closed, MessageSocket, printable
+from cupygpt.distributed.messages import Closed, MessageSocket, escaped
 
 LONG = bytes(range(256)) * (1 << 16)
 """More than the buffers of both ends hold: sending it waits for the receiver."""
@@ -94,5 +94,5 @@ def test_a_length_that_is_too_large_is_not_waited_for(ends: Ends) -> None:
 
 
 def test_text_of_others_is_shown_without_control_characters() -> None:
-    assert printable("Grüße\n\x1b[31m\x9b\ud800") == "Grüße\n\\x1b[31m\\x9b\\ud800"
-    assert len(printable("x" * 100_000)) < 10_000
+    assert escaped("Grüße\n\x1b[31m\x9b\ud800") == "Grüße\n\\x1b[31m\\x9b\\ud800"
+    assert len(escaped("x" * 100_000)) < 10_000
