@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
+from cupygpt.console.stream import say
 from cupygpt.errors import CupyGPTError
 
 INTERRUPTED = 130
@@ -28,27 +29,41 @@ def run_cli(main: Callable[[], None], *, debug: bool = False) -> int:
         main()
         sys.stdout.flush()
     except KeyboardInterrupt:
-        return _report("interrupted.", INTERRUPTED)
-    except BrokenPipeError:
-        # Python flushes stdout again when it exits, which must not fail.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        say("interrupted.")
+        return INTERRUPTED
     except (CupyGPTError, MemoryError, OSError) as error:
+        lost = _give_up_stdout()
+        if isinstance(error, BrokenPipeError):
+            return 1
         if debug:
             raise
-        return _report(*_message(error))
+        message, code = _message(error, lost)
+        say(f"error: {message}")
+        return code
+    finally:
+        _give_up_stdout()
     return 0
 
 
-def _message(error: Exception) -> tuple[str, int]:
+def _message(error: Exception, lost: OSError | None) -> tuple[str, int]:
     if isinstance(error, CupyGPTError):
-        return f"error: {error}", error.exit_code
+        return str(error), error.exit_code
     if isinstance(error, MemoryError):
         detail = f" ({error})" if str(error) else ""
-        return f"error: out of memory{detail}. Use smaller sizes, or close other programs.", 1
-    return f"error: {error}. Run again with --debug to see where this happened.", 1
+        return f"out of memory{detail}. Use smaller sizes, or close other programs.", 1
+    if lost is not None:
+        return f"stdout could not be written: {lost.strerror or lost}.", 1
+    return f"{error}. Run again with --debug to see where this happened.", 1
 
 
-def _report(message: str, code: int) -> int:
-    sys.stderr.write(message + "\n")
-    return code
+def _give_up_stdout() -> OSError | None:
+    """If stdout cannot take what is still unwritten, drop it; returns the error.
+
+    Python flushes stdout again when it exits, and reports an error there in its own words.
+    """
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return error
+    return None

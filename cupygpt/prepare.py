@@ -1,15 +1,14 @@
 """Text to token files: python -m cupygpt.prepare NAME or FILE..."""
 
 import argparse
-import os
 import re
-import shlex
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from cupygpt.cli import run_cli
+from cupygpt.console.paste import shell_command
+from cupygpt.console.stream import set_up_streams
 from cupygpt.data.prepare_files import SHARD_TOKENS, VAL_FRACTION, Request, prepare_files
 
 DESCRIPTION = """\
@@ -93,7 +92,7 @@ def _next_command(train: Sequence[Path], val: Sequence[Path], tokenizer: str) ->
     command += [word for path in val for word in ("-j", str(path))]
     if tokenizer != "gpt2":
         command += ["--tokenizer", tokenizer]
-    return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)
+    return shell_command(command)
 
 
 def _say(line: str) -> None:
@@ -102,6 +101,7 @@ def _say(line: str) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `cupygpt-prepare`; returns the exit code."""
+    set_up_streams()
     args = parse_args(argv)
     return run_cli(lambda: prepare(args), debug=args.debug)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from cupygpt.checkpoint.checkpoint import best_step, model_path
 from cupygpt.checkpoint.model_file import ModelFile, load_model
 from cupygpt.cli import run_cli
-from cupygpt.console.safe_text import printable
+from cupygpt.console.safe_text import safe_text
+from cupygpt.console.stream import set_up_streams
 from cupygpt.data.tokenizer import (
     StreamDecoder,
     Tokenizer,
@@ -38,6 +39,7 @@ class Source:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
+    set_up_streams()
     args = _parser().parse_args(arguments)
     return run_cli(lambda: sample(args), debug=args.debug)
 
@@ -101,10 +103,10 @@ def _print_texts(
         sys.stdout.write(args.prompt)
         decoder = StreamDecoder(tokenizer)
         for token in generator.generate(prompt, args.tokens, sampling, (args.seed, number)):
-            sys.stdout.write(printable(decoder.feed(token)))
+            sys.stdout.write(safe_text(decoder.feed(token)))
             sys.stdout.flush()
             count += 1
-        sys.stdout.write(printable(decoder.flush()) + "\n")
+        sys.stdout.write(safe_text(decoder.flush()) + "\n")
     elapsed = time.perf_counter() - started
     sys.stderr.write(f"{count} tokens in {elapsed:.1f} s, {count / elapsed:.0f} tok/s\n")
 

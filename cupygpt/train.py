@@ -6,18 +6,24 @@ from collections.abc import Sequence
 from typing import Any
 
 from cupygpt.cli import INTERRUPTED, run_cli
+from cupygpt.console.stream import set_up_streams
 from cupygpt.distributed.launcher import launch
 from cupygpt.distributed.launcher_env import find_rank_info
 from cupygpt.errors import ConfigError
 from cupygpt.flags.config import TrainConfig, parse_given
 from cupygpt.training.start import train
 
-TERMINATED = 143
-"""Exit code after SIGTERM, as shells report it."""
+EXIT_CODES = {"SIGTERM": 143, "SIGPIPE": 141}
+"""What shells report for processes that these signals ended; SIGINT's stands in cli.py."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit code: 130 after Ctrl-C, 143 after SIGTERM, both saved."""
+    """Entry point; returns the exit code.
+
+    A run that was stopped and has saved gives 130 after Ctrl-C, 143 after SIGTERM, and 141 if the
+    reader of its output is gone.
+    """
+    set_up_streams()
     given = parse_given(arguments)
     count = given.pop("gpus", None)
     if count is not None and not _is_rank(count):
@@ -25,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signals: list[str] = []
     code = run_cli(lambda: train(given, signals), debug=given.get("debug", False))
     if code == 0 and signals:
-        return TERMINATED if signals[0] == "SIGTERM" else INTERRUPTED
+        return EXIT_CODES.get(signals[0], INTERRUPTED)
     return code
 
 

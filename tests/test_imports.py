@@ -42,7 +42,7 @@ MAY_IMPORT = {
 GROUND_FLOOR = {
     "errors": set(),
     "arrays": set(),
-    "cli": {"errors"},
+    "cli": {"errors", "console"},
     "config": {"errors"},
     "console": {"errors"},
     "cache_dir": set(),

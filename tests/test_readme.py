@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from support.data_files import shakespeare_file, use_gpt2_files
 
+from cupygpt.training.loop import OWN_TEXT
+
 ROOT = Path(__file__).parents[1]
 SHORTER = {
     "cupygpt.train": ["-n", "4", "-v", "2", "-m", "1", "-s", "0"],
@@ -64,6 +66,11 @@ def test_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         # -b and -t as well: the CPU needs minutes for the full batch.
         more += ["-b", "2", "-t", "32"] if "small_model.bin" in words else []
         run(words, tmp_path, *more)
+
+
+def test_the_demo_ends_with_the_commands_of_the_readme() -> None:
+    for command in OWN_TEXT:
+        assert shlex.split(command) in commands()
 
 
 def test_every_command_names_a_file_that_exists() -> None:

@@ -4,49 +4,33 @@ The plain lines are a file format: people search them with grep. Rich's progress
 other forms ("0:00:05", not "0:05") and only in a live bar, so the numbers are formatted here.
 """
 
+import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
 from typing import IO
 
-from rich.console import Console as RichConsole
-from rich.console import Group, RenderableType
+from rich.console import Group
 from rich.live import Live
 from rich.panel import Panel
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from cupygpt.console.figures import SmoothedMean, count_words, duration_words, format_bytes
-from cupygpt.console.safe_text import printable
+from cupygpt.console.bar import Shown, StepFigures, StepLine, VisibleCursor, draw_bar
+from cupygpt.console.figures import duration_words
+from cupygpt.console.safe_text import safe_text
+from cupygpt.console.stream import SafeStream, draws_bar, say
 
-PLAIN_WIDTH = 100
 LABEL_WIDTH = 12
-
-
-@dataclass(frozen=True)
-class StepLine:
-    """What is shown of one optimizer step; `step` counts finished steps, from 1.
-
-    `loss` in nats per token, `lr` the learning rate, `grad_norm` before clipping, `step_s` seconds,
-    `tokens` of all ranks together, `mfu` the share of the GPU's peak rate, None if that is unknown.
-    """
-
-    step: int
-    epoch: float
-    loss: float
-    lr: float
-    grad_norm: float
-    step_s: float
-    tokens: int
-    mfu: float | None = None
+SAMPLE_WIDTH, SAMPLE_LINES = 100, 8
+"""The largest sample that a terminal shows."""
 
 
 class Console:
-    """Prints a run.
+    """Prints a run, on `stream` or stdout. Printing never fails, and never stops the run.
 
-    `terminal` says whether the stream is one; None asks the stream. `clock` gives seconds. `memory`
+    `terminal` says whether a bar is drawn; None asks the stream. `clock` gives seconds. `memory`
     gives the bytes in use and is called only when they are shown.
     """
 
@@ -60,24 +44,39 @@ class Console:
         clock: Callable[[], float] = time.perf_counter,
         memory: Callable[[], int | None] = lambda: None,
     ) -> None:
-        self._rich = RichConsole(
-            file=stream, force_terminal=terminal, width=width, highlight=False, soft_wrap=False
+        stream = sys.stdout if stream is None else stream
+        self.live_mode = draws_bar(stream, os.environ) if terminal is None else terminal
+        self._stream = SafeStream(stream, self._tell_of_error)
+        self._rich = VisibleCursor(
+            file=self._stream,  # type: ignore[arg-type]
+            force_terminal=self.live_mode,
+            force_jupyter=False,
+            force_interactive=self.live_mode,
+            width=width,
+            highlight=False,
         )
-        self.live_mode = self._rich.is_terminal
-        if not self.live_mode and width is None:
-            self._rich.width = PLAIN_WIDTH
         self._log_every = log_every
         self._clock = clock
         self.memory = memory
         self._live: Live | None = None
         self._total_steps, self._first_step = 0, 0
         self._started = 0.0
-        self._loss = SmoothedMean()
-        self._step_s = SmoothedMean()
-        self._latest: _Shown | None = None
+        self._figures = StepFigures(0)
+        self._latest: Shown | None = None
+        self._saved: int | None = None
+        self._stopping: str | None = None
+
+    @property
+    def reader_gone(self) -> bool:
+        """Whether the output is a pipe that its reader has closed: nobody sees the run any more."""
+        return self._stream.reader_gone
 
     def header(self, rows: Sequence[tuple[str, str]]) -> None:
         """The table at the start of a run: rows of label and text."""
+        if not self.live_mode:
+            for label, text in rows:
+                self._line(f"{label:<{LABEL_WIDTH}} {text}")
+            return
         table = Table.grid(padding=(0, 1))
         table.add_column(style="bold", width=LABEL_WIDTH)
         table.add_column(overflow="fold")
@@ -87,11 +86,11 @@ class Console:
 
     def note(self, text: str) -> None:
         """A line of information."""
-        self._line(Text(text))
+        self._line(text)
 
     def warn(self, text: str) -> None:
         """A line that asks for attention."""
-        self._line(Text(f"warning: {text}", style="yellow"))
+        self._line(f"warning: {text}", style="yellow")
 
     @contextmanager
     def progress(self, text: str) -> Iterator[Callable[[int, int], None]]:
@@ -104,11 +103,12 @@ class Console:
                     live.update(Text(f"{text}: {done} of {total}", style="dim"))
 
             yield show
-        self._line(Text(f"{text}: {self._clock() - started:.1f} s", style="dim"))
+        self._line(f"{text}: {self._clock() - started:.1f} s", style="dim")
 
     def start(self, first_step: int, total_steps: int) -> None:
         """The loop begins after `first_step` of `total_steps` steps."""
         self._first_step, self._total_steps = first_step, total_steps
+        self._figures = StepFigures(total_steps)
         self._started = self._clock()
         if self.live_mode:
             # A timer draws the latest step, so that a step costs no time for drawing.
@@ -119,14 +119,14 @@ class Console:
 
     def step(self, line: StepLine) -> None:
         """One finished optimizer step."""
-        self._latest = _Shown(line, self._loss.add(line.loss), self._step_s.add(line.step_s))
+        self._latest = self._figures.add(line, self._clock())
         if self._live:
             return
         if line.step % self._log_every == 0 or line.step in (
             self._first_step + 1,
             self._total_steps,
         ):
-            self._line(Text(self._plain(self._latest)))
+            self._line(self._plain(self._latest))
 
     def validation(
         self, step: int, loss: float, bits_per_byte: float | None, *, best: bool
@@ -135,21 +135,39 @@ class Console:
         bits = f" | {bits_per_byte:.4f} bits/byte" if bits_per_byte is not None else ""
         mark = " | best so far" if best else ""
         line = f"step {step:>{self._digits}} | validation loss {loss:.4f}{bits}{mark}"
-        self._line(Text(line, style="green"))
+        self._line(line, style="green")
 
     def sample(self, step: int, text: str) -> None:
-        """Text that the model wrote."""
-        shown = printable(text)
-        if self.live_mode:
-            self._rich.print(Panel(Text(shown), title=f"sample at step {step}", title_align="left"))
-        else:
-            self._line(Text(f"--- sample at step {step} ---"))
-            self._line(Text(shown))
-            self._line(Text("---"))
+        """Text that the model wrote; a terminal shows the first lines of it."""
+        shown = safe_text(text.replace("\r\n", "\n"))
+        if not self.live_mode:
+            self._line(f"--- sample at step {step} ---\n{shown}\n---")
+            return
+        width = min(SAMPLE_WIDTH, self._rich.width)
+        lines = Text(shown).wrap(self._rich, width - 4)  # of the panel's border
+        more = "" if len(lines) <= SAMPLE_LINES else "first lines of the "
+        body = Text("\n").join(lines[:SAMPLE_LINES])
+        title = f"{more}sample at step {step}"
+        self._rich.print(Panel(body, title=title, title_align="left", width=width))
 
     def saved(self, step: int, place: str) -> None:
-        """A checkpoint was written."""
-        self._line(Text(f"step {step:>{self._digits}} | checkpoint saved in {place}", style="dim"))
+        """A checkpoint was written: a line, or a figure of the bar."""
+        self._saved = step
+        if not self.live_mode:
+            self._line(f"step {step:>{self._digits}} | checkpoint saved in {place}")
+
+    def stopping(self, text: str) -> None:
+        """Show at once that a signal has come, and what follows.
+
+        A signal handler or any thread may call this: it waits for no lock.
+        """
+        self._stopping = text  # the timer of the bar shows it
+        if self._live is None:
+            self._stream.write(f"{text}\n")
+
+    def last_words(self, text: str) -> None:
+        """Write a line below the bar just before the process ends; waits for no lock."""
+        self._stream.write(f"\n{text}\n" if self._live else f"{text}\n")
 
     def finish(self) -> None:
         """Remove the bar; printed lines stay."""
@@ -165,11 +183,14 @@ class Console:
     def _digits(self) -> int:
         return max(4, len(str(self._total_steps)))
 
-    def _line(self, text: Text) -> None:
-        # Long lines wrap on a terminal, but stay whole in a file, for grep.
-        self._rich.print(text, soft_wrap=not self.live_mode)
+    def _line(self, text: str, style: str = "") -> None:
+        """A line that is never broken, so that grep finds it and a command in it can be pasted."""
+        if self.live_mode:
+            self._rich.print(Text(text, style=style), soft_wrap=True)
+        else:
+            self._stream.write(f"{text}\n")
 
-    def _plain(self, shown: "_Shown") -> str:
+    def _plain(self, shown: Shown) -> str:
         line = shown.line
         parts = [
             f"step {line.step:>{self._digits}}/{self._total_steps}",
@@ -178,48 +199,21 @@ class Console:
             f"norm {line.grad_norm:.4f}",
             f"lr {line.lr:.2e}",
             f"{1e3 * line.step_s:.2f} ms",
-            f"{count_words(line.tokens / shown.step_s)} tok/s",
-            f"ETA {duration_words(self._eta_s(line.step))}",
+            shown.tokens_per_s,
+            f"ETA {duration_words(shown.left_s)}",
         ]
-        return " | ".join(parts + self._extras(line))
+        return " | ".join(parts + shown.extras(self.memory()))
 
-    def _bar(self) -> RenderableType:
-        if self._latest is None:
-            return Text("first step ...", style="dim")
-        line = self._latest.line
-        bar = Table.grid(padding=(0, 1), expand=True)
-        bar.add_column(no_wrap=True)
-        bar.add_column(ratio=1)
-        bar.add_column(no_wrap=True, justify="right")
-        bar.add_row(
-            f"step {line.step}/{self._total_steps}",
-            ProgressBar(total=self._total_steps, completed=line.step),
-            f"epoch {line.epoch:.2f}  ETA {duration_words(self._eta_s(line.step))}",
+    def _bar(self) -> Group:
+        return draw_bar(
+            self._latest,
+            self._total_steps,
+            memory=self.memory(),
+            saved=self._saved,
+            stopping=self._stopping,
         )
-        figures = [
-            f"[bold]loss {self._latest.loss:.4f}[/]",
-            f"lr {line.lr:.2e}",
-            f"norm {line.grad_norm:.2f}",
-            f"{1e3 * self._latest.step_s:.1f} ms/step",
-            f"{count_words(line.tokens / self._latest.step_s)} tok/s",
-            *self._extras(line),
-        ]
-        return Group(bar, Text.from_markup("  ".join(figures)))
 
-    def _extras(self, line: StepLine) -> list[str]:
-        extras = [] if line.mfu is None else [f"MFU {100 * line.mfu:.1f}%"]
-        memory = self.memory()
-        return extras if memory is None else [*extras, format_bytes(memory)]
-
-    def _eta_s(self, step: int) -> float:
-        done = max(1, step - self._first_step)
-        return self.elapsed_s() / done * (self._total_steps - step)
-
-
-@dataclass(frozen=True)
-class _Shown:
-    """A step with its smoothed loss and duration."""
-
-    line: StepLine
-    loss: float
-    step_s: float
+    def _tell_of_error(self, error: Exception) -> None:
+        if not self._stream.reader_gone:  # of that the loop speaks, because it ends the run
+            reason = getattr(error, "strerror", None) or error
+            say(f"warning: stdout cannot be written to ({reason}); the run goes on without it.")

@@ -20,10 +20,10 @@ class SmoothedMean:
 
 
 def format_bytes(count: int) -> str:
-    """A number of bytes in MiB, or from 1 GiB on in GiB."""
+    """A number of bytes in KiB, from 1 MiB on in MiB, from 1 GiB on in GiB."""
     if count >= 2**30:
         return f"{count / 2**30:.2f} GiB"
-    return f"{count / 2**20:.0f} MiB"
+    return f"{count / 2**20:.0f} MiB" if count >= 2**20 else f"{count / 2**10:.0f} KiB"
 
 
 def count_words(value: float) -> str:

@@ -67,4 +67,5 @@ class ReportFlags:
         range=AT_LEAST_1,
         help="steps between lines when there is no bar",
     )
+    no_bar: bool = switch("--no-bar", help="print lines on a terminal too, as in a file")
     debug: bool = switch("--debug", help="show tracebacks of errors")

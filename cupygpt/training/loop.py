@@ -10,7 +10,9 @@ import numpy as np
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, prune_checkpoints, save_checkpoint
 from cupygpt.checkpoint.state_file import Progress
-from cupygpt.console.console import Console, StepLine
+from cupygpt.console.bar import StepLine
+from cupygpt.console.console import Console
+from cupygpt.console.paste import shell_command, shell_word
 from cupygpt.data.loader import START, Packed, Position, Prefetcher, StepLoader
 from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.ranks import Ranks, rank0_first
@@ -26,6 +28,16 @@ from cupygpt.training.trainer import OptimizerSettings, PendingStep, StepResult,
 
 MAX_PENDING = 3
 """Most steps that are queued before their losses are read."""
+
+READER_GONE = "SIGPIPE"
+"""What stops a run whose console is a pipe that its reader has closed."""
+
+TRAIN, SAMPLE = ["python", "-m", "cupygpt.train"], ["python", "-m", "cupygpt.sample"]
+OWN_TEXT = (
+    "python -m cupygpt.prepare mytext.txt --tokenizer bytes",
+    "python -m cupygpt.train -i mytext_train.bin -j mytext_val.bin --tokenizer bytes -b 16 -t 64",
+)
+"""README's commands for a text of one's own."""
 
 TRAIN_SAMPLING = Sampling(temperature=0.8, top_p=0.95)
 
@@ -82,7 +94,7 @@ class Run:
         )
 
     def loop(self, stop: StopSignal) -> None:
-        """Train until the last step or a signal; both end with a checkpoint."""
+        """Train until the last step, a signal, or nobody reads the console; then save."""
         config, console = self.plan.config, self.console
         console.start(self.progress.step, self.plan.steps)
         self._last_report = time.perf_counter()
@@ -114,7 +126,8 @@ class Run:
 
     def _stops(self, stop: StopSignal) -> bool:
         """Whether any rank has got a signal: all hear of it here, at the same step."""
-        names = [name for name in self.ranks.all_gather_object(stop.received) if name]
+        received = stop.received or (READER_GONE if self.console.reader_gone else None)
+        names = [name for name in self.ranks.all_gather_object(received) if name]
         self.stopped_by = names[0] if names else None
         return bool(names)
 
@@ -239,7 +252,7 @@ class Run:
             return "No checkpoint was saved yet."
         return (
             f"The last complete checkpoint is step {steps[-1]}: "
-            f"continue from it with --resume {self.folder}."
+            f"continue from it with --resume {shell_word(self.folder)}."
         )
 
 
@@ -289,16 +302,10 @@ def closing_lines(run: Run, baselines: tuple[float, float] | None) -> list[str]:
             best += f" (unigram {baselines[0]:.4f}, bigram {baselines[1]:.4f})"
         lines.append(best)
     if run.stopped_by and progress.step < plan.steps:
-        more = f" --gpus {plan.world}" if plan.world > 1 else ""
-        lines.append(
-            f"stopped by {run.stopped_by}; continue:  "
-            f"python -m cupygpt.train --resume {folder}{more}"
-        )
-    lines.append(f"write text:  python -m cupygpt.sample {folder}")
+        command = [*TRAIN, "--resume", folder]
+        command += ["--gpus", plan.world] if plan.world > 1 else []
+        lines.append(f"stopped by {run.stopped_by}; continue:  {shell_command(command)}")
+    lines.append(f"write text:  {shell_command([*SAMPLE, folder])}")
     if plan.config.is_demo:
-        lines += [
-            "your own text:  python -m cupygpt.prepare mytext.txt --tokenizer bytes",
-            "                python -m cupygpt.train -i mytext_train.bin -j mytext_val.bin "
-            "--tokenizer bytes -t 128",
-        ]
+        lines += ["your own text:", *(f"    {command}" for command in OWN_TEXT)]
     return lines

@@ -11,6 +11,7 @@ import numpy as np
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.console import Console
+from cupygpt.console.stream import say
 from cupygpt.distributed.launcher_env import imitates_terminal
 from cupygpt.distributed.ranks import (
     Ranks,
@@ -68,7 +69,10 @@ def train_rank(
     finally:
         run.close()
     for line in closing_lines(run, baselines):
-        console.note(line)
+        if console.reader_gone:
+            say(line)
+        else:
+            console.note(line)
     if run.stopped_by:
         signals.append(run.stopped_by)
 
@@ -127,7 +131,8 @@ def resume_run(resume: str, out: str | None, given: dict[str, Any], ranks: Ranks
 def _console(config: TrainConfig, ranks: Ranks) -> Console:
     """The console of rank 0; the other ranks print nowhere."""
     silent = None if ranks.rank == 0 else open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115
-    terminal = False if imitates_terminal(os.environ) else None  # None: the stream knows
+    lines = config.no_bar or imitates_terminal(os.environ)
+    terminal = False if lines else None  # None: the stream knows
     return Console(silent, terminal=terminal, log_every=config.log_every)
 
 

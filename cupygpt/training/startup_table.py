@@ -9,6 +9,7 @@ from cupygpt.flags.config import labelled_values
 from cupygpt.model.memory_plan import RunShape, memory_plan
 from cupygpt.training.open_data import Data
 from cupygpt.training.plan import Plan
+from cupygpt.training.schedule import Schedule
 
 
 def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple[str, str]]:
@@ -38,11 +39,18 @@ def _describe_batch(plan: Plan) -> str:
 
 
 def _describe_optimizer(plan: Plan) -> str:
-    config, schedule = plan.config, plan.schedule
-    lr = f"learning rate {schedule.kind} from {schedule.peak:g}"
-    if schedule.kind != "constant":
-        lr += f", warm-up {schedule.warmup}, to {schedule.peak * schedule.final_fraction:g}"
-    return ", ".join(["AdamW", lr, *labelled_values(config)])
+    return ", ".join(["AdamW", describe_lr(plan.schedule), *labelled_values(plan.config)])
+
+
+def describe_lr(schedule: Schedule) -> str:
+    """The course of the learning rate, without the parts that it does not have."""
+    decays = schedule.kind != "constant" and schedule.final_fraction != 1.0
+    lr = f"learning rate {schedule.peak:g}"
+    if schedule.kind != "constant" and schedule.warmup:
+        lr += f" after {schedule.warmup} warm-up steps"
+    if decays:
+        return f"{lr}, {schedule.kind} to {schedule.peak * schedule.final_fraction:g}"
+    return f"{lr}, constant"
 
 
 def _describe_memory(plan: Plan) -> str:

@@ -1,11 +1,14 @@
 import io
+import re
+import sys
 from dataclasses import replace
 
 import pytest
+from rich.text import Text
 
-from cupygpt.console.console import Console, StepLine
+from cupygpt.console.bar import StepLine
+from cupygpt.console.console import Console
 from cupygpt.console.figures import format_bytes
-from cupygpt.console.safe_text import printable
 
 
 class Clock:
@@ -25,11 +28,15 @@ def line(step: int, **changes: float) -> StepLine:
     return replace(shown, **changes)  # type: ignore[arg-type]
 
 
-def run_console(stream: io.StringIO, *, terminal: bool, width: int) -> Console:
-    clock = Clock()
-    console = Console(
+def make_console(stream: io.StringIO, *, terminal: bool, width: int, clock: Clock) -> Console:
+    return Console(
         stream, terminal=terminal, width=width, log_every=10, clock=clock, memory=lambda: 3 * 2**20
     )
+
+
+def run_console(stream: io.StringIO, *, terminal: bool, width: int) -> Console:
+    clock = Clock()
+    console = make_console(stream, terminal=terminal, width=width, clock=clock)
     console.header([("device", "CPU, 2 cores"), ("model", "4 layers " * 20)])
     console.start(0, 30)
     for step in range(1, 31):
@@ -43,6 +50,15 @@ def run_console(stream: io.StringIO, *, terminal: bool, width: int) -> Console:
     return console
 
 
+def drawn_bar(console: Console, stream: io.StringIO) -> list[str]:
+    """The lines of the bar as it is drawn now."""
+    assert console._live is not None
+    stream.seek(0)
+    stream.truncate()
+    console._live.refresh()
+    return Text.from_ansi(stream.getvalue().replace("\r", "")).plain.splitlines()
+
+
 def test_off_a_terminal_the_lines_are_plain() -> None:
     stream = io.StringIO()
     run_console(stream, terminal=False, width=100)
@@ -50,6 +66,7 @@ def test_off_a_terminal_the_lines_are_plain() -> None:
     assert "\x1b" not in text
     assert "\r" not in text
     lines = text.splitlines()
+    assert lines[1] == "model        " + "4 layers " * 20  # whole, for grep
     steps = [item for item in lines if item.startswith("step ") and "/30" in item]
     assert [item.split("/")[0].split()[1] for item in steps] == ["1", "10", "20", "30"]
     assert steps[1] == (
@@ -57,50 +74,105 @@ def test_off_a_terminal_the_lines_are_plain() -> None:
         "10.2k tok/s | ETA 0:02 | 3 MiB"
     )
     assert "step   30 | validation loss 2.2500 | 3.2500 bits/byte | best so far" in lines
-    assert "Once [bold]upon·[31m a time·" in lines  # markup and control codes are shown, not obeyed
+    assert "step   30 | checkpoint saved in runs/x" in lines
+    assert "Once [bold]upon·[31m a time" in lines  # markup and control codes are shown, not obeyed
+    assert "\tend" in lines
     assert "warning: mind this" in lines
 
 
-@pytest.mark.parametrize("width", [60, 80, 120])
-def test_the_live_bar_fits_its_terminal(width: int) -> None:
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_a_terminal_shows_what_happens_in_few_lines(width: int) -> None:
     stream = io.StringIO()
     run_console(stream, terminal=True, width=width)
     text = stream.getvalue()
-    assert "\x1b[" in text
-    assert "sample at step 30" in text
-    assert "validation loss 2.2500" in text
     assert "\x1b[31m a time" not in text
-    from rich.text import Text
+    # What is printed while there is a bar begins on the bar's line, which was cleared before.
+    text = re.sub(r"\r(\x1b\[\d?[AK])+", "\n", text)
+    rows = Text.from_ansi(text).plain.splitlines()
+    panel = [row for row in rows if row.startswith(("╭", "│", "╰"))]
+    assert len(panel) == 4
+    assert panel[0].startswith("╭─ sample at step 30 ─")
+    assert {len(row.expandtabs()) for row in panel} == {min(width, 100)}
+    assert "step   30 | validation loss 2.2500 | 3.2500 bits/byte | best so far" in rows
+    assert "runs/x" not in text  # the bar says what was saved, and the header where
 
-    for row in text.replace("\r", "\n").splitlines():
-        assert Text.from_ansi(row).cell_len <= width, row
+
+def test_a_long_sample_is_cut_on_a_terminal_only() -> None:
+    sample = "\n".join(f"line {i}" for i in range(50))
+    for terminal, wanted in ((True, 8), (False, 50)):
+        stream = io.StringIO()
+        make_console(stream, terminal=terminal, width=80, clock=Clock()).sample(7, sample)
+        text = stream.getvalue()
+        assert text.count("line ") == wanted
+        assert ("first lines of the sample at step 7" in text) == terminal
 
 
-def test_the_bar_shows_its_figures() -> None:
+@pytest.mark.parametrize("width", [60, 80, 120])
+def test_the_bar_has_two_lines_that_fit(width: int) -> None:
     stream = io.StringIO()
-    console = Console(stream, terminal=True, width=120, clock=Clock(), memory=lambda: 3 * 2**20)
+    console = make_console(stream, terminal=True, width=width, clock=Clock())
     console.start(0, 30)
     console.step(line(3, mfu=0.4))
-    assert console._live is not None
-    console._live.refresh()
+    console.saved(2, "runs/x")
+    rows = drawn_bar(console, stream)
     console.finish()
-    from rich.text import Text
-
-    text = Text.from_ansi(stream.getvalue()).plain
-    figures = ["step 3/30", "epoch 0.50", "loss 2.5000", "lr 1.00e-03", "norm 0.75"]
-    figures += ["100.0 ms/step", "10.2k tok/s", "MFU 40.0%", "3 MiB", "ETA"]
+    assert len(rows) == 2
+    assert all(len(row) <= width for row in rows)
+    figures = ["step 3/30", "epoch 0.50", "saved 2", "ETA ?", "loss 2.5000", "lr 1.00e-03"]
+    figures += ["norm 0.75"]
+    if width == 120:
+        figures += ["100.0 ms/step", "10.2k tok/s", "MFU 40.0%", "3 MiB"]
     for figure in figures:
-        assert figure in text, figure
+        assert figure in "\n".join(rows), figure
 
 
-def test_a_long_line_stays_whole_in_a_file() -> None:
+def test_the_first_step_says_nothing_about_the_time_left() -> None:
+    """It comes after the first validation, and on a GPU after the capture of the graph."""
+    stream, clock = io.StringIO(), Clock()
+    console = Console(stream, terminal=False, log_every=1, clock=clock)
+    console.start(100, 110)
+    for step, seconds in ((101, 60.0), (102, 1.0), (103, 2.0)):
+        clock.now += seconds
+        console.step(line(step, step_s=seconds))
+    shown = [text.split(" | ") for text in stream.getvalue().splitlines()]
+    assert [parts[7] for parts in shown] == ["ETA ?", "ETA 0:08", "ETA 0:11"]
+    assert shown[1][6] == "1.0k tok/s"  # not slowed by the first step
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_signal_is_acknowledged_at_once(*, terminal: bool) -> None:
     stream = io.StringIO()
-    Console(stream, terminal=False).note("x" * 300)
-    assert stream.getvalue() == "x" * 300 + "\n"
+    console = make_console(stream, terminal=terminal, width=80, clock=Clock())
+    console.start(0, 30)
+    console.step(line(1))
+    if terminal:
+        console.stopping("Ctrl-C: saving")
+        assert drawn_bar(console, stream)[-1] == "Ctrl-C: saving"
+    else:
+        console.stopping("Ctrl-C: saving")
+        assert stream.getvalue().endswith("\nCtrl-C: saving\n")
+    console.last_words("Ctrl-C again: stopped")
+    assert stream.getvalue().endswith("\nCtrl-C again: stopped\n")
+    console.finish()
 
 
-def test_control_characters_and_sizes_become_readable() -> None:
-    assert printable("a\x00b\x1bc\td\ne\ufffd") == "a·b·c    d\ne\ufffd"
+def test_the_cursor_is_never_hidden() -> None:
+    stream = io.StringIO()
+    console = run_console(stream, terminal=True, width=80)
+    with console.progress("compiling"):
+        pass
+    assert "\x1b[?25l" not in stream.getvalue()
+
+
+def test_a_long_line_stays_whole() -> None:
+    for terminal in (False, True):
+        stream = io.StringIO()
+        Console(stream, terminal=terminal, width=80).note("x " * 300)
+        assert stream.getvalue() == "x " * 300 + "\n"
+
+
+def test_sizes_become_readable() -> None:
+    assert format_bytes(160_256) == "156 KiB"
     assert format_bytes(5 * 2**20) == "5 MiB"
     assert format_bytes(3 * 2**29) == "1.50 GiB"
 
@@ -113,6 +185,52 @@ def test_progress_leaves_one_line_with_its_duration(*, terminal: bool) -> None:
         for done in (1, 2, 3):
             clock.now += 0.5
             show(done, 3)
-    from rich.text import Text
-
     assert "compiling 3 files: 1.5 s" in Text.from_ansi(stream.getvalue()).plain
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environment", "has_bar"),
+    [
+        ({"TERM": "xterm-256color"}, True),
+        ({"TERM": "xterm-256color", "NO_COLOR": "1"}, True),
+        ({"TERM": "dumb"}, False),
+        ({"TERM": "unknown"}, False),
+        ({"TERM": ""}, False),
+        ({}, False),
+        ({"TERM": "xterm-color", "JPY_PARENT_PID": "17"}, False),  # a cell of a notebook
+    ],
+)
+def test_a_bar_is_drawn_where_it_can_be(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *, has_bar: bool
+) -> None:
+    for name in ("TERM", "JPY_PARENT_PID", "FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stdout", stream)
+    console = Console(width=80)
+    assert console.live_mode == has_bar
+    console.start(0, 2)
+    console.step(line(1))
+    console.finish()
+    assert ("\x1b[" in stream.getvalue()) == has_bar
+    assert ("step    1/2 |" in stream.getvalue()) == (not has_bar)
+
+
+def test_a_pipe_gets_no_codes_whatever_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.setenv(name, "1")
+    stream = io.StringIO()
+    console = Console(stream)
+    console.start(0, 2)
+    console.step(line(1))
+    console.sample(1, "text")
+    console.finish()
+    assert "\x1b" not in stream.getvalue()
+    assert "step    1/2 |" in stream.getvalue()

@@ -1,0 +1,115 @@
+"""A run whose output is closed, full or narrow trains and saves as any other."""
+
+import os
+import pty
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.small_runs import TINY, main_log, metrics, write_files
+
+from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
+from cupygpt.config import GPTConfig
+from cupygpt.train import main
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
+
+
+def shell(command: str, folder: Path, **environ: str) -> "subprocess.CompletedProcess[bytes]":
+    """`command` in a shell; `train` in it is the command."""
+    line = f'train() {{ {shlex.quote(sys.executable)} -m cupygpt.train "$@"; }}; {command}'
+    return subprocess.run(
+        ["bash", "-o", "pipefail", "-c", line],
+        cwd=folder,
+        env={**os.environ, **environ},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def flags(folder: Path, *more: str, config: GPTConfig = TINY) -> str:
+    files = write_files(folder, config)
+    return shlex.join([*files, "-n", "12", "--log-every", "1", "-o", "run", *more])
+
+
+@pytest.mark.parametrize("where", [">/dev/full", ">&-", ">/dev/full 2>&-"])
+def test_no_output_stops_no_run(tmp_path: Path, where: str) -> None:
+    result = shell(f"train {flags(tmp_path, '-s', '6')} {where}", tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert checkpoint_steps(tmp_path / "run")[-1] == 12
+    assert sum(" trl:" in line for line in main_log(tmp_path / "run")) == 12
+    if where == ">/dev/full":
+        assert result.stderr == (
+            b"warning: stdout cannot be written to (No space left on device); the run goes on "
+            b"without it.\n"
+        )
+    else:
+        assert result.stderr == b""
+
+
+def test_a_closed_pipe_saves_first_and_loses_nothing(tmp_path: Path) -> None:
+    command = flags(tmp_path, "--checkpoint-every", "0", "-v", "0", "-n", "200")
+    result = shell(f"train {command} | head -15", tmp_path)
+    assert result.stdout.count(b"\n") == 15
+    assert result.returncode == 141
+    said = result.stderr.decode()
+    assert "continue:  python -m cupygpt.train --resume run" in said
+    assert "Traceback" not in said
+    assert "Exception" not in said
+    (step,) = checkpoint_steps(tmp_path / "run")
+    assert 0 < step < 200
+    assert main([*shlex.split(command), "-o", str(tmp_path / "whole")]) == 0
+    assert main(["--resume", str(tmp_path / "run")]) == 0
+    ends = [load_checkpoint(tmp_path / name, 200).state.params for name in ("run", "whole")]
+    np.testing.assert_array_equal(*ends)
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_any_encoding_of_stdout_will_do(tmp_path: Path, encoding: str) -> None:
+    """The samples of the first steps are noise: few of their characters exist in cp1252."""
+    command = flags(tmp_path, "-s", "6", config=GPTConfig(maxT=16, V=257, L=1, NH=1, C=8))
+    result = shell(f"train {command}", tmp_path, PYTHONIOENCODING=encoding)
+    assert result.returncode == 0, result.stderr
+    assert "sample at step 6" in result.stdout.decode(encoding)
+    samples = metrics(tmp_path / "run", "sample")
+    assert [event["step"] for event in samples] == [6, 12]
+    assert any("\ufffd" in str(event["text"]) for event in samples)  # the logs are UTF-8
+
+
+def test_help_and_errors_need_no_unicode(tmp_path: Path) -> None:
+    for command in ("train --help", f"train {flags(tmp_path, '-d', '50')}"):
+        result = shell(command, tmp_path, PYTHONIOENCODING="ascii:strict")
+        assert b"B x T x GPUs" in result.stdout or b"4 x 8 = 32" in result.stderr
+        assert b"Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("no_bar", [False, True])
+def test_no_bar_gives_lines_on_a_terminal(tmp_path: Path, *, no_bar: bool) -> None:
+    more = ["--no-bar"] if no_bar else []
+    terminal, other = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cupygpt.train", *shlex.split(flags(tmp_path, *more))],
+        cwd=tmp_path,
+        env={**os.environ, "TERM": "xterm"},
+        stdout=other,
+        stderr=other,
+    )
+    os.close(other)
+    text = b""
+    while piece := read(terminal):
+        text += piece
+    os.close(terminal)
+    assert process.wait() == 0
+    assert (b"\x1b[" in text) == (not no_bar)
+    assert (b"step   12/12 | epoch" in text) == no_bar
+
+
+def read(terminal: int) -> bytes:
+    try:
+        return os.read(terminal, 4096)
+    except OSError:  # Linux's word for: no process has it open any more
+        return b""
