@@ -10,7 +10,8 @@ from cupygpt.console.stream import set_up_streams
 from cupygpt.distributed.launcher import launch
 from cupygpt.distributed.launcher_env import find_rank_info
 from cupygpt.errors import ConfigError
-from cupygpt.flags.config import TrainConfig, parse_given
+from cupygpt.flags.command_line import CommandLine, read_command_line
+from cupygpt.flags.config import TrainConfig
 from cupygpt.training.start import train
 
 EXIT_CODES = {"SIGTERM": 143, "SIGPIPE": 141}
@@ -24,12 +25,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reader of its output is gone.
     """
     set_up_streams()
-    given = parse_given(arguments)
-    count = given.pop("gpus", None)
+    words = sys.argv[1:] if arguments is None else arguments
+    read: list[CommandLine] = []
+    code = run_cli(lambda: read.append(read_command_line(words)), debug="--debug" in words)
+    if code != 0:
+        return code
+    line = read[0]
+    count = line.given.pop("gpus", None)
     if count is not None and not _is_rank(count):
-        return _launch_ranks(sys.argv[1:] if arguments is None else arguments, given, count)
+        return _launch_ranks(words, line.given, count)
     signals: list[str] = []
-    code = run_cli(lambda: train(given, signals), debug=given.get("debug", False))
+    code = run_cli(lambda: train(line, signals), debug=line.given.get("debug", False))
     if code == 0 and signals:
         return EXIT_CODES.get(signals[0], INTERRUPTED)
     return code

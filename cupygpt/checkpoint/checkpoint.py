@@ -125,12 +125,17 @@ def model_path(folder: Path, step: int) -> Path:
     return folder / f"model_{step:08d}.bin"
 
 
-def prune_checkpoints(folder: Path, keep: int, best_step: int | None) -> None:
-    """Delete all checkpoints but the newest `keep` (0 keeps all) and that of `best_step`."""
+def prune_checkpoints(
+    folder: Path, keep: int, best_step: int | None, *, keep_every: int = 0
+) -> None:
+    """Delete all checkpoints but the newest `keep` (0 keeps all) and that of `best_step`.
+
+    Those of a step that is a multiple of `keep_every` stay too, unless it is 0.
+    """
     if keep == 0:
         return
     for step in checkpoint_steps(folder)[:-keep]:
-        if step != best_step:
+        if step != best_step and not (keep_every and step % keep_every == 0):
             model, _, done = _paths(folder, step)
             done.unlink(missing_ok=True)  # first: a set without DONE does not count
             model.unlink(missing_ok=True)

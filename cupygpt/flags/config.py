@@ -10,7 +10,7 @@ to the trainer.
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, NoReturn
 
 from cupygpt.errors import ConfigError
 from cupygpt.flags.learning import LearningFlags
@@ -61,7 +61,7 @@ def new_run_config(given: Mapping[str, Any]) -> TrainConfig:
     if config.epochs is not None:
         del demo["steps"]
     values = {**demo, **given}
-    if "warmup" not in given and values.get("steps"):
+    if "warmup" not in given and (values.get("steps") or 0) > 0:
         # A short demo would spend most of its steps on the warm-up.
         values["warmup"] = min(values["warmup"], values["steps"] // 10)
     return TrainConfig(**values)
@@ -82,13 +82,27 @@ def labelled_values(config: TrainConfig) -> list[str]:
     ]
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises ConfigError for what it cannot read."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}. --help lists all flags.")
+
+
 def parse_given(arguments: Sequence[str] | None) -> dict[str, Any]:
-    """The flags that were given, by field name; the others are absent."""
-    parser = argparse.ArgumentParser(
+    """The flags that were given, by field name; the others are absent.
+
+    It wants words as flags/command_line.py writes them: `--name` or `--name=value`.
+    """
+    parser = _Parser(
         prog="python -m cupygpt.train",
         description="Train a GPT. Without arguments: a demo of one to two minutes.",
         argument_default=argparse.SUPPRESS,
+        usage="python -m cupygpt.train [flag value] ...",
         allow_abbrev=False,
+        epilog="llm.c's command lines work: the letters mean the same. -n is the number of steps, "
+        "and beside -x the checkpoint interval, as there. What this program does not have (-h 1, "
+        "-lg, -sl, -sg, ...) is answered with a sentence. -h alone, like --help, shows this text.",
     )
     for group in GROUPS:
         assert group.__doc__ is not None

@@ -2,7 +2,15 @@
 
 from dataclasses import dataclass
 
-from cupygpt.flags.field import AT_LEAST_1, BELOW_1, NOT_NEGATIVE, POSITIVE, UP_TO_1, flag
+from cupygpt.flags.field import (
+    AT_LEAST_1,
+    AT_LEAST_1_OR_ALL,
+    BELOW_1,
+    NOT_NEGATIVE,
+    POSITIVE,
+    UP_TO_1,
+    flag,
+)
 
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
 """The learning-rate schedules; training/schedule.py computes them."""
@@ -18,8 +26,9 @@ class LearningFlags:
         "--steps",
         type=int,
         demo=1000,
-        range=AT_LEAST_1,
-        help="optimizer steps (default: one epoch; llm.c's -n is --checkpoint-every here)",
+        range=AT_LEAST_1_OR_ALL,
+        help="optimizer steps, -1 = one epoch (the default); beside -x, -n is llm.c's: save every "
+        "so many steps",
     )
     epochs: float | None = flag(
         "--epochs", type=float, range=POSITIVE, help="length of the run in epochs, instead of -n"

@@ -63,6 +63,6 @@ class ModelAndDataFlags:
         const=NEWEST_RUN,
         metavar="RUN",
         help="continue the run in this folder; without a value: in the -o folder, or else the "
-        "newest run in runs/",
+        "newest run in runs/; llm.c's -y 1: if there is one, else start",
     )
     overwrite: bool = switch("--overwrite", help="start again in a used run folder")

@@ -54,11 +54,20 @@ class ReportFlags:
         "the end",
     )
     keep: int = flag(
+        "-nk",
         "--keep",
         default=2,
         type=int,
         range=NOT_NEGATIVE,
         help="newest checkpoints to keep in addition to the best, 0 = all",
+    )
+    keep_every: int = flag(
+        "-nm",
+        "--keep-every",
+        default=0,
+        type=int,
+        range=NOT_NEGATIVE,
+        help="never delete checkpoints of steps that are a multiple of this, 0 = none",
     )
     log_every: int = flag(
         "--log-every",

@@ -56,6 +56,12 @@ def find_run(resume: str, out: str | None, newest: str) -> Path:
     return folder
 
 
+def has_checkpoint(out: str | None) -> bool:
+    """Whether the folder `out`, or without one any run below runs/, has a complete checkpoint."""
+    folders = [Path(out)] if out else RUNS.glob("*")
+    return any(checkpoint_steps(folder) for folder in folders)
+
+
 def newest_run() -> Path:
     """The run below runs/ that was written to last. Raises ConfigError if there is none."""
     records = sorted(RUNS.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)

@@ -238,7 +238,8 @@ class Run:
         if ranks.rank != 0:
             return
         best = self.progress.best_step if self._validation is not None else None
-        prune_checkpoints(self.folder, self.plan.config.keep, best)
+        config = self.plan.config
+        prune_checkpoints(self.folder, config.keep, best, keep_every=config.keep_every)
         self.console.saved(step, str(self.folder))
 
     def _farewell(self) -> str:

@@ -25,6 +25,7 @@ from cupygpt.distributed.rank_device import choose_rank_device
 from cupygpt.distributed.ranks import Ranks
 from cupygpt.errors import ConfigError, DataError
 from cupygpt.flags.config import TrainConfig, flags_of
+from cupygpt.flags.llmc import ONE_EPOCH
 from cupygpt.model.memory_plan import RunShape, check_fits, shape_of_run
 from cupygpt.training.open_data import Data
 from cupygpt.training.schedule import Schedule
@@ -93,14 +94,16 @@ def make_plan(
     check_ids(data.train, model.V)
     check_ids(data.val, model.V)
     choice = choose_rank_device(config.device, ranks)
-    _check_device_flags(config, choice.device, ranks.world)
+    _check_device_flags(config, choice.device)
     precision, precision_reason = _precision(config, choice.device, begun_in)
     shape = _run_shape(config, model, precision, choice.device, ranks.world)
     accumulation = _accumulation(config, shape.B, shape.T, ranks.world)
     rows = _rows_per_epoch(config, shape, data, ranks.world)
-    steps = config.steps or _steps_of_epochs(
-        config.epochs or 1.0, rows, shape.B * accumulation * ranks.world
-    )
+    rows_per_step = shape.B * accumulation * ranks.world
+    if config.steps == ONE_EPOCH:
+        steps = _steps_of_llmc(data, shape.T * rows_per_step)
+    else:
+        steps = config.steps or _steps_of_epochs(config.epochs or 1.0, rows, rows_per_step)
     check_fits(shape, choice.device.free_bytes())  # before anything is allocated there
     return Plan(
         config=config,
@@ -212,23 +215,27 @@ def _steps_of_epochs(epochs: float, rows: int, rows_per_step: int) -> int:
     return steps
 
 
+def _steps_of_llmc(data: Data, tokens_per_step: int) -> int:
+    """One epoch as llm.c counts it, by all tokens: its scripts wait for the file DONE_SSSSSSSS."""
+    tokens = sum(shard.num_tokens for shard in data.train)
+    if tokens < tokens_per_step:
+        raise DataError(
+            f"one epoch of {tokens:,} tokens is less than one step of {tokens_per_step:,}. Use a "
+            f"smaller -b or -d, more data, or set the steps with -x."
+        )
+    return tokens // tokens_per_step
+
+
 def _schedule(config: TrainConfig, steps: int) -> Schedule:
-    if config.schedule != "constant" and config.warmup > steps:
-        raise ConfigError(f"{flags_of('warmup')} is {config.warmup}, longer than {steps} steps.")
     return Schedule(
         config.schedule, config.learning_rate, config.warmup, steps, config.final_fraction
     )
 
 
-def _check_device_flags(config: TrainConfig, device: Device, world: int) -> None:
-    """Raise ConfigError for flags that this device or this number of ranks cannot honour."""
+def _check_device_flags(config: TrainConfig, device: Device) -> None:
+    """Raise ConfigError for flags that this device cannot honour."""
     if config.no_graph and not device.is_gpu:
         raise ConfigError("--no-graph needs a CUDA device; the CPU has no graphs to leave out.")
-    if config.zero_stage and world == 1:
-        raise ConfigError(
-            f"-z {config.zero_stage} shares the optimizer's state out among GPUs, but this run has "
-            f"one: leave it out, or start more (--gpus N)."
-        )
 
 
 def _peak_flops(device: Device, precision: Precision, world: int) -> float | None:

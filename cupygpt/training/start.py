@@ -21,10 +21,12 @@ from cupygpt.distributed.ranks import (
     rank0_first,
 )
 from cupygpt.errors import ConfigError
+from cupygpt.flags.command_line import CommandLine
 from cupygpt.flags.config import TrainConfig, new_run_config
+from cupygpt.flags.llmc import RESUME_IF_ANY, check_claims
 from cupygpt.flags.model_and_data import NEWEST_RUN
 from cupygpt.model.init_weights import initial_parameters
-from cupygpt.run_folder.folder import find_run, new_run_folder
+from cupygpt.run_folder.folder import find_run, has_checkpoint, new_run_folder
 from cupygpt.run_folder.record import read_record, write_record
 from cupygpt.training.baselines import ngram_baselines
 from cupygpt.training.loop import Run, closing_lines
@@ -38,13 +40,18 @@ LAUNCHER_ECHO_S = 1.0
 """With several ranks a signal may come twice, from the terminal and from the launcher."""
 
 
-def train(given: dict[str, Any], signals: list[str]) -> None:
+def train(line: CommandLine, signals: list[str]) -> None:
     """Run what the flags ask for; the signal that ends it early is appended to `signals`."""
+    given = dict(line.given)
     config = TrainConfig(**given)  # without the demo's defaults: they need no ranks
     # Not a setting of the run: it stays out of run.json.
     timeout_s = given.pop("rank_timeout", config.rank_timeout)
     with join_ranks(timeout_s, debug=config.debug) as ranks:
         check_equal_on_ranks(ranks, "flags", config.as_dict())
+        check_claims(line.claims, ranks.world, ranks.rank)
+        console = _console(config, ranks)
+        for note in line.notes:
+            console.note(f"note: {note}")
         train_rank(config, given, signals, ranks)
 
 
@@ -52,7 +59,7 @@ def train_rank(
     config: TrainConfig, given: dict[str, Any], signals: list[str], ranks: Ranks
 ) -> None:
     """The whole run as this rank sees it."""
-    if config.resume:
+    if config.resume and _continues(config, ranks):
         run = resume_run(config.resume, config.out, given, ranks)
     else:
         run = start_run(given, ranks)
@@ -77,11 +84,22 @@ def train_rank(
         signals.append(run.stopped_by)
 
 
+def _continues(config: TrainConfig, ranks: Ranks) -> bool:
+    """Whether there is a run to continue; only llm.c's `-y 1` starts one where there is none."""
+    if config.resume != RESUME_IF_ANY:
+        return True
+    found = has_checkpoint(config.out) if ranks.rank == 0 else None
+    return bool(broadcast_object(ranks, found))
+
+
 def start_run(given: dict[str, Any], ranks: Ranks) -> Run:
     """A new run: its folder, data, model and weights. Rank 0 makes what the others find."""
-    config = new_run_config(given)
+    # A run of `-y 1` that ended before its first checkpoint begins again in its folder.
+    again = given.get("resume") == RESUME_IF_ANY
+    config = new_run_config({name: given[name] for name in given if name != "resume"})
     console = _console(config, ranks)
-    made = new_run_folder(config.out, overwrite=config.overwrite) if ranks.rank == 0 else None
+    overwrite = config.overwrite or again
+    made = new_run_folder(config.out, overwrite=overwrite) if ranks.rank == 0 else None
     folder = _common_folder(ranks, made)
     data = rank0_first(ranks, lambda: open_data(config, folder))
     model, loaded, origin = choose_model(config, data)

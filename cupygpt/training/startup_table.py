@@ -27,8 +27,23 @@ def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple
         ("precision", precision),
         ("memory", _describe_memory(plan)),
         ("run folder", str(folder)),
-        *(("note", note) for note in data.notes),
+        *(("note", note) for note in (*data.notes, *_without_effect(plan))),
     ]
+
+
+def _without_effect(plan: Plan) -> list[str]:
+    """Flags that cannot do in this run what they are for, a sentence each."""
+    config, schedule, notes = plan.config, plan.schedule, []
+    if schedule.kind != "constant" and schedule.warmup > plan.steps:
+        notes.append(
+            f"the warm-up (-u {schedule.warmup}) is longer than the run's {plan.steps:,} steps: "
+            f"the learning rate ends at {schedule(plan.steps - 1):.3g}, below {schedule.peak:g}"
+        )
+    if config.zero_stage and plan.world == 1:
+        notes.append(
+            f"-z {config.zero_stage} shares nothing out, because this run has one GPU (--gpus N)"
+        )
+    return notes
 
 
 def _describe_batch(plan: Plan) -> str:
