@@ -50,7 +50,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
             partial.replace(path)
             sync_folder(path.parent)
     except BaseException:
-        _remove_quietly(partial)
+        remove_quietly(partial)
         raise
 
 
@@ -163,6 +163,7 @@ def check_kind(
     )
 
 
-def _remove_quietly(path: Path) -> None:
+def remove_quietly(path: Path) -> None:
+    """Delete a file if it is there and can be deleted."""
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)

@@ -23,7 +23,9 @@ WHAT is one of
                     file is one document; the last 5 % of each are for validation (a file of fewer
                     than 20 tokens may give none; a later file then gives one more)
 
-Writes NAME_train.bin and NAME_val.bin. Files of an earlier run under the same name are replaced.
+Writes NAME_train.bin and NAME_val.bin, and beside each file a record of its tokenizer and its
+texts (NAME_train.bin.json), which cupygpt.train reads. A tokenizer from a file is copied to
+NAME_tokenizer.tiktoken. Files of an earlier run under the same name are replaced.
 """
 
 
@@ -81,17 +83,15 @@ def prepare(args: argparse.Namespace) -> None:
         f"tokenizer {tokenizer.name} ({tokenizer.vocab_size:,} ids)"
     )
     _say("next:")
-    _say("  " + _next_command(made.train_paths, made.val_paths, tokenizer.name))
+    _say("  " + _next_command(made.train_paths, made.val_paths))
 
 
-def _next_command(train: Sequence[Path], val: Sequence[Path], tokenizer: str) -> str:
+def _next_command(train: Sequence[Path], val: Sequence[Path]) -> str:
     pattern = str(train[0])
     if len(train) > 1:
         pattern = re.sub(r"_\d{6}\.bin$", "_*.bin", pattern)
     command = ["python", "-m", "cupygpt.train", "-i", pattern]
     command += [word for path in val for word in ("-j", str(path))]
-    if tokenizer != "gpt2":
-        command += ["--tokenizer", tokenizer]
     return shell_command(command)
 
 

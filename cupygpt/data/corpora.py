@@ -1,15 +1,17 @@
 """Built-in texts: TinyShakespeare as llm.c tokenises it, and Python's own documentation."""
 
 import hashlib
+import platform
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from cupygpt.data.python_docs import PythonDocs, python_docs_text
+from cupygpt.data.token_record import Origin
 from cupygpt.data.tokenizer import ByteTokenizer, Tokenizer
 from cupygpt.errors import DataError
 
@@ -83,11 +85,29 @@ def python_docs_tokens(
     return encode_documents(train, tokenizer), encode_documents(val, tokenizer)
 
 
+def python_docs_origin(docs: PythonDocs) -> Origin:
+    """Where the tokens of the built-in corpus come from."""
+    return Origin(
+        [f"documentation in Python {platform.python_version()}"],
+        1,
+        text_sha256(docs.documents),
+        f"every {HELD_OUT_EVERY}th document is for validation",
+    )
+
+
 def hold_out(documents: Sequence[str]) -> tuple[list[str], list[str]]:
     """Training and validation documents: the 10th, 30th, 50th, ... are held out."""
     held_out = range(HELD_OUT_EVERY // 2 - 1, len(documents), HELD_OUT_EVERY)
     train = [text for i, text in enumerate(documents) if i not in held_out]
     return train, [documents[i] for i in held_out]
+
+
+def text_sha256(texts: Iterable[str]) -> str:
+    """The SHA-256 of texts, each in UTF-8 and followed by a zero byte."""
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+    return digest.hexdigest()
 
 
 def _download(url: str) -> bytes:

@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from cupygpt.data.python_docs import python_docs_text
 from cupygpt.data.shard_writer import ShardSeries, remove_stale, split_off_end
 from cupygpt.data.text_files import read_text
 from cupygpt.data.token_files import Tokens, matching_files
+from cupygpt.data.token_record import NAMED_SOURCES, Origin, write_token_records
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
 from cupygpt.errors import ConfigError, DataError
 
@@ -98,11 +100,11 @@ def prepare_files(request: Request, note: Callable[[str], None]) -> Prepared:
     default_tokenizer = "bytes" if built_in == PYTHON_DOCS else "gpt2"
     tokenizer = load_tokenizer(request.tokenizer or default_tokenizer)
     if built_in == PYTHON_DOCS:
-        pieces = _python_docs(tokenizer, note)
+        origin, pieces = _python_docs(tokenizer, note)
     elif built_in == TINYSHAKESPEARE:
-        pieces = _tinyshakespeare(request.source, tokenizer)
+        origin, pieces = _tinyshakespeare(request.source, tokenizer)
     else:
-        pieces = _text_files(request, tokenizer)
+        origin, pieces = _text_files(request, tokenizer)
     name = request.name or _default_name(request)
     _make_folder(request.output)
     with (
@@ -115,23 +117,27 @@ def prepare_files(request: Request, note: Callable[[str], None]) -> Prepared:
         _check_enough(train.num_tokens, val.num_tokens, wants_val=request.val_fraction != 0)
         val.finish()
         train.finish()
-    removed = remove_stale(request.output, name, train.paths + val.paths)
+        parts = {"train": train.paths, "val": val.paths}
+        records = write_token_records(request.output, name, parts, tokenizer, origin)
+    removed = remove_stale(request.output, name, [*train.paths, *val.paths, *records])
     return Prepared(train.paths, val.paths, train.num_tokens, val.num_tokens, removed, tokenizer)
 
 
-Pieces = Iterator[tuple[Tokens, Tokens]]
+Pieces: TypeAlias = Iterator[tuple[Tokens, Tokens]]
 """Training and validation tokens, piece by piece."""
 
 
-def _python_docs(tokenizer: Tokenizer, note: Callable[[str], None]) -> Pieces:
+def _python_docs(tokenizer: Tokenizer, note: Callable[[str], None]) -> tuple[Origin, Pieces]:
     docs = python_docs_text()
     for text in docs.notes:
         note(text)
-    yield corpora.python_docs_tokens(docs, tokenizer)
+    origin = corpora.python_docs_origin(docs)
+    return origin, iter([corpora.python_docs_tokens(docs, tokenizer)])
 
 
-def _tinyshakespeare(source: Path | None, tokenizer: Tokenizer) -> Pieces:
-    tokens = corpora.tinyshakespeare_tokens(corpora.tinyshakespeare_text(source), tokenizer)
+def _tinyshakespeare(source: Path | None, tokenizer: Tokenizer) -> tuple[Origin, Pieces]:
+    text = corpora.tinyshakespeare_text(source)
+    tokens = corpora.tinyshakespeare_tokens(text, tokenizer)
     cut = corpora.SHAKESPEARE_VAL_TOKENS
     if len(tokens) < cut + 2:
         raise DataError(
@@ -139,14 +145,12 @@ def _tinyshakespeare(source: Path | None, tokenizer: Tokenizer) -> Pieces:
             f"nothing is left to train on. Is this the TinyShakespeare text? For other text: "
             f"python -m cupygpt.prepare {source}"
         )
-    yield tokens[cut:], tokens[:cut]
+    split = f"the first {cut:,} tokens are for validation"
+    origin = Origin([TINYSHAKESPEARE], 1, corpora.text_sha256([text]), split)
+    return origin, iter([(tokens[cut:], tokens[:cut])])
 
 
-def _text_files(request: Request, tokenizer: Tokenizer) -> Pieces:
-    """Each file is a document, of which the last tokens are for validation.
-
-    Both parts of a document start with end of text, if the tokenizer has one.
-    """
+def _text_files(request: Request, tokenizer: Tokenizer) -> tuple[Origin, Pieces]:
     hint = f"Check the path. Built-in texts: {', '.join(FILE_PREFIXES)}."
     paths = [
         path
@@ -154,6 +158,18 @@ def _text_files(request: Request, tokenizer: Tokenizer) -> Pieces:
         for path in matching_files(what, kind="text files", example="*.txt", hint=hint)
     ]
     fraction = VAL_FRACTION if request.val_fraction is None else request.val_fraction
+    names = [path.name for path in paths]
+    content = corpora.text_sha256(text for path in paths for text in ("", *read_text(path)))
+    split = f"the last {100 * fraction:g} % of each document are for validation"
+    origin = Origin(names[:NAMED_SOURCES], len(names), content, split)
+    return origin, _tails(paths, fraction, tokenizer)
+
+
+def _tails(paths: Sequence[Path], fraction: float, tokenizer: Tokenizer) -> Pieces:
+    """Each file is a document, of which the last tokens are for validation.
+
+    Both parts of a document start with end of text, if the tokenizer has one.
+    """
     eot = np.array([] if tokenizer.eot is None else [tokenizer.eot], np.uint16)
     owed = 0.0
     for path in paths:

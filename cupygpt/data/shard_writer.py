@@ -9,9 +9,10 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.data.token_files import Tokens, open_shards, shard_writer
+from cupygpt.data.token_files import Tokens, open_shards, record_path, shard_writer
+from cupygpt.data.token_record import tokenizer_copy_path
 from cupygpt.errors import DataError
-from cupygpt.files import os_errors_name
+from cupygpt.files import os_errors_name, remove_quietly
 
 
 class ShardSeries:
@@ -101,22 +102,28 @@ class ShardSeries:
     def _remove(self) -> None:
         for path in self.paths:
             # A file that cannot be removed must neither keep the others nor hide the first error.
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
+            remove_quietly(path)
 
 
 def remove_stale(folder: Path, name: str, written: list[Path]) -> list[Path]:
     """Delete token files that an earlier run left under the same name; returns their paths.
 
     Otherwise a pattern such as `name_train*.bin` would mix two data sets. Only valid token files
-    named `<name>_train.bin`, `<name>_train_NNNNNN.bin` or `<name>_val.bin` are deleted.
+    named `<name>_train.bin`, `<name>_train_NNNNNN.bin` or `<name>_val.bin` are deleted, and what
+    belongs to them: their records, and the copy of their tokenizer. `written` are the files of
+    these kinds that stay.
     """
     ours = re.compile(re.escape(name) + r"_(train(_\d{6})?|val)\.bin")
-    removed = []
-    for path in sorted(folder.iterdir()):
-        if ours.fullmatch(path.name) and path not in written and _is_token_file(path):
+    found = [path for path in sorted(folder.iterdir()) if path not in written]
+    removed = [path for path in found if ours.fullmatch(path.name) and _is_token_file(path)]
+    for path in removed:
+        path.unlink()
+    for path in found:
+        token_file = path.with_suffix("")
+        orphaned = ours.fullmatch(token_file.name) and not token_file.exists()
+        is_record = orphaned and path == record_path(token_file)
+        if path.is_file() and (is_record or path == tokenizer_copy_path(folder, name)):
             path.unlink()
-            removed.append(path)
     return removed
 
 

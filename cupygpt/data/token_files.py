@@ -68,6 +68,34 @@ class TokenShard:
         """
         return self._mapped(self.path, self.num_tokens)
 
+    @functools.cached_property
+    def fingerprint(self) -> dict[str, Any]:
+        """What identifies the file, ready for JSON: name, tokens, sha256, hashed.
+
+        For files of up to 32 MiB `hashed` is "all" and `sha256` covers the whole file. For larger
+        files it is "sampled", so that a data set of any size is identified within seconds: the hash
+        covers the size in bytes (8 bytes, little-endian) and 64 blocks of 64 KiB spread evenly,
+        from the header to the end of the file.
+        """
+        size = HEADER_BYTES + TOKEN_DTYPE.itemsize * self.num_tokens
+        digest = hashlib.sha256()
+        with _reading(self.path), self.path.open("rb") as file:
+            if size <= FULL_HASH_BYTES:
+                while block := file.read(2**20):
+                    digest.update(block)
+            else:
+                digest.update(size.to_bytes(8, "little"))
+                last_start = size - SAMPLED_BLOCK_BYTES
+                for i in range(SAMPLED_BLOCKS):
+                    file.seek(last_start * i // (SAMPLED_BLOCKS - 1))
+                    digest.update(file.read(SAMPLED_BLOCK_BYTES))
+        return {
+            "name": self.path.name,
+            "tokens": self.num_tokens,
+            "sha256": digest.hexdigest(),
+            "hashed": "all" if size <= FULL_HASH_BYTES else "sampled",
+        }
+
 
 @contextlib.contextmanager
 def shard_writer(path: Path) -> Iterator[Callable[[npt.ArrayLike], None]]:
@@ -116,14 +144,21 @@ def write_shard(path: Path, tokens: npt.ArrayLike) -> None:
 def open_shards(pattern: str) -> list[TokenShard]:
     """All token files that match `pattern`, a path or a glob, sorted by byte value as in llm.c.
 
-    A path that exists is taken literally, even if it holds `*`, `?` or `[`. Every file is checked:
-    magic, version, at least 2 tokens, exact size. Raises DataError at the first that fails, and
-    when nothing matches.
+    A path that exists is taken literally, even if it holds `*`, `?` or `[`. The records beside
+    token files do not count as matches. Every file is checked: magic, version, at least 2 tokens,
+    exact size. Raises DataError at the first that fails, and when nothing matches.
     """
     hint = "Check the path, or make token files from text with: python -m cupygpt.prepare FILE"
-    paths = matching_files(pattern, kind="token files", example="*.bin", hint=hint)
+    found = matching_files(pattern, kind="token files", example="*.bin", hint=hint)
+    records = {record_path(path) for path in found}
+    paths = [path for path in found if path not in records]
     mapped = functools.lru_cache(maxsize=MAX_MAPPED)(_map_tokens)
     return [TokenShard(path, _checked_num_tokens(path), mapped) for path in paths]
+
+
+def record_path(path: Path) -> Path:
+    """Where the record of the token file `path` lies (token_record.py)."""
+    return path.with_name(path.name + ".json")
 
 
 def matching_files(pattern: str, *, kind: str, example: str, hint: str) -> list[Path]:
@@ -158,15 +193,25 @@ def check_ids(shards: Sequence[TokenShard], V: int) -> None:
     """
     if V >= 2**16:
         return
+    for shard, start, block in _scanned_blocks(shards):
+        if int(block.max()) >= V:
+            offset = int(np.argmax(block >= V))
+            raise id_error(shard, start + offset, int(block[offset]), V)
+
+
+def largest_id(shards: Sequence[TokenShard]) -> int:
+    """The largest token id in `shards`; of large data sets in the part that `check_ids` reads."""
+    return max(int(block.max()) for _, _, block in _scanned_blocks(shards))
+
+
+def _scanned_blocks(shards: Sequence[TokenShard]) -> Iterator[tuple[TokenShard, int, Tokens]]:
+    """Blocks of tokens, each with its shard and the position of its first token."""
     share = SCAN_BUDGET_TOKENS // max(len(shards), 1)
     whole = sum(shard.num_tokens for shard in shards) <= SCAN_BUDGET_TOKENS
     for shard in shards:
         last = shard.num_tokens if whole else min(shard.num_tokens, share)
         for start in range(0, last, SCAN_BLOCK_TOKENS):
-            block = shard.tokens[start : min(start + SCAN_BLOCK_TOKENS, last)]
-            if int(block.max()) >= V:
-                offset = int(np.argmax(block >= V))
-                raise id_error(shard, start + offset, int(block[offset]), V)
+            yield shard, start, shard.tokens[start : min(start + SCAN_BLOCK_TOKENS, last)]
 
 
 def id_error(shard: TokenShard, position: int, token: int, V: int) -> DataError:
@@ -179,35 +224,8 @@ def id_error(shard: TokenShard, position: int, token: int, V: int) -> DataError:
 
 
 def fingerprint(shards: Iterable[TokenShard]) -> list[dict[str, Any]]:
-    """What identifies each shard, ready for JSON: name, tokens, sha256, hashed.
-
-    For files of up to 32 MiB `hashed` is "all" and `sha256` covers the whole file. For larger files
-    it is "sampled", so that a data set of any size is identified within seconds: the hash covers
-    the size in bytes (8 bytes, little-endian) and 64 blocks of 64 KiB spread evenly, from the
-    header to the end of the file.
-    """
-    return [_fingerprint(shard) for shard in shards]
-
-
-def _fingerprint(shard: TokenShard) -> dict[str, Any]:
-    size = HEADER_BYTES + TOKEN_DTYPE.itemsize * shard.num_tokens
-    digest = hashlib.sha256()
-    with _reading(shard.path), shard.path.open("rb") as file:
-        if size <= FULL_HASH_BYTES:
-            while block := file.read(2**20):
-                digest.update(block)
-        else:
-            digest.update(size.to_bytes(8, "little"))
-            last_start = size - SAMPLED_BLOCK_BYTES
-            for i in range(SAMPLED_BLOCKS):
-                file.seek(last_start * i // (SAMPLED_BLOCKS - 1))
-                digest.update(file.read(SAMPLED_BLOCK_BYTES))
-    return {
-        "name": shard.path.name,
-        "tokens": shard.num_tokens,
-        "sha256": digest.hexdigest(),
-        "hashed": "all" if size <= FULL_HASH_BYTES else "sampled",
-    }
+    """What identifies each shard, ready for JSON: name, tokens, sha256, hashed."""
+    return [shard.fingerprint for shard in shards]
 
 
 @dataclass(frozen=True)

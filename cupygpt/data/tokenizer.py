@@ -4,6 +4,8 @@ Ids fit in 16 bits, because token files hold uint16. tiktoken is imported only w
 """
 
 import codecs
+import functools
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -27,14 +29,43 @@ class Tokenizer(ABC):
     """Text to token ids and back.
 
     `name` is what `load_tokenizer` was given; `vocab_size` the number of ids; `eot` the id that
-    separates documents, or None if there is none.
+    separates documents, or None if there is none; `file` the file that the tokenizer was read from,
+    or None for gpt2 and bytes.
     """
 
-    def __init__(self, name: str, table: Sequence[bytes], eot: int | None) -> None:
+    def __init__(
+        self, name: str, table: Sequence[bytes], eot: int | None, file: Path | None = None
+    ) -> None:
         self.name = name
         self.vocab_size = len(table)
         self.eot = eot
+        self.file = file
         self._table = table
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """What identifies the vocabulary, whatever the tokenizer or its file is called.
+
+        The SHA-256 of the bytes of each id, each preceded by their number, and of the id of end of
+        text (2**32 - 1 for none). GPT-2's BPE has the same in all its forms.
+        """
+        digest = hashlib.sha256()
+        for token in self._table:
+            digest.update(len(token).to_bytes(4, "little") + token)
+        digest.update((2**32 - 1 if self.eot is None else self.eot).to_bytes(4, "little"))
+        return digest.hexdigest()
+
+    def text_bytes(self, ids: npt.NDArray[np.uint16]) -> int:
+        """The bytes of text that `ids` (n,) stand for; end of text counts none."""
+        counts = np.bincount(ids, minlength=self.vocab_size)
+        return int(counts @ self._text_lengths)
+
+    @functools.cached_property
+    def _text_lengths(self) -> npt.NDArray[np.int64]:
+        lengths = np.array([len(token) for token in self._table], np.int64)
+        if self.eot is not None:
+            lengths[self.eot] = 0
+        return lengths
 
     @abstractmethod
     def encode(self, text: str) -> npt.NDArray[np.uint16]:
@@ -78,9 +109,9 @@ class ByteTokenizer(Tokenizer):
 class BPETokenizer(Tokenizer):
     """Byte-pair encoding by tiktoken, with GPT-2's split pattern."""
 
-    def __init__(self, name: str, encoding: "tiktoken.Encoding") -> None:
+    def __init__(self, name: str, encoding: "tiktoken.Encoding", file: Path | None = None) -> None:
         table = [_token_bytes(encoding, token) for token in range(encoding.n_vocab)]
-        super().__init__(name, table, encoding.eot_token)
+        super().__init__(name, table, encoding.eot_token, file)
         self._encoding = encoding
 
     def encode(self, text: str) -> npt.NDArray[np.uint16]:
@@ -134,8 +165,8 @@ def load_tokenizer(spec: str) -> Tokenizer:
     path = Path(spec).expanduser()
     content = tokenizer_files.read(path)
     if path.suffix == ".bin" or tokenizer_files.is_llmc(content):
-        return DecodeOnlyTokenizer(spec, *tokenizer_files.parse_llmc(path, content))
-    return _bpe_from_ranks(spec, tokenizer_files.parse_ranks(path, content))
+        return DecodeOnlyTokenizer(spec, *tokenizer_files.parse_llmc(path, content), path)
+    return _bpe_from_ranks(spec, tokenizer_files.parse_ranks(path, content), path)
 
 
 def default_tokenizer_spec(V: int) -> str | None:
@@ -143,7 +174,7 @@ def default_tokenizer_spec(V: int) -> str | None:
     return {BYTES_VOCAB: "bytes", GPT2_VOCAB: "gpt2"}.get(V)
 
 
-def _bpe_from_ranks(name: str, ranks: dict[bytes, int]) -> Tokenizer:
+def _bpe_from_ranks(name: str, ranks: dict[bytes, int], file: Path) -> Tokenizer:
     import tiktoken
 
     encoding = tiktoken.Encoding(
@@ -152,7 +183,7 @@ def _bpe_from_ranks(name: str, ranks: dict[bytes, int]) -> Tokenizer:
         mergeable_ranks=ranks,
         special_tokens={END_OF_TEXT.decode(): max(ranks.values()) + 1},
     )
-    return BPETokenizer(name, encoding)
+    return BPETokenizer(name, encoding, file)
 
 
 def _token_bytes(encoding: "tiktoken.Encoding", token: int) -> bytes:

@@ -4,14 +4,33 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cupygpt.config import GPTConfig
-from cupygpt.data.corpora import python_docs_tokens
-from cupygpt.data.token_files import TokenShard, fingerprint, open_shards, write_shard
+from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB, GPTConfig
+from cupygpt.data.corpora import python_docs_origin, python_docs_tokens
+from cupygpt.data.python_docs import python_docs_text
+from cupygpt.data.token_files import (
+    TokenShard,
+    fingerprint,
+    largest_id,
+    open_shards,
+    write_shard,
+)
+from cupygpt.data.token_record import (
+    RecordedTokenizer,
+    TokenRecord,
+    check_tokenizer,
+    load_recorded_tokenizer,
+    read_token_record,
+    write_token_records,
+)
 from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
 from cupygpt.errors import ConfigError, TokenizerError
 from cupygpt.flags.config import TrainConfig, flags_of
 
-DEMO_TRAIN, DEMO_VAL = "python_docs_train.bin", "python_docs_val.bin"
+DEMO_NAME = "python_docs"
+"""The first part of the names of the demo's token files."""
+
+LARGE_VOCAB = 1024
+"""Of a vocabulary above this, a text that uses no id of the upper half was made for another."""
 
 
 @dataclass
@@ -22,6 +41,9 @@ class Data:
     val: list[TokenShard]
     tokenizer: Tokenizer | None
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    made_with: TokenRecord | None = None
+    """What the records beside the files, training then validation, say; None without any."""
 
     def record(self) -> dict[str, Any]:
         """For the run's record: a changed file is noticed on resume."""
@@ -32,48 +54,110 @@ class Data:
         }
 
 
-def open_data(config: TrainConfig, folder: Path) -> Data:
-    """Open and check the token files; without -i the built-in corpus is written into `folder`."""
+def open_data(config: TrainConfig, folder: Path, *, new: bool) -> Data:
+    """Open and check the token files; without -i those of the built-in corpus in the run `folder`.
+
+    `new` says that a run begins here: tokens that an earlier run left in the folder may come from
+    another tokenizer or text, so they are written anew. A resumed run, and a rank other than 0,
+    uses the files that are there.
+    """
     if config.train_data is None:
-        return _demo_data(config, folder)
+        return _demo_data(config, folder, new=new)
     train = open_shards(config.train_data)
     val = open_shards(config.val_data) if config.val_data else []
-    return Data(train, val, None)
+    return Data(train, val, None, made_with=read_token_record([*train, *val]))
+
+
+def vocabulary(config: TrainConfig, data: Data) -> int:
+    """V of the tokenizer that made the data; GPT-2's if neither the files nor the flags tell."""
+    if data.tokenizer is not None:
+        return data.tokenizer.vocab_size
+    if data.made_with is not None:
+        return data.made_with.tokenizer.vocab_size
+    if config.tokenizer in (None, "gpt2"):
+        return GPT2_VOCAB
+    return load_tokenizer(config.tokenizer).vocab_size
 
 
 def attach_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> None:
-    """Find the tokenizer for samples and bits per byte; note a missing one, refuse a wrong one."""
-    if data.tokenizer is None:
-        spec = config.tokenizer or default_tokenizer_spec(model.V)
-        if spec is None:
-            data.notes.append(
-                f"no tokenizer known for a vocabulary of {model.V}: samples show ids "
-                "(--tokenizer FILE)"
-            )
-            return
-        try:
-            data.tokenizer = load_tokenizer(spec)
-        except TokenizerError as error:
-            if config.tokenizer:
-                raise
-            data.notes.append(f"samples show ids: {error}")
-            return
-    if data.tokenizer.vocab_size != model.V:
+    """Find the tokenizer for samples and bits per byte; note a missing one, refuse a wrong one.
+
+    A wrong one is another than the data was made with, or one that the model was not made for.
+    """
+    if data.made_with is not None:
+        _check_model("the data's", data.made_with.tokenizer, model)
+    else:
+        _doubt_ids(model, data)
+    try:
+        data.tokenizer = data.tokenizer or _find_tokenizer(config, model, data)
+    except TokenizerError as error:
+        if config.tokenizer:
+            raise
+        data.notes.append(f"samples show ids: {error}")
+    if data.tokenizer is not None:
+        if data.made_with is not None:
+            check_tokenizer(data.tokenizer, data.made_with, [*data.train, *data.val])
+        _check_model("the", data.tokenizer, model)
+
+
+def _find_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> Tokenizer | None:
+    """The tokenizer that the flags, the data or else the model's vocabulary name."""
+    if config.tokenizer is None and data.made_with is not None:
+        return load_recorded_tokenizer(data.made_with.tokenizer)
+    spec = config.tokenizer or default_tokenizer_spec(model.V)
+    if spec is not None:
+        return load_tokenizer(spec)
+    data.notes.append(
+        f"no tokenizer known for a vocabulary of {model.V}: samples show ids (--tokenizer FILE)"
+    )
+    return None
+
+
+def _check_model(whose: str, tokenizer: Tokenizer | RecordedTokenizer, model: GPTConfig) -> None:
+    if tokenizer.vocab_size != model.V:
         raise TokenizerError(
-            f"tokenizer {data.tokenizer.name} has {data.tokenizer.vocab_size} ids, but the model's "
-            f"vocabulary is {model.V}. "
-            "Pass the model or the --tokenizer that the data was made with."
+            f"{whose} tokenizer {tokenizer.name} has {tokenizer.vocab_size:,} ids, but the model's "
+            f"vocabulary has {model.V:,}. Pass the model or the --tokenizer that the data was made "
+            f"with, or prepare the text again for this model."
         )
 
 
-def _demo_data(config: TrainConfig, folder: Path) -> Data:
+def _doubt_ids(model: GPTConfig, data: Data) -> None:
+    """Warn if token files without a record hold only small ids of a large vocabulary."""
+    largest = largest_id([*data.train, *data.val])
+    if model.V <= LARGE_VOCAB or largest >= model.V // 2:
+        return
+    if largest < BYTES_VOCAB:
+        data.warnings.append(
+            f"all token ids are below {BYTES_VOCAB}, but the model has {model.V:,} ids: the data "
+            f"is probably bytes. Then leave out -e or name a model of {BYTES_VOCAB} ids, and pass "
+            f"--tokenizer bytes"
+        )
+    else:
+        data.warnings.append(
+            f"the largest token id is {largest:,}, but the model has {model.V:,} ids: was the data "
+            f"made with another tokenizer? Name it with --tokenizer"
+        )
+
+
+def _demo_data(config: TrainConfig, folder: Path, *, new: bool) -> Data:
     if config.val_data is not None:
         raise ConfigError(f"{flags_of('val_data')} needs {flags_of('train_data')}.")
-    train_path, val_path = folder / DEMO_TRAIN, folder / DEMO_VAL
-    tokenizer = load_tokenizer(config.tokenizer or "bytes")
-    if not (train_path.exists() and val_path.exists()):
-        train, val = python_docs_tokens(tokenizer=tokenizer)
-        write_shard(train_path, train)
-        write_shard(val_path, val)
+    paths = {part: folder / f"{DEMO_NAME}_{part}.bin" for part in ("train", "val")}
+    if new or not all(path.exists() for path in paths.values()):
+        _write_demo_data(config, folder, paths)
+    train, val = (open_shards(str(path)) for path in paths.values())
+    made_with = read_token_record([*train, *val])
+    # Older runs have no records.
+    tokenizer = None if made_with else load_tokenizer(config.tokenizer or "bytes")
     note = "demo on the documentation in this Python; pass -i and -j for your own data"
-    return Data(open_shards(str(train_path)), open_shards(str(val_path)), tokenizer, [note])
+    return Data(train, val, tokenizer, [note], made_with=made_with)
+
+
+def _write_demo_data(config: TrainConfig, folder: Path, paths: dict[str, Path]) -> None:
+    docs = python_docs_text()
+    tokenizer = load_tokenizer(config.tokenizer or "bytes")
+    for path, tokens in zip(paths.values(), python_docs_tokens(docs, tokenizer), strict=True):
+        write_shard(path, tokens)
+    parts = {part: [path] for part, path in paths.items()}
+    write_token_records(folder, DEMO_NAME, parts, tokenizer, python_docs_origin(docs))

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cupygpt.checkpoint.model_file import ModelFile, load_model
-from cupygpt.config import GPT2_VOCAB, GPTConfig, config_from_descriptor, small_config
+from cupygpt.config import GPTConfig, config_from_descriptor, small_config
 from cupygpt.data.loader import START, Position, TrainLoader
 from cupygpt.data.token_files import check_ids
-from cupygpt.data.tokenizer import load_tokenizer
 from cupygpt.data.validation import ValidationBatches
 from cupygpt.device.device import Device
 from cupygpt.device.precision import (
@@ -27,7 +26,7 @@ from cupygpt.errors import ConfigError, DataError
 from cupygpt.flags.config import TrainConfig, flags_of
 from cupygpt.flags.llmc import ONE_EPOCH
 from cupygpt.model.memory_plan import RunShape, check_fits, shape_of_run
-from cupygpt.training.open_data import Data
+from cupygpt.training.open_data import Data, vocabulary
 from cupygpt.training.schedule import Schedule
 
 DEMO_SHAPE = {"maxT": 64, "L": 4, "NH": 4, "C": 64}
@@ -68,14 +67,13 @@ def choose_model(config: TrainConfig, data: Data) -> tuple[GPTConfig, ModelFile 
     if name is not None and name.endswith(".bin"):
         loaded = load_model(Path(name))
         return loaded.config, loaded, f"weights from {name}"
+    V = vocabulary(config, data)
     if name is None and config.is_demo:
-        assert data.tokenizer is not None
-        demo = GPTConfig(V=data.tokenizer.vocab_size, **DEMO_SHAPE)
+        demo = GPTConfig(V=V, **DEMO_SHAPE)
         return demo, None, f"the demo's, new weights (seed {config.seed})"
     if name is not None and name != "small":
-        return config_from_descriptor(name), None, f"{name}, new weights (seed {config.seed})"
-    spec = config.tokenizer or (data.tokenizer.name if data.tokenizer else "gpt2")
-    V = data.tokenizer.vocab_size if data.tokenizer else _vocabulary(spec)
+        shape = config_from_descriptor(name, V=V)
+        return shape, None, f"{name}, new weights (seed {config.seed})"
     maxT = max(256, config.seq_len or 0)
     return small_config(V, maxT), None, f"small, new weights (seed {config.seed})"
 
@@ -164,10 +162,6 @@ def validation_batches(plan: Plan, data: Data, rank: int) -> ValidationBatches |
         rank=rank,
         num_ranks=plan.world,
     )
-
-
-def _vocabulary(spec: str) -> int:
-    return GPT2_VOCAB if spec == "gpt2" else load_tokenizer(spec).vocab_size
 
 
 def _run_shape(

@@ -101,12 +101,12 @@ def start_run(given: dict[str, Any], ranks: Ranks) -> Run:
     overwrite = config.overwrite or again
     made = new_run_folder(config.out, overwrite=overwrite) if ranks.rank == 0 else None
     folder = _common_folder(ranks, made)
-    data = rank0_first(ranks, lambda: open_data(config, folder))
+    data = rank0_first(ranks, lambda: open_data(config, folder, new=ranks.rank == 0))
     model, loaded, origin = choose_model(config, data)
     attach_tokenizer(config, model, data)
     plan = make_plan(config, model, data, ranks)
     console.header(header_rows(plan, data, origin, folder))
-    for warning in loaded.warnings if loaded else ():
+    for warning in (*data.warnings, *(loaded.warnings if loaded else ())):
         console.warn(warning)
     if ranks.rank == 0:
         write_record(folder, new_record(plan, data))
@@ -124,7 +124,7 @@ def resume_run(resume: str, out: str | None, given: dict[str, Any], ranks: Ranks
     record = read_record(folder)
     config = resumed_config(record["config"], given, world=ranks.world)
     console = _console(config, ranks)
-    data = open_data(config, folder)
+    data = open_data(config, folder, new=False)
     step = broadcast_object(ranks, checkpoint_steps(folder)[-1])
     checkpoint = load_checkpoint(folder, step, ranks=ranks, zero_stage=config.zero_stage)
     model, state = checkpoint.config, checkpoint.state
@@ -134,7 +134,11 @@ def resume_run(resume: str, out: str | None, given: dict[str, Any], ranks: Ranks
     plan = make_plan(config, model, data, ranks, begun_in=record.get("precision"))
     origin = f"checkpoint of step {state.progress.step}"
     console.header(header_rows(plan, data, origin, folder))
-    for warning in (*checkpoint.warnings, *resume_warnings(record, plan, state.progress)):
+    for warning in (
+        *data.warnings,
+        *checkpoint.warnings,
+        *resume_warnings(record, plan, state.progress),
+    ):
         console.warn(warning)
     run = Run(plan, data, folder, console, state.progress, ranks)
     _check_equal_files(ranks, data, state.float32_weights())

@@ -64,8 +64,7 @@ def test_the_end_of_each_text_file_is_for_validation(
         f"wrote {folder / 'text_val.bin'}",
         "50 training and 18 validation tokens, tokenizer bytes (257 ids)",
         "next:",
-        f"  python -m cupygpt.train -i {folder / 'text_train.bin'} -j {folder / 'text_val.bin'} "
-        f"--tokenizer bytes",
+        f"  python -m cupygpt.train -i {folder / 'text_train.bin'} -j {folder / 'text_val.bin'}",
     ]
 
 
@@ -91,6 +90,7 @@ def test_shards_of_an_earlier_run_are_replaced(
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "book.txt",
         "book_train.bin",
+        "book_train.bin.json",
         "book_train.bin.txt",
         "book_train_000009.bin",
     ]

@@ -1,0 +1,283 @@
+"""What a token file cannot say itself: its tokenizer, its texts, and how they were split.
+
+llm.c's format has no room for that, so `prepare` writes one small JSON file beside each token file:
+`NAME_train.bin.json` beside `NAME_train.bin`. A tokenizer that comes from a file is copied beside
+them, as `NAME_tokenizer.tiktoken`, so that the folder can be moved as a whole. A token file without
+a record can be used as well; then the tokenizer must be named.
+"""
+
+import contextlib
+import hashlib
+import json
+import stat
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from cupygpt.data import tokenizer_files
+from cupygpt.data.token_files import SCAN_BLOCK_TOKENS, TokenShard, open_shards, record_path
+from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
+from cupygpt.errors import DataError, TokenizerError
+from cupygpt.files import atomic_write, remove_quietly
+
+FORMAT = "cupygpt token record"
+VERSION = 1
+
+NAMED_SOURCES = 20
+"""So many texts are named in a record."""
+
+Values: TypeAlias = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RecordedTokenizer:
+    """The tokenizer of a token file: `Tokenizer`'s fields, and its own file, None for gpt2, bytes.
+
+    `file` is the copy beside the token file.
+    """
+
+    name: str
+    sha256: str
+    vocab_size: int
+    eot: int | None
+    file: Path | None
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.vocab_size:,} ids)"
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the tokens of one data set come from.
+
+    `sources` are the names of the texts, NAMED_SOURCES at most, and `num_sources` counts them all.
+    `sources_sha256` is a hash of their content. `split` says how validation tokens were chosen.
+    """
+
+    sources: Sequence[str]
+    num_sources: int
+    sources_sha256: str
+    split: str
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """What is known of one token file.
+
+    `part` is "train" or "val". `text_bytes` are the bytes of text that all its tokens stand for;
+    end of text counts none. `documents` counts the documents, or parts of them, that begin in it.
+    """
+
+    tokenizer: RecordedTokenizer
+    part: str
+    tokens: int
+    text_bytes: int
+    documents: int
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """What is known of several token files made with one tokenizer.
+
+    `files` has one entry for each of them, None for a file without a record.
+    """
+
+    tokenizer: RecordedTokenizer
+    files: tuple[FileRecord | None, ...]
+
+
+def tokenizer_copy_path(folder: Path, name: str) -> Path:
+    """Where `prepare` copies the tokenizer of the token files `<name>_*.bin` in `folder`."""
+    return folder / f"{name}_tokenizer.tiktoken"
+
+
+def write_token_records(
+    folder: Path,
+    name: str,
+    parts: dict[str, list[Path]],
+    tokenizer: Tokenizer,
+    origin: Origin,
+) -> list[Path]:
+    """Write the records of the token files `<name>_*.bin` in `folder`; returns what was written.
+
+    `parts` are the finished token files, "train" and "val". A tokenizer from a file is copied. If
+    something cannot be written, no record stays, and RunError says what.
+    """
+    copy = None if tokenizer.file is None else _copy_tokenizer(tokenizer.file, folder, name)
+    written = [] if copy is None else [copy]
+    with contextlib.ExitStack() as undo:
+        for part, paths in parts.items():
+            for path in paths:
+                [shard] = open_shards(str(path))
+                undo.callback(remove_quietly, record_path(path))
+                _write_record(shard, tokenizer, copy, part, origin)
+                written.append(record_path(path))
+        undo.pop_all()
+    return written
+
+
+def _copy_tokenizer(file: Path, folder: Path, name: str) -> Path:
+    path = tokenizer_copy_path(folder, name)
+    content = tokenizer_files.read(file)
+    if not path.is_file() or path.read_bytes() != content:
+        with atomic_write(path) as copy:
+            copy.write(content)
+    return path
+
+
+def _write_record(
+    shard: TokenShard, tokenizer: Tokenizer, copy: Path | None, part: str, origin: Origin
+) -> None:
+    text_bytes = documents = 0
+    for start in range(0, shard.num_tokens, SCAN_BLOCK_TOKENS):
+        block = shard.tokens[start : start + SCAN_BLOCK_TOKENS]
+        text_bytes += tokenizer.text_bytes(block)
+        documents += int(np.count_nonzero(block == tokenizer.eot))
+    fingerprint = {key: value for key, value in shard.fingerprint.items() if key != "name"}
+    values: Values = {
+        "format": FORMAT,
+        "version": VERSION,
+        "file": fingerprint,
+        "tokenizer": {
+            "name": tokenizer.name if copy is None else Path(tokenizer.name).name,
+            "sha256": tokenizer.sha256,
+            "vocab_size": tokenizer.vocab_size,
+            "eot": tokenizer.eot,
+            "file": None if copy is None else copy.name,
+        },
+        "part": part,
+        "text_bytes": text_bytes,
+        "documents": documents,
+        "origin": asdict(origin),
+    }
+    values["checksum"] = _checksum(values)
+    with atomic_write(record_path(shard.path)) as file:
+        file.write(json.dumps(values, indent=1).encode() + b"\n")
+
+
+def read_token_record(shards: Sequence[TokenShard]) -> TokenRecord | None:
+    """What the records beside `shards` say; None if none of them has a record.
+
+    Raises DataError for a record that is damaged, that describes another content than the file has
+    (it was written anew without a record), and for files that were made with different tokenizers.
+    """
+    files = tuple(_read(shard) for shard in shards)
+    known = [(shard, file) for shard, file in zip(shards, files, strict=True) if file]
+    if not known:
+        return None
+    (first_shard, first), *others = known
+    for shard, file in others:
+        if file.tokenizer.sha256 != first.tokenizer.sha256:
+            raise DataError(
+                f"{first_shard.path} was made with the tokenizer {first.tokenizer}, {shard.path} "
+                f"with {_told_apart(file.tokenizer, first.tokenizer)}. All files of a run need the "
+                f"same tokenizer: prepare one of the texts again."
+            )
+    return TokenRecord(first.tokenizer, files)
+
+
+def load_recorded_tokenizer(recorded: RecordedTokenizer) -> Tokenizer:
+    """The tokenizer that token files were made with.
+
+    Raises TokenizerError if its file is not there or is not the one of then.
+    """
+    spec = recorded.name if recorded.file is None else str(recorded.file)
+    tokenizer = load_tokenizer(spec)
+    if tokenizer.sha256 != recorded.sha256:
+        raise TokenizerError(
+            f"{spec} is not the tokenizer that the token files were made with: its content has "
+            f"changed ({_told_apart(tokenizer, recorded)}). Bring the old file back, or name it "
+            f"with --tokenizer."
+        )
+    return tokenizer
+
+
+def check_tokenizer(
+    tokenizer: Tokenizer, record: TokenRecord, shards: Sequence[TokenShard]
+) -> None:
+    """Raise TokenizerError unless `tokenizer` is the one that `shards` were made with.
+
+    `record` is what `read_token_record(shards)` returned.
+    """
+    if tokenizer.sha256 == record.tokenizer.sha256:
+        return
+    known = next(s for s, file in zip(shards, record.files, strict=True) if file)
+    raise TokenizerError(
+        f"{known.path} was made with the tokenizer {record.tokenizer}, not with "
+        f"{_told_apart(tokenizer, record.tokenizer)}. Leave --tokenizer out, or prepare the text "
+        f"again with the tokenizer that you want."
+    )
+
+
+def _told_apart(one: Tokenizer | RecordedTokenizer, other: RecordedTokenizer) -> str:
+    """The name of `one`, with a hash of its content if the number of ids does not tell it apart."""
+    text = f"{one.name} ({one.vocab_size:,} ids)"
+    if one.vocab_size != other.vocab_size:
+        return text
+    return f"{text}, which has other content (SHA-256 {one.sha256[:16]}, not {other.sha256[:16]})"
+
+
+def _read(shard: TokenShard) -> FileRecord | None:
+    path = record_path(shard.path)
+    remedy = (
+        f"Prepare the text again; or delete {path.name}, and name the tokenizer with --tokenizer."
+    )
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{path}: not a file. {remedy}")
+        values = json.loads(path.read_bytes())
+        if values["format"] != FORMAT or values.pop("checksum") != _checksum(values):
+            raise ValueError("its checksum is wrong")
+        if values["version"] != VERSION:
+            raise DataError(
+                f"{path}: a token record of version {values['version']}; {VERSION} is known. "
+                f"Use the cupygpt that wrote it. {remedy}"
+            )
+        _check_describes(path, values["file"], shard, remedy)
+        return _parse(path, values)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise DataError(
+            f"{path}: could not be read ({error.strerror or error}). {remedy}"
+        ) from error
+    except DataError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DataError(f"{path}: this token record is damaged ({error}). {remedy}") from error
+
+
+def _check_describes(path: Path, file: Values, shard: TokenShard, remedy: str) -> None:
+    if file["tokens"] != shard.num_tokens:
+        difference = f"it counts {file['tokens']:,} tokens, the file has {shard.num_tokens:,}"
+    elif file["sha256"] != shard.fingerprint["sha256"]:
+        difference = "the number of tokens is the same, the content is not"
+    else:
+        return
+    raise DataError(
+        f"{path} describes another file than {shard.path.name}: {difference}. The token file was "
+        f"replaced or damaged after its record was written. {remedy}"
+    )
+
+
+def _parse(path: Path, values: Values) -> FileRecord:
+    tokenizer = dict(values["tokenizer"])
+    file = tokenizer.pop("file")
+    copy = None if file is None else path.with_name(file)  # a ValueError for what is no name
+    return FileRecord(
+        RecordedTokenizer(**tokenizer, file=copy),
+        values["part"],
+        values["file"]["tokens"],
+        values["text_bytes"],
+        values["documents"],
+        Origin(**values["origin"]),
+    )
+
+
+def _checksum(values: Values) -> str:
+    """The SHA-256 of a record without its checksum, however it is laid out."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,167 @@
+"""A run takes its tokenizer from its data, refuses a contradiction, and doubts what looks wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.data_files import write_ranks
+
+from cupygpt import prepare
+from cupygpt.config import GPTConfig
+from cupygpt.data.token_files import fingerprint, open_shards, record_path, write_shard
+from cupygpt.data.tokenizer import ByteTokenizer
+from cupygpt.errors import TokenizerError
+from cupygpt.flags.config import TrainConfig
+from cupygpt.train import main
+from cupygpt.training import open_data
+from cupygpt.training.open_data import Data, attach_tokenizer
+from cupygpt.training.plan import choose_model
+
+BYTES_MODEL = GPTConfig(maxT=16, V=257, L=1, NH=1, C=8)
+GPT2_MODEL = GPTConfig(maxT=16, V=50257, L=1, NH=1, C=8)
+
+
+@pytest.fixture
+def text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = Path("a.txt")
+    path.write_text("The cat sat on the mat.\n" * 100)
+    return path
+
+
+def opened(**flags: Any) -> tuple[TrainConfig, Data]:
+    config = TrainConfig(**{"train_data": "a_train.bin", "val_data": "a_val.bin", **flags})
+    return config, open_data.open_data(config, Path(), new=True)
+
+
+def without_records(text: Path) -> None:
+    for part in ("train", "val"):
+        record_path(Path(f"{text.stem}_{part}.bin")).unlink()
+
+
+def test_the_tokenizer_comes_from_the_data(text: Path) -> None:
+    assert prepare.main([str(text), "--tokenizer", "bytes"]) == 0
+    config, data = opened(model="L1:H1:C8")
+    model, _, _ = choose_model(config, data)
+    assert model.V == 257
+    attach_tokenizer(config, model, data)
+    assert isinstance(data.tokenizer, ByteTokenizer)
+    assert (data.notes, data.warnings) == ([], [])
+    small, _, _ = choose_model(*opened())
+    assert small.V == 257
+
+
+def test_a_tokenizer_from_a_file_comes_from_beside_the_data(text: Path) -> None:
+    ranks = write_ranks(text.with_name("my.tiktoken"), [b"The", b"cat"])
+    assert prepare.main([str(text), "--tokenizer", str(ranks), "-o", "data"]) == 0
+    files = {"train_data": "data/a_train.bin", "val_data": "data/a_val.bin"}
+    ranks.rename("other.tiktoken")
+    config, data = opened(**files, tokenizer="other.tiktoken")
+    model, _, _ = choose_model(config, data)
+    assert model.V == 259
+    attach_tokenizer(config, model, data)  # the content counts, not the name
+    Path("data/a_tokenizer.tiktoken").rename("gone.tiktoken")
+    config, data = opened(**files)
+    attach_tokenizer(config, model, data)
+    assert data.tokenizer is None
+    assert "samples show ids: tokenizer data/a_tokenizer.tiktoken: could not" in data.notes[0]
+
+
+def test_another_tokenizer_is_refused(text: Path) -> None:
+    assert prepare.main([str(text), "--tokenizer", "bytes"]) == 0
+    write_ranks(text.with_name("my.tiktoken"), [b"The"])
+    config, data = opened(tokenizer="my.tiktoken")
+    model, _, _ = choose_model(config, data)
+    with pytest.raises(TokenizerError, match=r"a_train\.bin was made with the tokenizer bytes"):
+        attach_tokenizer(config, model, data)
+
+
+@pytest.mark.parametrize("tokenizer", [None, "bytes"])
+def test_a_model_for_another_vocabulary_is_refused(text: Path, tokenizer: str | None) -> None:
+    assert prepare.main([str(text), "--tokenizer", "bytes"]) == 0
+    config, data = opened(tokenizer=tokenizer)
+    with pytest.raises(TokenizerError, match=r"the data's tokenizer bytes has 257 ids, .* 50,257"):
+        attach_tokenizer(config, GPT2_MODEL, data)
+
+
+def test_a_run_on_bytes_needs_no_tokenizer_flag(
+    text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert prepare.main([str(text), "--tokenizer", "bytes"]) == 0
+    command = capsys.readouterr().out.splitlines()[-1].split()
+    assert command[-4:] == ["-i", "a_train.bin", "-j", "a_val.bin"]
+    flags = ["-t", "8", "-n", "1", "-s", "0", "--device", "cpu", "-o", "run"]
+    assert main([*command[3:], *flags]) == 0
+    output = capsys.readouterr().out
+    assert "vocabulary 257 " in output
+    assert "bits/byte" in output
+
+
+def test_files_without_a_record_work_as_before(text: Path) -> None:
+    assert prepare.main([str(text), "--tokenizer", "bytes"]) == 0
+    without_records(text)
+    config, data = opened(tokenizer="bytes")
+    model, _, _ = choose_model(config, data)
+    assert model.V == 257
+    attach_tokenizer(config, model, data)
+    assert isinstance(data.tokenizer, ByteTokenizer)
+    assert not data.warnings
+
+
+def test_bytes_for_a_model_of_gpt2_are_noticed(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_data, "load_tokenizer", unavailable)
+    assert prepare.main([str(text), "--tokenizer", "bytes"]) == 0
+    without_records(text)
+    config, data = opened()
+    attach_tokenizer(config, GPT2_MODEL, data)
+    assert len(data.warnings) == 1
+    assert "all token ids are below 257" in data.warnings[0]
+    assert "probably bytes" in data.warnings[0]
+
+
+def unavailable(spec: str) -> None:
+    raise TokenizerError(f"{spec} is not there")
+
+
+@pytest.mark.parametrize(("largest", "warned"), [(4095, True), (50256, False)])
+def test_ids_of_a_smaller_vocabulary_are_noticed(
+    text: Path, monkeypatch: pytest.MonkeyPatch, largest: int, *, warned: bool
+) -> None:
+    monkeypatch.setattr(open_data, "load_tokenizer", unavailable)
+    for name in ("a_train.bin", "a_val.bin"):
+        write_shard(Path(name), np.array([largest, *range(100)]))
+    config, data = opened()
+    attach_tokenizer(config, GPT2_MODEL, data)
+    assert [f"the largest token id is {largest:,}" in text for text in data.warnings] == [
+        True
+    ] * warned
+
+
+def test_a_new_demo_never_uses_the_tokens_of_an_earlier_one(text: Path) -> None:
+    config = TrainConfig()
+    first = open_data.open_data(config, Path(), new=True)
+    before = fingerprint(first.train)
+    ranks = write_ranks(text.with_name("my.tiktoken"), [b"the", b" the"])
+    other = open_data.open_data(TrainConfig(tokenizer=str(ranks)), Path(), new=True)
+    assert fingerprint(other.train) != before
+    assert other.made_with
+    assert other.made_with.tokenizer.vocab_size == 259
+    again = open_data.open_data(config, Path(), new=True)
+    assert fingerprint(again.train) == before
+    assert choose_model(config, again)[0].V == 257
+
+
+def test_a_resumed_demo_and_other_ranks_use_the_files_that_are_there(text: Path) -> None:
+    open_data.open_data(TrainConfig(), Path(), new=True)
+    path = Path("python_docs_val.bin")
+    written = path.stat().st_mtime_ns
+    data = open_data.open_data(TrainConfig(), Path(), new=False)
+    attach_tokenizer(TrainConfig(), BYTES_MODEL, data)
+    assert isinstance(data.tokenizer, ByteTokenizer)
+    assert path.stat().st_mtime_ns == written
+    for part in ("train", "val"):  # as runs of older versions left them
+        record_path(Path(f"python_docs_{part}.bin")).unlink()
+    data = open_data.open_data(TrainConfig(), Path(), new=False)
+    assert isinstance(data.tokenizer, ByteTokenizer)
+    assert open_shards(str(path))[0].fingerprint == data.val[0].fingerprint
