@@ -35,7 +35,7 @@ READER_GONE = "SIGPIPE"
 TRAIN, SAMPLE = ["python", "-m", "cupygpt.train"], ["python", "-m", "cupygpt.sample"]
 OWN_TEXT = (
     "python -m cupygpt.prepare mytext.txt --tokenizer bytes",
-    "python -m cupygpt.train -i mytext_train.bin -j mytext_val.bin --tokenizer bytes -b 16 -t 64",
+    "python -m cupygpt.train -i mytext_train.bin -j mytext_val.bin -b 16 -t 64",
 )
 """README's commands for a text of one's own."""
 
