@@ -125,11 +125,11 @@ def config_from_descriptor(
     """
     if descriptor == "small":
         return small_config(GPT2_VOCAB)
-    match = re.fullmatch(r"(?:gpt2:)?d(\d+)", descriptor)
+    match = re.fullmatch(r"(?:gpt2:d?|d)(\d{1,9})", descriptor)
     if match and int(match[1]) in _GPT2_CHANNELS_HEADS:
         C, NH = _GPT2_CHANNELS_HEADS[int(match[1])]
         return GPTConfig(maxT=GPT2_CONTEXT, V=GPT2_VOCAB, L=int(match[1]), NH=NH, C=C)
-    match = re.fullmatch(r"gpt3:c(\d+)", descriptor)
+    match = re.fullmatch(r"gpt3:c(\d{1,9})", descriptor)
     if match and int(match[1]) in _GPT3_LAYERS_HEADS:
         L, NH = _GPT3_LAYERS_HEADS[int(match[1])]
         return GPTConfig(maxT=2048, V=GPT2_VOCAB, L=L, NH=NH, C=int(match[1]))

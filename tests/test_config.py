@@ -15,6 +15,7 @@ def test_small_model_has_the_known_parameter_count() -> None:
         ("d6", 30_357_504),
         ("d12", 124_475_904),
         ("gpt2:d48", 1_557_686_400),
+        ("gpt2:12", 124_475_904),
         ("gpt3:c768", 125_262_336),
         ("gpt3:c2560", 2_651_673_600),
     ],
@@ -23,7 +24,9 @@ def test_descriptors_have_the_parameter_counts_of_llmc(descriptor: str, paramete
     assert config_from_descriptor(descriptor).num_parameters == parameters
 
 
-@pytest.mark.parametrize("descriptor", ["d7", "gpt4", "", "d", "gpt3:c5140", "model"])
+@pytest.mark.parametrize(
+    "descriptor", ["d7", "d" + "1" * 5000, "gpt4", "", "d", "gpt3:c5140", "model"]
+)
 def test_unknown_descriptors_list_the_known_ones(descriptor: str) -> None:
     with pytest.raises(ConfigError, match=r"d12.*gpt3:c768.*L6:H6:C384"):
         config_from_descriptor(descriptor)

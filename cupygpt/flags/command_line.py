@@ -88,8 +88,6 @@ def split_flags(arguments: Sequence[str]) -> list[GivenFlag]:
 
 def _takes_value(name: str, word: str) -> bool:
     """Whether `word` can be the value of the flag that it follows."""
-    if name == "-h":
-        return _is_number(word)  # alone it asks for help
     item = _FIELDS.get(name)
     if item is not None and item.metadata["argument"].get("action") == "store_true":
         return False
@@ -131,11 +129,15 @@ def _way(name: str) -> str:
     if spelled in _OTHER_NAMES:
         return f"llm.c's {name} is {_full_name(_OTHER_NAMES[spelled])} here."
     known = [*_FIELDS, *_OTHER_NAMES]
-    near = difflib.get_close_matches(spelled, known, n=1, cutoff=0.7) if len(spelled) > 3 else []
-    for other in (name.lower(), *near):
+    long = [other for other in known if other.startswith("--")]
+    near = []
+    if len(spelled) > len("--ab"):
+        near = [other for other in long if other.startswith(spelled)][:1]
+        near += difflib.get_close_matches(spelled, long, n=1, cutoff=0.7)
+    for other in (name.lower(), spelled, *near):
         if other in known:
             return f"Did you mean {_full_name(_OTHER_NAMES.get(other, other))}?"
-    if name[:2] in _FIELDS and not name.startswith("--"):
+    if name[:2] in _FIELDS and not _is_numeric(name[:2]):
         return f"Put a space between a flag and its value: {name[:2]} {name[2:]}. {_HELP}"
     return _HELP
 

@@ -45,6 +45,8 @@ def test_a_value_follows_its_flag(words: list[str], given: dict[str, object]) ->
         (["--bacth-size", "4"], r"Did you mean -b/--batch-size\?"),
         (["--batch_size", "4"], r"Did you mean -b/--batch-size\?"),
         (["--Seed", "4"], r"Did you mean --seed\?"),
+        (["--learn", "1"], r"Did you mean -l/--learning-rate\?"),
+        (["-me", "0"], r"-me is not a flag\. --help lists all flags"),
         (["-B", "4"], r"Did you mean -b/--batch-size\?"),
         (["--num_iterations", "4"], r"llm.c's --num_iterations is -n/-x/--steps here"),
         (["--input_bin=a.bin"], r"llm.c's --input_bin is -i/--train-data here"),

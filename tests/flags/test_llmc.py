@@ -91,6 +91,7 @@ def test_the_log_file_of_the_fp32_trainer_is_a_folder_here() -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        ("-h yes", "-h is llm.c's and takes a number, got 'yes'"),
         ("-lg x", "-lg is llm.c's and takes a number, got 'x'"),
         ("-sl", "-sl is llm.c's and takes a value"),
         ("-pn -pr 1", "-pn is llm.c's and takes a value"),
