@@ -56,7 +56,10 @@ def sample(args: argparse.Namespace) -> None:
     prompt = start + [int(i) for i in tokenizer.encode(args.prompt)] if args.prompt else start
     if not prompt:
         raise ConfigError("this tokenizer has no end of text to start from; pass a --prompt.")
-    generator = load_generator(model, choose_device(args.device).device)
+    choice = choose_device(args.device)
+    if choice.warning:
+        sys.stderr.write(f"warning: {choice.warning}\n")
+    generator = load_generator(model, choice.device)
     sys.stderr.write(f"{source.path}: {model.config.describe()}\n")
     _print_texts(args, generator, tokenizer, prompt)
 

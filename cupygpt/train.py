@@ -9,6 +9,7 @@ from cupygpt.cli import INTERRUPTED, run_cli
 from cupygpt.console.stream import set_up_streams
 from cupygpt.distributed.launcher import launch
 from cupygpt.distributed.launcher_env import find_rank_info
+from cupygpt.distributed.rank_device import check_launch
 from cupygpt.errors import ConfigError
 from cupygpt.flags.command_line import CommandLine, read_command_line
 from cupygpt.flags.config import TrainConfig
@@ -50,7 +51,9 @@ def _launch_ranks(arguments: Sequence[str], given: dict[str, Any], count: int) -
     """Start `count` ranks of this command on this machine, after a look at the flags."""
 
     def check() -> None:
-        TrainConfig(**given, gpus=count)
+        config = TrainConfig(**given, gpus=count)
+        if not config.resume:  # a run that is resumed has its own --device
+            check_launch(config.device, count)
         place = find_rank_info(os.environ)
         if place is not None:
             raise ConfigError(

@@ -15,6 +15,7 @@ it gives a thread (LEAST_...). They balance three costs:
 Where an op adds up one sum per block (global_norm, layernorm), another size changes the last bits.
 """
 
+import math
 import os
 import threading
 from collections.abc import Callable, Sequence
@@ -24,6 +25,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from cupygpt.arrays import Array
+from cupygpt.device.container import cpu_limit
 
 Job = Callable[[], None]
 
@@ -33,10 +35,16 @@ _here = threading.local()
 
 @cache
 def num_cores() -> int:
-    """Cores this process may use."""
+    """Cores this process may use: those of its affinity, at most as many as a container's limit.
+
+    A limit of one and a half cores gives two: they share the time of one and a half.
+    """
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    else:
+        cores = os.cpu_count() or 1
+    limit = cpu_limit()
+    return cores if limit is None else max(1, min(cores, math.ceil(limit)))
 
 
 def idle_cores() -> int:

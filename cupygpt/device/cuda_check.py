@@ -4,7 +4,9 @@ Each question is a small function, so that each answer can be tried without the 
 """
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -16,6 +18,11 @@ MIN_CAPABILITY = (7, 5)
 
 FIRST_DRIVERS = {12: "525", 13: "580"}
 """The first driver for each major version of CUDA (NVIDIA's CUDA release notes)."""
+
+_NO_GPU = (
+    "the NVIDIA driver shows no GPU: see what nvidia-smi says, and what the environment variable "
+    "CUDA_VISIBLE_DEVICES holds."
+)
 
 _NO_DEVICE, _INSUFFICIENT_DRIVER = 100, 35  # cudaError_t
 
@@ -51,16 +58,60 @@ def find_gpu(index: int | None) -> tuple[int, str]:
 
 def driver_cuda_version() -> int | None:
     """Newest CUDA version the installed driver supports (12080 is 12.8); None without a driver."""
-    try:
-        if sys.platform == "win32":
-            library = ctypes.CDLL("nvcuda.dll")
-        else:
-            library = ctypes.CDLL("libcuda.so.1")
-    except OSError:
+    library = _driver()
+    if library is None:
         return None
     version = ctypes.c_int()
     status = library.cuDriverGetVersion(ctypes.byref(version))
     return version.value if status == 0 else None
+
+
+def gpus_of_driver() -> int:
+    """GPUs that the driver shows this process, whether or not they can be used; without CuPy."""
+    library = _driver()
+    count = ctypes.c_int()
+    if library is None or library.cuInit(0) or library.cuDeviceGetCount(ctypes.byref(count)):
+        return 0
+    return count.value
+
+
+def _driver() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return None
+
+
+def check_gpus(count: int) -> None:
+    """DeviceError where the driver shows fewer than `count` GPUs."""
+    if driver_cuda_version() is None:
+        raise DeviceError(_no_driver())
+    shown = gpus_of_driver()
+    if shown == 0:
+        raise DeviceError(_NO_GPU)
+    if shown < count:
+        raise DeviceError(f"this machine shows {shown}.")
+
+
+def cupy_cache_folder() -> Path:
+    """Where CuPy keeps what it has compiled."""
+    return Path(os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache").expanduser()
+
+
+def unusable_cupy_cache(error: OSError) -> str:
+    """The message for CuPy's failure to make its cache folder, or to write there."""
+    return (
+        f"CuPy cannot keep compiled kernels in {cupy_cache_folder()} "
+        f"({error.strerror or error}): set CUPY_CACHE_DIR to a folder that can be written to, such "
+        f"as CUPY_CACHE_DIR=/tmp/cupy."
+    )
+
+
+def _is_of_cupy_cache(error: OSError) -> bool:
+    if not isinstance(error.filename, str):
+        return False  # a library that could not be loaded
+    folder, failed = cupy_cache_folder().absolute(), Path(error.filename).absolute()
+    return failed == folder or failed in folder.parents or folder in failed.parents
 
 
 def load_cupy(driver: int) -> ModuleType:
@@ -72,6 +123,8 @@ def load_cupy(driver: int) -> ModuleType:
             raise DeviceError(_broken_cupy(error, driver)) from error
         raise DeviceError(f"CuPy is not installed: pip install '{extra_for(driver)}'.") from None
     except (ImportError, OSError) as error:
+        if isinstance(error, OSError) and _is_of_cupy_cache(error):
+            raise DeviceError(unusable_cupy_cache(error)) from error
         raise DeviceError(_broken_cupy(error, driver)) from error
     module: ModuleType = cupy
     return module
@@ -93,10 +146,7 @@ def device_count(cupy: Any, driver: int) -> int:
             ) from None
         count = 0
     if count == 0:
-        raise DeviceError(
-            "the NVIDIA driver shows no GPU: see what nvidia-smi says, and what the environment "
-            "variable CUDA_VISIBLE_DEVICES holds."
-        )
+        raise DeviceError(_NO_GPU)
     return count
 
 

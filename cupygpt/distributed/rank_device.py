@@ -2,31 +2,77 @@
 
 import socket
 
-from cupygpt.device.choose import DeviceChoice, choose_device, find_device
+from cupygpt.device.choose import DeviceChoice, choose_device, gpu_number
 from cupygpt.device.cpu import CPU
-from cupygpt.device.cuda_check import find_gpu
+from cupygpt.device.cuda_check import check_gpus, find_gpu
+from cupygpt.device.device import Device
 from cupygpt.distributed.ranks import Ranks, check_equal_on_ranks
 from cupygpt.errors import ConfigError, DeviceError
+
+ASK_FOR_CPU = "Ranks on the CPU are slow, and only for tests: --device cpu asks for them."
+
+
+def check_launch(spec: str, count: int) -> None:
+    """Raise DeviceError before --gpus starts `count` ranks that find no GPU.
+
+    Looks at the driver only: CuPy, which takes a second to load, is the ranks' affair.
+    """
+    if spec == "cpu":
+        return
+    if gpu_number(spec) is not None:
+        raise _numbered(spec, count)
+    try:
+        check_gpus(count)
+    except DeviceError as error:
+        raise DeviceError(f"--gpus {count} needs {_gpus(count)}: {error} {ASK_FOR_CPU}") from error
 
 
 def choose_rank_device(spec: str, ranks: Ranks) -> DeviceChoice:
     """This rank's device for `--device`; every rank must call.
 
     Raises ConfigError if a GPU is named by number, or if the ranks differ in the kind of device or
-    in library versions, and DeviceError if a host has more ranks than GPUs.
+    in library versions, and DeviceError if a host has more ranks than GPUs. Ranks are on the CPU
+    only if it is asked for.
     """
     if ranks.world == 1:
         return choose_device(spec)
-    if spec.startswith("cuda:"):
-        raise ConfigError(
-            f"--device {spec}: with {ranks.world} ranks, each takes the GPU that has its number on "
-            f"the host. Use --device cuda, and select GPUs with CUDA_VISIBLE_DEVICES."
-        )
-    index, reason = find_device(spec)
-    if index is not None:
-        return _gpu_of_rank(ranks)
-    check_equal_on_ranks(ranks, "devices", {"device": "cpu"})
-    return DeviceChoice(CPU(), f"{reason}; several ranks on the CPU are slow, and only for tests")
+    if spec == "cpu":
+        return DeviceChoice(CPU(), "asked for with --device cpu; slow, and only for tests")
+    if gpu_number(spec) is not None:
+        raise _numbered(spec, ranks.world)
+    try:
+        find_gpu(None)
+    except DeviceError as error:
+        raise DeviceError(
+            f"{ranks.world} ranks need {_gpus(ranks.world)}: {error} {ASK_FOR_CPU}"
+        ) from error
+    return _gpu_of_rank(ranks)
+
+
+def free_memory(device: Device, ranks: Ranks) -> tuple[int | None, int]:
+    """The bytes that this rank may allocate on its device, and how many ranks share its memory.
+
+    A GPU belongs to one rank. Ranks on the CPU share the memory of their host: all look at it
+    before one of them allocates anything, and each gets an equal part. Every rank must call.
+    """
+    free = device.free_bytes()
+    if ranks.world == 1 or device.is_gpu:
+        return free, 1
+    host = socket.gethostname()
+    here = [seen for where, seen in ranks.all_gather_object([host, free]) if where == host]
+    known = [seen for seen in here if seen is not None]
+    return (min(known) // len(here) if known else None), len(here)
+
+
+def _gpus(count: int) -> str:
+    return "a GPU" if count == 1 else f"{count} GPUs"
+
+
+def _numbered(spec: str, world: int) -> ConfigError:
+    return ConfigError(
+        f"--device {spec}: with {world} ranks, each takes the GPU that has its number on "
+        f"the host. Use --device cuda, and select GPUs with CUDA_VISIBLE_DEVICES."
+    )
 
 
 def _gpu_of_rank(ranks: Ranks) -> DeviceChoice:

@@ -16,7 +16,7 @@ class MachineFlags:
         type=int,
         range=AT_LEAST_1,
         help="train on so many GPUs of this machine; mpirun, srun and torchrun do the same, on one "
-        "machine or several",
+        "machine or several; with --device cpu, so many processes (for tests)",
     )
     precision: str = flag(
         "--precision",

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from cupygpt.errors import KernelError
+from cupygpt.device.cuda_check import unusable_cupy_cache
+from cupygpt.errors import DeviceError, KernelError
 
 BFLOAT16_HEADER = "cuda_bf16.h"
 
@@ -181,7 +182,8 @@ def compile_options(
 def load_cupy_module(path: Path, options: tuple[str, ...]) -> Any:
     """The RawModule of a .cu file for the current device, compiled or from CuPy's disk cache.
 
-    Raises KernelError with the compiler's log, which names the file and the line.
+    Raises KernelError with the compiler's log, which names the file and the line, and DeviceError
+    if CuPy cannot keep the compiled file.
     """
     import cupy
     from cupy.cuda.compiler import CompileException
@@ -194,6 +196,8 @@ def load_cupy_module(path: Path, options: tuple[str, ...]) -> Any:
         module.compile()
     except CompileException as error:
         raise KernelError(_log_message(path, error.get_message(), options)) from None
+    except OSError as error:
+        raise DeviceError(unusable_cupy_cache(error)) from error
     return module
 
 

@@ -103,8 +103,11 @@ def memory_plan(shape: RunShape) -> dict[str, int]:
     return plan
 
 
-def check_fits(shape: RunShape, free_bytes: int | None) -> None:
-    """Raise DeviceError with the figures, and the largest -b that fits, if the plan does not."""
+def check_fits(shape: RunShape, free_bytes: int | None, sharing: int = 1) -> None:
+    """Raise DeviceError with the figures, and the largest -b that fits, if the plan does not.
+
+    `sharing` is the number of ranks of a host of which each may take `free_bytes`.
+    """
     if free_bytes is None:
         return
     needed = sum(memory_plan(shape).values())
@@ -117,9 +120,10 @@ def check_fits(shape: RunShape, free_bytes: int | None) -> None:
         if best
         else "Not even -b 1 fits: use a smaller model or a smaller -t."
     )
+    each = "" if sharing == 1 else f" for each of the {sharing} ranks on this host"
     raise DeviceError(
         f"batch {shape.B} × {shape.T} needs {needed / 2**30:.2f} GiB, "
-        f"{free_bytes / 2**30:.2f} GiB are free. {advice}"
+        f"{free_bytes / 2**30:.2f} GiB are free{each}. {advice}"
     )
 
 

@@ -20,7 +20,7 @@ from cupygpt.device.precision import (
     default_precision,
     supports_precision,
 )
-from cupygpt.distributed.rank_device import choose_rank_device
+from cupygpt.distributed.rank_device import choose_rank_device, free_memory
 from cupygpt.distributed.ranks import Ranks
 from cupygpt.errors import ConfigError, DataError
 from cupygpt.flags.config import TrainConfig, flags_of
@@ -49,6 +49,7 @@ class Plan:
     runtime_bytes: int
     world: int = 1
     peak_flops: float | None = None
+    device_warning: str | None = None
 
     @property
     def flops_per_step(self) -> int:
@@ -102,11 +103,12 @@ def make_plan(
         steps = _steps_of_llmc(data, shape.T * rows_per_step)
     else:
         steps = config.steps or _steps_of_epochs(config.epochs or 1.0, rows, rows_per_step)
-    check_fits(shape, choice.device.free_bytes())  # before anything is allocated there
+    check_fits(shape, *free_memory(choice.device, ranks))  # before anything is allocated there
     return Plan(
         config=config,
         device=choice.device,
         device_reason=choice.reason,
+        device_warning=choice.warning,
         precision_reason=precision_reason,
         shape=shape,
         accumulation=accumulation,

@@ -31,7 +31,7 @@ from cupygpt.run_folder.record import read_record, write_record
 from cupygpt.training.baselines import ngram_baselines
 from cupygpt.training.loop import Run, closing_lines
 from cupygpt.training.open_data import Data, attach_tokenizer, open_data
-from cupygpt.training.plan import choose_model, make_plan
+from cupygpt.training.plan import Plan, choose_model, make_plan
 from cupygpt.training.resume import check_same, new_record, resume_warnings, resumed_config
 from cupygpt.training.startup_table import header_rows
 from cupygpt.training.stop_signal import StopSignal
@@ -105,7 +105,7 @@ def start_run(given: dict[str, Any], ranks: Ranks) -> Run:
     model, loaded, origin = choose_model(config, data)
     attach_tokenizer(config, model, data)
     plan = make_plan(config, model, data, ranks)
-    console.header(header_rows(plan, data, origin, folder))
+    _show_plan(console, plan, data, origin, folder)
     for warning in (*data.warnings, *(loaded.warnings if loaded else ())):
         console.warn(warning)
     if ranks.rank == 0:
@@ -133,7 +133,7 @@ def resume_run(resume: str, out: str | None, given: dict[str, Any], ranks: Ranks
     check_same("data", record["data"], data.record())
     plan = make_plan(config, model, data, ranks, begun_in=record.get("precision"))
     origin = f"checkpoint of step {state.progress.step}"
-    console.header(header_rows(plan, data, origin, folder))
+    _show_plan(console, plan, data, origin, folder)
     for warning in (
         *data.warnings,
         *checkpoint.warnings,
@@ -156,6 +156,12 @@ def _console(config: TrainConfig, ranks: Ranks) -> Console:
     lines = config.no_bar or imitates_terminal(os.environ)
     terminal = False if lines else None  # None: the stream knows
     return Console(silent, terminal=terminal, log_every=config.log_every)
+
+
+def _show_plan(console: Console, plan: Plan, data: Data, origin: str, folder: Path) -> None:
+    console.header(header_rows(plan, data, origin, folder))
+    if plan.device_warning:
+        console.warn(plan.device_warning)
 
 
 def _common_folder(ranks: Ranks, folder: Path | None) -> Path:

@@ -1,5 +1,7 @@
 """Which device a run gets, and the reason it is told if no GPU can be used."""
 
+import os
+import subprocess
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -7,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cupygpt.device import cuda_check
+from cupygpt.device import choose, cuda_check
 from cupygpt.device.choose import choose_device
 from cupygpt.device.cpu import CPU
 from cupygpt.device.precision import BF16, FP32, TF32, check_precision, default_precision
@@ -45,8 +47,16 @@ def fake_cupy(*capabilities: str, runtime_version: int = 12090, error: int | Non
 def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Sets what the probes find: the driver's CUDA version, CuPy, missing libraries."""
 
-    def setup(*, driver: int | None = 12080, cupy: Any = None, missing: str | None = None) -> None:
+    def setup(
+        *,
+        driver: int | None = 12080,
+        cupy: Any = None,
+        missing: str | None = None,
+        gpus: int = 0,
+    ) -> None:
         monkeypatch.setattr(cuda_check, "driver_cuda_version", lambda: driver)
+        monkeypatch.setattr(cuda_check, "gpus_of_driver", lambda: gpus)
+        monkeypatch.setattr(choose, "gpus_of_driver", lambda: gpus)
         if cupy is not None:
             monkeypatch.setitem(sys.modules, "cupy", cupy)
 
@@ -107,16 +117,21 @@ def test_without_a_usable_gpu(machine: Any, case: str) -> None:
         assert pytest.raises(DeviceError, match=reason).matches(DeviceError(text)), text
 
 
+def import_of_cupy_raises(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    class Raises:
+        def find_spec(self, name: str, *_: Any) -> None:
+            if name == "cupy":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "cupy", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Raises(), *sys.meta_path])
+
+
 def test_missing_cupy_names_the_extra_for_the_driver(
     machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class NotInstalled:
-        def find_spec(self, name: str, *_: Any) -> None:
-            if name == "cupy":
-                raise ModuleNotFoundError("No module named 'cupy'", name="cupy")
-
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [NotInstalled(), *sys.meta_path])
+    missing = ModuleNotFoundError("No module named 'cupy'", name="cupy")
+    import_of_cupy_raises(monkeypatch, missing)
     for driver, extra in ((12080, "cuda12"), (13000, "cuda13")):
         machine(driver=driver)
         reason = choose_device("auto").reason
@@ -126,16 +141,85 @@ def test_missing_cupy_names_the_extra_for_the_driver(
 def test_the_message_of_a_broken_cupy_is_shown(
     machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Broken:
-        def find_spec(self, name: str, *_: Any) -> None:
-            if name == "cupy":
-                raise ImportError("=====\nlong diagnosis\n\nlibfoo.so is missing\n=====")
-
-    monkeypatch.delitem(sys.modules, "cupy", raising=False)
-    monkeypatch.setattr(sys, "meta_path", [Broken(), *sys.meta_path])
+    broken = ImportError("=====\nlong diagnosis\n\nlibfoo.so is missing\n=====")
+    import_of_cupy_raises(monkeypatch, broken)
     machine()
     reason = choose_device("auto").reason
     assert reason.startswith("CuPy is installed but cannot be loaded (libfoo.so is missing): pip")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the home folder is HOME")
+@pytest.mark.parametrize(
+    ("home", "cache", "error"),
+    [
+        ("/", None, PermissionError(13, "Permission denied", "/.cupy")),
+        ("/home/me", None, OSError(30, "Read-only file system", "/home/me/.cupy")),
+        ("/dev/null", None, NotADirectoryError(20, "Not a directory", "/dev/null/.cupy")),
+        ("/home/me", None, OSError(122, "Disk quota exceeded", "/home/me/.cupy/kernel_cache")),
+        ("/home/me", "/data/c", PermissionError(13, "Permission denied", "/data/c")),
+    ],
+)
+def test_a_home_without_room_for_cupys_cache_is_named(
+    machine: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    home: str,
+    cache: str | None,
+    error: OSError,
+) -> None:
+    """As in a container that is started with another user: installing CuPy again does not help."""
+    machine(gpus=2)
+    monkeypatch.setenv("HOME", home)
+    monkeypatch.delenv("CUPY_CACHE_DIR", raising=False)
+    if cache:
+        monkeypatch.setenv("CUPY_CACHE_DIR", cache)
+    import_of_cupy_raises(monkeypatch, error)
+    choice = choose_device("auto")
+    folder = cache or f"{home.rstrip('/')}/.cupy/kernel_cache"
+    assert choice.reason.startswith(
+        f"CuPy cannot keep compiled kernels in {folder} ({error.strerror}): set CUPY_CACHE_DIR to"
+    )
+    assert "reinstall" not in choice.reason
+    assert choice.warning == f"the CPU is used, though this machine has a GPU: {choice.reason}"
+    with pytest.raises(DeviceError, match="CUPY_CACHE_DIR"):
+        choose_device("cuda")
+
+
+def test_a_library_that_is_missing_is_not_taken_for_the_cache(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machine()
+    for error in (OSError("libfoo.so.1: cannot open"), OSError(2, "No such file", "/usr/lib/foo")):
+        import_of_cupy_raises(monkeypatch, error)
+        assert "reinstall" in choose_device("auto").reason
+
+
+def test_the_real_cupy_with_a_home_that_is_no_folder() -> None:
+    pytest.importorskip("cupy")
+    program = (
+        "from cupygpt.device.cuda_check import load_cupy\n"
+        "from cupygpt.errors import DeviceError\n"
+        "try:\n    load_cupy(12080)\nexcept DeviceError as error:\n    print(error)\n"
+    )
+    environ = {**os.environ, "HOME": os.devnull}
+    for name in ("CUPY_CACHE_DIR", "CUPY_CACHE_IN_MEMORY"):
+        environ.pop(name, None)
+    out = subprocess.run(
+        [sys.executable, "-c", program], env=environ, capture_output=True, text=True, check=True
+    ).stdout
+    assert out.startswith("CuPy cannot keep compiled kernels in /dev/null/.cupy/kernel_cache (Not")
+
+
+@pytest.mark.parametrize(("spec", "gpus", "warns"), [("auto", 1, True), ("auto", 0, False)])
+def test_auto_warns_if_it_leaves_a_gpu_unused(
+    machine: Any, spec: str, gpus: int, warns: bool
+) -> None:
+    machine(cupy=fake_cupy("61"), gpus=gpus)
+    assert (choose_device(spec).warning is not None) == warns
+
+
+def test_the_cpu_that_was_asked_for_warns_of_nothing(machine: Any) -> None:
+    machine(gpus=1)
+    assert choose_device("cpu").warning is None
 
 
 def test_auto_takes_the_first_gpu_that_is_new_enough(machine: Any, cuda_device: None) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ from support.rank_runs import (
     train,
     wait_for,
 )
-from support.small_runs import main_log, metrics, write_files
+from support.small_runs import TINY, main_log, metrics, write_files
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
+from cupygpt.device import cuda_check
+from cupygpt.device.cpu import available_memory_bytes
+from cupygpt.model.memory_plan import RunShape, memory_plan
 from cupygpt.train import main
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="uses signals and /proc")
@@ -246,6 +250,37 @@ def test_wrong_ways_to_start_ranks_are_reported(
     err = capsys.readouterr().err
     assert message in err
     assert err.startswith("error: ")
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_the_plan_counts_all_ranks_of_the_host(tmp_path: Path, launched: bool) -> None:
+    """A batch that fits the memory once, but not twice, is refused before anything is allocated."""
+    free = available_memory_bytes()
+    assert free
+    shape = RunShape(TINY, 1, 8)
+    per_row = sum(memory_plan(replace(shape, B=2)).values()) - sum(memory_plan(shape).values())
+    flags = [*write_files(tmp_path), "-b", str(int(0.7 * free) // per_row), "-n", "1"]
+    flags += ["-o", str(tmp_path / "run")]
+    ranks = (
+        [start(*flags, "--gpus", "2")] if launched else [start(*flags, **e) for e in as_ranks(2)]
+    )
+    for number, rank in enumerate(ranks):
+        code, _, err = finish(rank)
+        assert code == 2
+        assert ("GiB are free for each of the 2 ranks on this host. The largest" in err) == (
+            number == 0
+        )
+
+
+def test_gpus_without_a_gpu_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cuda_check, "driver_cuda_version", lambda: None)
+    flags = write_files(tmp_path)
+    flags = [flag for flag in flags if flag not in ("--device", "cpu")]
+    assert main([*flags, "-n", "1", "--gpus", "4", "-o", str(tmp_path / "run")]) == 2
+    assert "--gpus 4 needs 4 GPUs: no NVIDIA driver was found" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_several_ranks_on_the_cpu_import_no_cupy(tmp_path: Path) -> None:
