@@ -8,7 +8,7 @@ size, S shards (token files).
 import functools
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -16,15 +16,16 @@ from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.data.token_files import (
+from cupygpt.data.rows import (
     Counts,
     Cut,
     Ids,
-    TokenShard,
     check_row_fits,
     check_sizes,
+    random_order,
     read_rows,
 )
+from cupygpt.data.token_files import TokenShard
 from cupygpt.errors import DataError
 
 Packed: TypeAlias = npt.NDArray[np.int32]
@@ -86,7 +87,7 @@ class TrainLoader:
     least T + 1 tokens gives at least one row: if it is too short for the offset, it is cut from
     `offset % (num_tokens - T)`. Up to T - 1 tokens before the offset, and up to T - 1 after the
     last row, are left out of an epoch; another epoch's offset includes them. Memory: 4 bytes per
-    row.
+    row, or nothing for more than 2**24 rows (rows.py).
 
     Without `shuffle` the batches are those of llm.c's unshuffled loader (llmc/dataloader.h). Each
     shard of n tokens, in order, gives floor((n - 1) / (num_ranks * B * T)) batches of consecutive
@@ -121,7 +122,7 @@ class TrainLoader:
         self._lengths = np.array([shard.num_tokens for shard in shards], dtype=np.int64)
         self._cut_of = functools.lru_cache(maxsize=4)(self._cut_epoch)
         self._order_epoch = -1
-        self._order: npt.NDArray[np.uint32] = np.empty(0, np.uint32)
+        self._order: Callable[[int, int], Counts] | None = None
         self._check_rows_exist()
         self.position = self._checked(position)
 
@@ -172,13 +173,13 @@ class TrainLoader:
         stop = position.rows + count
         if not self.shuffle:
             return np.arange(position.rows, stop, dtype=np.int64)
-        if self._order_epoch != position.epoch:
+        if self._order is None or self._order_epoch != position.epoch:
             random = self._random(position.epoch)
             random.random_sample()  # The first number is the offset; the order comes after it.
-            self._order = np.arange(num_rows, dtype=np.uint32)
-            random.shuffle(self._order)
+            self._order = None  # frees the memory of the epoch before
+            self._order = random_order(num_rows, random)
             self._order_epoch = position.epoch
-        return self._order[position.rows : stop].astype(np.int64)
+        return self._order(position.rows, stop)
 
     def _random(self, epoch: int) -> np.random.RandomState:
         # NumPy promises that RandomState never changes its numbers (NEP 19), but not Generator. A

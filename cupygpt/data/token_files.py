@@ -3,9 +3,6 @@
 A file is a header of 256 little-endian int32 (magic number, version 1, number of tokens n, the rest
 0) followed by n uint16 token ids, and nothing else. Format: llm.c llmc/dataloader.h and
 dev/data/data_common.py.
-
-Training reads rows: a row is T + 1 consecutive tokens of one shard, which are T inputs, and the
-same tokens shifted by one as targets.
 """
 
 import contextlib
@@ -33,8 +30,6 @@ from cupygpt.files import (
 )
 
 Tokens: TypeAlias = npt.NDArray[np.uint16]
-Ids: TypeAlias = npt.NDArray[np.int32]
-Counts: TypeAlias = npt.NDArray[np.int64]
 
 VERSION = 1
 TOKEN_DTYPE = np.dtype("<u2")
@@ -226,60 +221,6 @@ def id_error(shard: TokenShard, position: int, token: int, V: int) -> DataError:
 def fingerprint(shards: Iterable[TokenShard]) -> list[dict[str, Any]]:
     """What identifies each shard, ready for JSON: name, tokens, sha256, hashed."""
     return [shard.fingerprint for shard in shards]
-
-
-@dataclass(frozen=True)
-class Cut:
-    """How an epoch cuts the S shards into rows.
-
-    `starts` (S,): the first token of each shard's first row; `rows_in_shard` (S,): how many rows
-    each shard has.
-    """
-
-    starts: Counts
-    rows_in_shard: Counts
-
-    @property
-    def num_rows(self) -> int:
-        """The rows of all shards together."""
-        return int(self.rows_in_shard.sum())
-
-
-def read_rows(shards: Sequence[TokenShard], cut: Cut, indices: Counts, V: int, out: Ids) -> None:
-    """Copy the rows `indices` (n,) of the cut to `out`; rows are numbered through all shards.
-
-    Written: out (n, T + 1) int32. Raises DataError if a token id is not below V.
-    """
-    T = out.shape[1] - 1
-    ends = np.cumsum(cut.rows_in_shard)
-    owners = np.searchsorted(ends, indices, side="right")
-    index_in_shard = indices - (ends[owners] - cut.rows_in_shard[owners])
-    starts = cut.starts[owners] + index_in_shard * T
-    for row, owner, start in zip(out, owners.tolist(), starts.tolist(), strict=True):
-        row[:] = shards[owner].tokens[start : start + T + 1]
-    if out.size and int(out.max()) >= V:
-        i, t = (int(x) for x in np.argwhere(out >= V)[0])
-        raise id_error(shards[int(owners[i])], int(starts[i]) + t, int(out[i, t]), V)
-
-
-def check_row_fits(shards: Sequence[TokenShard], T: int) -> None:
-    """Raise DataError unless at least one shard holds a row of T + 1 tokens."""
-    longest = max((shard.num_tokens for shard in shards), default=0)
-    if longest < T + 1:
-        where = f"{shards[0].path}: " if len(shards) == 1 else f"{len(shards)} token files: "
-        raise DataError(
-            f"{where}the longest file has {longest:,} tokens, but one row takes {T + 1:,} "
-            f"(T {T} + 1). Use -t {max(longest - 1, 1)} or less, or more text."
-        )
-
-
-def check_sizes(B: int, T: int, rank: int, num_ranks: int) -> None:
-    """Raise DataError for an impossible batch size, row length or rank."""
-    if B < 1 or T < 1 or not 0 <= rank < num_ranks:
-        raise DataError(
-            f"B {B}, T {T}, rank {rank} of {num_ranks}: B and T must be at least 1, "
-            f"and the rank must be below the number of ranks."
-        )
 
 
 def _as_token_ids(path: Path, tokens: npt.ArrayLike) -> Tokens:

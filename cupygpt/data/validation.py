@@ -4,14 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from cupygpt.data.token_files import (
-    Cut,
-    Ids,
-    TokenShard,
-    check_row_fits,
-    check_sizes,
-    read_rows,
-)
+from cupygpt.data.rows import Cut, Ids, check_row_fits, check_sizes, read_rows
+from cupygpt.data.token_files import TokenShard
 from cupygpt.errors import DataError
 
 IGNORED_TARGET = -1

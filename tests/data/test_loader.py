@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cupygpt.data import rows
 from cupygpt.data.loader import Batch, Position, Prefetcher, TrainLoader
 from cupygpt.data.token_files import TokenShard, open_shards, write_shard
 from cupygpt.data.validation import ValidationBatches
@@ -57,6 +58,20 @@ def test_the_order_is_frozen(tmp_path: Path) -> None:
 
 FROZEN_ORDER = [1006, 1022, 2, 14, 6, 34, 30, 1010, 38, 22, 18, 1018, 10, 26, 1014, 1002]
 FROZEN_ORDER += [18, 1014, 22, 6, 30, 38, 1022, 1002, 1006, 26, 1010, 14, 34, 10, 2, 1018]
+
+
+def test_the_order_of_very_many_rows_is_frozen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rows, "MOST_LISTED_ROWS", 15)
+    shards = make_shards(tmp_path, [45, 30], stride=1000)
+    loader = TrainLoader(shards, 1, 4, V, seed=1337)
+    two_epochs = loader.rows_per_epoch(0) + loader.rows_per_epoch(1)
+    assert first_tokens(take(loader, two_epochs)) == FROZEN_SCATTERED_ORDER
+
+
+FROZEN_SCATTERED_ORDER = [1014, 30, 22, 1010, 26, 2, 14, 34, 10, 6, 1002, 38, 1006, 18, 1018, 1022]
+FROZEN_SCATTERED_ORDER += [2, 1022, 38, 1014, 1006, 22, 14, 26, 6, 30, 1018, 10, 34, 1010, 18, 1002]
 
 
 @settings(max_examples=40, deadline=None)
@@ -130,8 +145,8 @@ def test_a_position_splits_the_rows_exactly_for_any_batch_and_ranks(data: st.Dat
                 done += step
                 position = loaders[0].position
                 assert {loader.position for loader in loaders} == {position}
-        rows = sum(single.rows_per_epoch(e) for e in range(position.epoch)) + position.rows
-        assert rows == done
+        before = sum(single.rows_per_epoch(e) for e in range(position.epoch))
+        assert before + position.rows == done
 
 
 def test_epochs_and_seeds_differ(tmp_path: Path) -> None:
