@@ -30,7 +30,8 @@ class RunShape:
     `master`: whether a float32 copy of bfloat16 weights is kept. `logits_limit` is the most rows of
     logits that exist at once with GPT-2's vocabulary; a smaller vocabulary allows as many more rows
     as take the same memory. `zero_shards` is the number of ranks that share the optimizer's state
-    (ZeRO-1; 1 without), `workspace_bytes` what the library of matrix products takes for itself.
+    (ZeRO-1; 1 without), `workspace_bytes` what the library of matrix products takes for itself,
+    `row_order_bytes` what the order of the data takes beside the model on the CPU.
     """
 
     config: GPTConfig
@@ -43,6 +44,7 @@ class RunShape:
     zero_shards: int = 1
     logits_limit: int = CPU_LOGITS_ROWS
     workspace_bytes: int = 0
+    row_order_bytes: int = 0
 
     @property
     def logits_rows(self) -> int:
@@ -100,6 +102,8 @@ def memory_plan(shape: RunShape) -> dict[str, int]:
     plan["activations"] = arena_bytes(acts, size_of)
     plan["scratch"] = arena_bytes(scratch, size_of) + shape.workspace_bytes
     plan["sampling"] = arena_bytes(decoder_specs(config), size_of)
+    if shape.row_order_bytes >= 2**20:  # below, it is not worth a word
+        plan["row order"] = shape.row_order_bytes
     return plan
 
 

@@ -4,12 +4,13 @@ Here everything that the flags leave open is chosen, and everything is checked a
 before memory of the device is allocated. startup_table.py shows the result.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cupygpt.checkpoint.model_file import ModelFile, load_model
 from cupygpt.config import GPTConfig, config_from_descriptor, small_config
 from cupygpt.data.loader import START, Position, TrainLoader
+from cupygpt.data.rows import order_bytes
 from cupygpt.data.token_files import check_ids
 from cupygpt.data.validation import ValidationBatches
 from cupygpt.device.device import Device
@@ -103,6 +104,8 @@ def make_plan(
         steps = _steps_of_llmc(data, shape.T * rows_per_step)
     else:
         steps = config.steps or _steps_of_epochs(config.epochs or 1.0, rows, rows_per_step)
+    if not choice.device.is_gpu and not config.no_shuffle:
+        shape = replace(shape, row_order_bytes=order_bytes(rows))
     check_fits(shape, *free_memory(choice.device, ranks))  # before anything is allocated there
     return Plan(
         config=config,

@@ -11,12 +11,14 @@ from cupygpt import prepare
 from cupygpt.config import GPTConfig
 from cupygpt.data.token_files import fingerprint, open_shards, record_path, write_shard
 from cupygpt.data.tokenizer import ByteTokenizer
+from cupygpt.distributed.ranks import OneRank
 from cupygpt.errors import TokenizerError
 from cupygpt.flags.config import TrainConfig
+from cupygpt.model.memory_plan import memory_plan
 from cupygpt.train import main
 from cupygpt.training import open_data
 from cupygpt.training.open_data import Data, attach_tokenizer
-from cupygpt.training.plan import choose_model
+from cupygpt.training.plan import choose_model, make_plan
 
 BYTES_MODEL = GPTConfig(maxT=16, V=257, L=1, NH=1, C=8)
 GPT2_MODEL = GPTConfig(maxT=16, V=50257, L=1, NH=1, C=8)
@@ -136,6 +138,18 @@ def test_ids_of_a_smaller_vocabulary_are_noticed(
     assert [f"the largest token id is {largest:,}" in text for text in data.warnings] == [
         True
     ] * warned
+
+
+def test_the_order_of_the_rows_is_part_of_the_memory_plan(tmp_path: Path) -> None:
+    path = tmp_path / "many.bin"
+    write_shard(path, np.zeros(600_001, int))
+    flags = {"train_data": str(path), "device": "cpu", "seq_len": 2, "batch_size": 1}
+    for shuffled, planned in ((True, {"row order": 4 * 300_000}), (False, {})):
+        config = TrainConfig(**flags, no_shuffle=not shuffled)
+        data = open_data.open_data(config, tmp_path, new=True)
+        plan = make_plan(config, BYTES_MODEL, data, OneRank())
+        memory = memory_plan(plan.shape)
+        assert {name: size for name, size in memory.items() if name == "row order"} == planned
 
 
 def test_a_new_demo_never_uses_the_tokens_of_an_earlier_one(text: Path) -> None:
