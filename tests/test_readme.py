@@ -52,7 +52,6 @@ def test_the_demo_and_the_users_own_text(tmp_path: Path) -> None:
     run(["python", "-m", "cupygpt.train"], tmp_path)
     for words in mentions("mytext.txt", "mytext_train.bin", "--prompt"):
         run(words, tmp_path)
-    run(["python", "-m", "cupygpt.train", "--resume"], tmp_path, "-n", "6")
 
 
 def test_the_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

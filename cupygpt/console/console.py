@@ -117,6 +117,10 @@ class Console:
             )
             self._live.start()
 
+    def set_total(self, total_steps: int) -> None:
+        """The run has so many steps: a run of so many minutes has measured how many fit."""
+        self._total_steps = total_steps
+
     def step(self, line: StepLine) -> None:
         """One finished optimizer step."""
         self._latest = self._figures.add(line, self._clock())

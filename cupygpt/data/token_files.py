@@ -156,6 +156,16 @@ def record_path(path: Path) -> Path:
     return path.with_name(path.name + ".json")
 
 
+def num_tokens(shards: Iterable[TokenShard]) -> int:
+    """The tokens of all shards."""
+    return sum(shard.num_tokens for shard in shards)
+
+
+def longest_row(shards: Iterable[TokenShard]) -> int:
+    """The largest T of which at least one row of T + 1 tokens fits a shard."""
+    return max(shard.num_tokens for shard in shards) - 1
+
+
 def matching_files(pattern: str, *, kind: str, example: str, hint: str) -> list[Path]:
     """The file called `pattern`, else the files that match it as a glob, sorted by byte value.
 

@@ -1,14 +1,14 @@
 """All flags of `python -m cupygpt.train` together, and how a command line is read.
 
-A field holds the flag's names (llm.c's short ones are kept), type, default, the demo's default,
-range, help text, its label on the console, and whether a resumed run may change it. Three rules
-need more than one flag: the demo's warm-up (`new_run_config`), the length of a resumed run
-(training/resume.py), and what `-e` may name (training/plan.py). training/loop.py hands the values
-to the trainer.
+A field holds the flag's names (llm.c's short ones are kept), type, default, range, help text, its
+label on the console, and whether a resumed run may change it. What is open (None) is chosen in
+training/defaults.py, when model and data are known. Two rules need more than one flag: the length
+of a resumed run (training/resume.py), and what `-e` may name (training/plan.py). training/loop.py
+hands the values to the trainer.
 """
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, NoReturn
 
@@ -22,17 +22,24 @@ GROUPS = (ModelAndDataFlags, LearningFlags, ReportFlags, MachineFlags)
 """The groups of flags in the order in which --help shows them."""
 
 
+LENGTHS = ("steps", "epochs", "minutes")
+"""The flags that set the length of a run; at most one is given."""
+
+
 @dataclass(frozen=True)
 class TrainConfig(MachineFlags, ReportFlags, LearningFlags, ModelAndDataFlags):
-    """What a run is asked to do. None means: not given; plan.py chooses or leaves it out."""
+    """What a run is asked to do. None means: open, or left out."""
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value, allowed = getattr(self, item.name), item.metadata["range"]
             if value is not None and allowed is not None and not allowed.holds(value):
                 raise ConfigError(f"{flags_of(item.name)} is {value}, but must be {allowed.words}.")
-        if self.steps is not None and self.epochs is not None:
-            raise ConfigError("-n and --epochs both set the length of the run; pass one of them.")
+        lengths = [flags_of(name) for name in LENGTHS if getattr(self, name) is not None]
+        if len(lengths) > 1:
+            raise ConfigError(
+                f"{' and '.join(lengths)} set the length of the run; pass one of them."
+            )
 
     def as_dict(self) -> dict[str, Any]:
         """All fields, for the run's record."""
@@ -46,25 +53,6 @@ class TrainConfig(MachineFlags, ReportFlags, LearningFlags, ModelAndDataFlags):
 
 FIXED = tuple(item.name for item in fields(TrainConfig) if item.metadata["fixed"])
 """The flags that a resumed run cannot change."""
-
-
-def new_run_config(given: Mapping[str, Any]) -> TrainConfig:
-    """The settings of a new run: the given flags, and the demo's defaults if it is the demo."""
-    config = TrainConfig(**given)
-    if not config.is_demo:
-        return config
-    demo = {
-        item.name: item.metadata["demo"]
-        for item in fields(TrainConfig)
-        if item.metadata["demo"] is not None
-    }
-    if config.epochs is not None:
-        del demo["steps"]
-    values = {**demo, **given}
-    if "warmup" not in given and (values.get("steps") or 0) > 0:
-        # A short demo would spend most of its steps on the warm-up.
-        values["warmup"] = min(values["warmup"], values["steps"] // 10)
-    return TrainConfig(**values)
 
 
 def flags_of(name: str) -> str:
@@ -96,7 +84,7 @@ def parse_given(arguments: Sequence[str] | None) -> dict[str, Any]:
     """
     parser = _Parser(
         prog="python -m cupygpt.train",
-        description="Train a GPT. Without arguments: a demo of one to two minutes.",
+        description="Train a GPT. Without arguments: a demo of two minutes.",
         argument_default=argparse.SUPPRESS,
         usage="python -m cupygpt.train [flag value] ...",
         allow_abbrev=False,
@@ -109,7 +97,12 @@ def parse_given(arguments: Sequence[str] | None) -> dict[str, Any]:
         section = parser.add_argument_group(group.__doc__.rstrip(".").lower())
         for item in fields(group):
             text = item.metadata["help"].replace("%", "%%")
-            if item.default is not None and item.default is not False:
+            if item.metadata["from_file"] is not None:
+                text += (
+                    f" (default: by size and length of the run; with a model file "
+                    f"{item.metadata['from_file']:g})"
+                )
+            elif item.default is not None and item.default is not False:
                 shown = f"{item.default:g}" if isinstance(item.default, float) else item.default
                 text += f" (default: {shown})"
             section.add_argument(

@@ -26,7 +26,7 @@ def flag(
     *names: str,
     help: str,
     default: Any = None,
-    demo: Any = None,
+    from_file: Any = None,
     range: Range | None = None,
     fixed: bool = False,
     label: str = "",
@@ -34,17 +34,17 @@ def flag(
 ) -> Any:
     """A field for the flag `names`; `argument` are further settings of argparse.
 
-    `default` None means: chosen when the data and the model are known. `demo` replaces the default
-    when the run has no data of its own. A resumed run cannot change a `fixed` flag: another value
-    would give other losses than those of the run that never stopped. (-b and -d may change:
-    they decide how the rest of the run continues.) A value with a `label` is shown in the optimizer
-    row of the startup table.
+    `default` None means: open until training/defaults.py has chosen. `from_file` is what it chooses
+    for a run whose weights come from a model file: llm.c's default. A resumed run cannot change a
+    `fixed` flag: another value would give other losses than those of the run that never stopped.
+    (-b and -d may change: they decide how the rest of the run continues.) A value with a `label`
+    is shown in the optimizer row of the startup table.
     """
     metadata = {
         "names": names,
         "help": help,
         "argument": argument,
-        "demo": demo,
+        "from_file": from_file,
         "range": range,
         "fixed": fixed,
         "label": label,

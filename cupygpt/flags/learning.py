@@ -25,20 +25,32 @@ class LearningFlags:
         "-x",
         "--steps",
         type=int,
-        demo=1000,
         range=AT_LEAST_1_OR_ALL,
-        help="optimizer steps, -1 = one epoch (the default); beside -x, -n is llm.c's: save every "
-        "so many steps",
+        help="optimizer steps, -1 = one epoch as llm.c counts it (default: one epoch with a model "
+        "file, else what --minutes says); beside -x, -n is llm.c's: save every so many steps",
     )
     epochs: float | None = flag(
         "--epochs", type=float, range=POSITIVE, help="length of the run in epochs, instead of -n"
+    )
+    minutes: float | None = flag(
+        "--minutes",
+        type=float,
+        range=POSITIVE,
+        help="length of the run in minutes, start and end included, instead of -n: the first steps "
+        "are timed, and then the number of steps is fixed (default for a new model: 2 on a CPU; on "
+        "a GPU the length that suits text and model)",
+    )
+    patience: int | None = flag(
+        "--patience",
+        type=int,
+        range=AT_LEAST_1,
+        help="stop when so many validations in a row have not improved",
     )
     batch_size: int = flag(
         "-b",
         "--batch-size",
         type=int,
-        default=4,
-        demo=16,
+        from_file=4,
         range=AT_LEAST_1,
         help="rows per micro-batch, B",
     )
@@ -54,8 +66,7 @@ class LearningFlags:
         "-l",
         "--learning-rate",
         type=float,
-        default=3e-4,
-        demo=5e-3,
+        from_file=3e-4,
         range=POSITIVE,
         fixed=True,
         help="peak learning rate",
@@ -72,8 +83,7 @@ class LearningFlags:
         "-u",
         "--warmup",
         type=int,
-        default=0,
-        demo=50,
+        from_file=0,
         range=NOT_NEGATIVE,
         fixed=True,
         help="warm-up steps",
@@ -82,8 +92,7 @@ class LearningFlags:
         "-q",
         "--final-fraction",
         type=float,
-        default=1.0,
-        demo=0.05,
+        from_file=1.0,
         range=UP_TO_1,
         fixed=True,
         help="last learning rate as a fraction of the peak, 1 = no decay",
@@ -92,8 +101,7 @@ class LearningFlags:
         "-c",
         "--weight-decay",
         type=float,
-        default=0.0,
-        demo=0.1,
+        from_file=0.0,
         range=NOT_NEGATIVE,
         fixed=True,
         label="weight decay",
@@ -109,8 +117,7 @@ class LearningFlags:
     )
     beta2: float = flag(
         "--beta2",
-        default=0.95,
-        demo=0.99,
+        from_file=0.95,
         type=float,
         range=BELOW_1,
         fixed=True,
@@ -127,7 +134,7 @@ class LearningFlags:
     )
     dropout: float = flag(
         "--dropout",
-        default=0.0,
+        from_file=0.0,
         type=float,
         range=BELOW_1,
         fixed=True,

@@ -38,10 +38,10 @@ class ModelAndDataFlags:
         "-t",
         "--seq-len",
         type=int,
-        demo=64,
         range=AT_LEAST_1,
         fixed=True,
-        help="tokens per row, T (default: the model's context)",
+        help="tokens per row, T: the context of a new model (default: by its size; with a model "
+        "file its context)",
     )
     no_shuffle: bool = switch(
         "--no-shuffle",

@@ -13,45 +13,38 @@ class ReportFlags:
         "-v",
         "--val-every",
         type=int,
-        default=20,
-        demo=200,
         range=NOT_NEGATIVE,
-        help="validate every so many steps, 0 = never",
+        help="validate every so many steps, 0 = never (default: about ten times a run, fewer where "
+        "that would cost over 5 % of the time)",
     )
-    val_batches: int = flag(
+    val_batches: int | None = flag(
         "-m",
         "--val-batches",
         type=int,
-        default=20,
         range=AT_LEAST_1_OR_ALL,
-        help="validation batches, -1 = all",
+        help="validation rows, in batches of -b rows, -1 = all (default: all, at most 131,072 "
+        "tokens, evenly spread)",
     )
     sample_every: int = flag(
         "-s",
         "--sample-every",
         type=int,
-        default=20,
-        demo=200,
         range=NOT_NEGATIVE,
-        help="print a sample every so many steps, 0 = never",
+        help="print a sample every so many steps, 0 = never (default: about five a run)",
     )
     sample_length: int = flag(
         "-g",
         "--sample-length",
         type=int,
-        default=64,
-        demo=192,
         range=AT_LEAST_1,
-        help="tokens of a sample",
+        help="tokens of a sample (default: 64, of bytes 192)",
     )
-    checkpoint_every: int = flag(
+    checkpoint_every: int | None = flag(
         "--checkpoint-every",
         type=int,
-        default=200,
-        demo=500,
         range=NOT_NEGATIVE,
         help="save every so many steps, and at each new best validation loss; 0 = only then and at "
-        "the end",
+        "the end (default: as often as saving takes 2 % of the time)",
     )
     keep: int = flag(
         "-nk",

@@ -22,6 +22,11 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
         file.write(json.dumps(record, indent=2).encode())
 
 
+def update_record(folder: Path, **values: Any) -> None:
+    """Set entries of a run's record. Raises CheckpointError if it is damaged."""
+    write_record(folder, {**read_record(folder), **values})
+
+
 def read_record(folder: Path) -> dict[str, Any]:
     """The record of a run. Raises CheckpointError if it is damaged."""
     path = folder / RECORD

@@ -1,47 +1,60 @@
 """What a loss is compared with: the unigram and the bigram model of the data, and bits per byte."""
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 
+from cupygpt.data.token_files import TokenShard, num_tokens
+from cupygpt.data.tokenizer import Tokenizer
+from cupygpt.data.validation import ValidationBatches, ValidationRows
 from cupygpt.errors import DataError
-from cupygpt.training.open_data import Data
 
 BASELINE_VOCAB = 1024
 """Baselines are printed up to this vocabulary; beyond it few pairs are seen twice."""
 
 BASELINE_TOKENS = 2**22
-"""Tokens of either file that count."""
+"""Training tokens that count, the same share of each file."""
 
 BIGRAM_STRENGTH = 10.0
 """How many times a context must be seen to count as much as the unigram prior."""
 
 
-def ngram_baselines(data: Data, V: int) -> tuple[float, float] | None:
-    """Validation loss of the unigram and the bigram model, where that says something."""
-    if not data.val or V > BASELINE_VOCAB:
-        return None
-    train = np.asarray(data.train[0].tokens[:BASELINE_TOKENS])
-    return unigram_bigram_nats(train, data.val[0].tokens, V)
+def ngram_baselines(
+    validation: ValidationRows | None, train: Sequence[TokenShard], V: int
+) -> tuple[float, float] | None:
+    """Loss of the unigram and the bigram model on the rows of a validation.
 
-
-def bytes_per_token(data: Data) -> float | None:
-    """Mean bytes of a token, to show losses in bits per byte; None if no tokenizer is known.
-
-    Over the first 2**20 tokens of the first validation file; end of text counts 0 bytes.
+    None without validation, and for a vocabulary where it would say little.
     """
-    if not data.val or data.tokenizer is None:
+    if validation is None or V > BASELINE_VOCAB:
         return None
-    sample = np.asarray(data.val[0].tokens[: 1 << 20])
-    ids, counts = np.unique(sample, return_counts=True)
-    eot = data.tokenizer.eot
+    rows = [(x[:n], y[:n]) for x, y, n in ValidationBatches(validation, B=256, V=V)]
+    inputs, targets = (np.concatenate([row[i].ravel() for row in rows]) for i in (0, 1))
+    share = min(1.0, BASELINE_TOKENS / num_tokens(train))
+    pieces = [shard.tokens[: math.ceil(share * shard.num_tokens)] for shard in train]
+    return unigram_bigram_nats(pieces, inputs, targets, V)
+
+
+def bytes_per_token(
+    validation: ValidationRows | None, tokenizer: Tokenizer | None, V: int
+) -> float | None:
+    """Mean bytes of the targets of a validation, to show its loss in bits per byte.
+
+    None without validation, or if no tokenizer is known. End of text counts 0 bytes.
+    """
+    if validation is None or tokenizer is None:
+        return None
+    counts = np.zeros(V, np.int64)
+    for _, targets, n in ValidationBatches(validation, B=256, V=V):
+        counts += np.bincount(targets[:n].ravel(), minlength=V)
     total = sum(
-        int(count) * len(data.tokenizer.decode_bytes([int(i)]))
-        for i, count in zip(ids, counts, strict=True)
-        if i != eot
+        int(counts[i]) * len(tokenizer.decode_bytes([int(i)]))
+        for i in np.flatnonzero(counts)
+        if i != tokenizer.eot
     )
-    return total / len(sample) if total else None
+    return total / int(counts.sum()) if total else None
 
 
 def bits_per_byte(loss: float, bytes_per_token: float | None) -> float | None:
@@ -49,30 +62,39 @@ def bits_per_byte(loss: float, bytes_per_token: float | None) -> float | None:
     return None if bytes_per_token is None else loss / math.log(2.0) / bytes_per_token
 
 
-def unigram_bigram_nats(train: npt.ArrayLike, val: npt.ArrayLike, V: int) -> tuple[float, float]:
+def unigram_bigram_nats(
+    train: Sequence[npt.ArrayLike], inputs: npt.ArrayLike, targets: npt.ArrayLike, V: int
+) -> tuple[float, float]:
     """Loss in nats per token of a unigram and a bigram model: landmarks for a training run.
 
-    Both are fitted on `train` (n,) and evaluated on `val` (m,), each predicting val[1:], ids
-    below V; of either array the first 4 Mi tokens count. Unigram: add-one smoothing, p(b) =
+    Both are fitted on the arrays `train` of ids below V, and predict each of `targets` (m,), the
+    bigram model from the token before it, `inputs` (m,). Unigram: add-one smoothing, p(b) =
     (c(b) + 1) / (n + V). Bigram: Dirichlet smoothing towards the unigram, p(b | a) =
     (c(a, b) + 10 p(b)) / (c(a) + 10), where c(a) counts the times a is followed by anything.
 
-    Raises DataError if `val` has fewer than 2 tokens or `train` none.
+    Raises DataError if there is nothing to fit or to predict.
     """
-    seen = np.asarray(train)[:BASELINE_TOKENS].astype(np.int64)
-    asked = np.asarray(val)[:BASELINE_TOKENS].astype(np.int64)
-    if len(seen) < 1 or len(asked) < 2:
+    pieces = [np.asarray(piece).astype(np.int64) for piece in train]
+    before, asked = (np.asarray(ids).astype(np.int64) for ids in (inputs, targets))
+    n = sum(len(piece) for piece in pieces)
+    if n < 1 or len(asked) < 1:
         raise DataError(
-            f"{len(seen)} training and {len(asked)} validation tokens; at least 1 and 2 are needed."
+            f"{n} training tokens and {len(asked)} to predict; at least 1 of each is needed."
         )
-    unigram = (np.bincount(seen, minlength=V) + 1.0) / (len(seen) + V)
-    prior = unigram[asked[1:]]
-    pairs, counts = np.unique(seen[:-1] * V + seen[1:], return_counts=True)
-    wanted = asked[:-1] * V + asked[1:]
-    pair_counts = _counts_of(wanted, pairs, counts)
-    context_counts = np.bincount(seen[:-1], minlength=V)[asked[:-1]]
-    bigram = (pair_counts + BIGRAM_STRENGTH * prior) / (context_counts + BIGRAM_STRENGTH)
+    seen = _count(pieces, V)
+    unigram = (seen + 1.0) / (n + V)
+    prior = unigram[asked]
+    followed = _count([piece[:-1] for piece in pieces], V)
+    found = np.concatenate([piece[:-1] * V + piece[1:] for piece in pieces])
+    pairs, counts = np.unique(found, return_counts=True)
+    pair_counts = _counts_of(before * V + asked, pairs, counts)
+    bigram = (pair_counts + BIGRAM_STRENGTH * prior) / (followed[before] + BIGRAM_STRENGTH)
     return float(-np.log(prior).mean()), float(-np.log(bigram).mean())
+
+
+def _count(pieces: Sequence[npt.NDArray[np.int64]], V: int) -> npt.NDArray[np.int64]:
+    """(V,) how often each id occurs."""
+    return np.bincount(np.concatenate(pieces), minlength=V)
 
 
 def _counts_of(

@@ -13,14 +13,16 @@ from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.bar import StepLine
 from cupygpt.console.console import Console
 from cupygpt.console.paste import shell_command, shell_word
-from cupygpt.data.loader import START, Packed, Position, Prefetcher, StepLoader
+from cupygpt.data.loader import START, Packed, Position, Prefetcher, StepLoader, pack
 from cupygpt.distributed.collectives import make_collectives
-from cupygpt.distributed.ranks import Ranks, rank0_first
+from cupygpt.distributed.ranks import Ranks, broadcast_object, rank0_first
 from cupygpt.errors import ConfigError, RunError
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.run_folder.log import RunLog
+from cupygpt.run_folder.record import update_record
 from cupygpt.training.baselines import bits_per_byte, bytes_per_token
 from cupygpt.training.compile_ahead import compile_ahead
+from cupygpt.training.length import Clock, seconds_per_step, steps_that_fit
 from cupygpt.training.open_data import Data
 from cupygpt.training.plan import Plan, train_loader, validation_batches
 from cupygpt.training.stop_signal import StopSignal
@@ -61,6 +63,7 @@ class Run:
         console: Console,
         progress: Progress,
         ranks: Ranks,
+        clock: Clock,
     ) -> None:
         if progress.step >= plan.steps:
             raise ConfigError(
@@ -68,7 +71,9 @@ class Run:
                 f"schedule allows it, or start a new run from its weights with -e."
             )
         self.plan, self.data, self.folder, self.console = plan, data, folder, console
-        self.progress, self.ranks = progress, ranks
+        self.progress, self.ranks, self.clock = progress, ranks, clock
+        self._first_step = progress.step
+        self.ran_out_of_patience = False
         self.stopped_by: str | None = None
         ranks.on_abort(self._farewell)
         console.memory = plan.device.used_bytes
@@ -82,7 +87,9 @@ class Run:
             lambda: compile_ahead(plan.device, self.trainer, self._generator, console, folder),
         )
         self._validation = validation_batches(plan, data, ranks.rank)
-        self._bytes_per_token = bytes_per_token(data)
+        self._bytes_per_token = bytes_per_token(
+            plan.validation, data.tokenizer, plan.shape.config.V
+        )
         self._batches = _step_batches(plan, data, progress, ranks.rank)
         self._overfit_batch: np.ndarray | None = None
         self._pending: deque[_Queued] = deque()
@@ -93,23 +100,47 @@ class Run:
             resume_step=progress.step if self._saved_step is not None else None,
         )
 
+    def measure_steps(self) -> None:
+        """Plan the steps of a run of so many minutes by a few that are timed.
+
+        They leave weights and moments that the run must not use.
+        """
+        if self.plan.steps_are_fixed:
+            return
+        plan, (A, B, T) = self.plan, self.trainer.batch_shape
+        tokens = np.random.default_rng(0).integers(0, plan.shape.config.V, (A, B, T), np.int32)
+        packed = pack([(batch, batch) for batch in tokens])
+        seconds = seconds_per_step(self.trainer, packed, self.ranks)
+        minutes = plan.minutes
+        left = 60 * minutes - self.clock.elapsed()
+        steps = broadcast_object(self.ranks, max(1, int(0.95 * left / seconds)))
+        self.plan = plan.with_steps(steps)
+        self.console.note(
+            f"{1e3 * seconds:.1f} ms a step: about {steps:,} steps in {minutes:g} "
+            f"minutes; the number is fixed after the warm-up"
+        )
+
     def loop(self, stop: StopSignal) -> None:
         """Train until the last step, a signal, or nobody reads the console; then save."""
         config, console = self.plan.config, self.console
         console.start(self.progress.step, self.plan.steps)
         self._last_report = time.perf_counter()
         while True:
+            if not self.plan.steps_are_fixed and self.progress.step >= self._fixed_at:
+                self._fix_steps()
             is_last = self.progress.step == self.plan.steps
             stops = self._stops(stop)
             validates = self._due(config.val_every, is_last=is_last) and not stops
             samples = self._due(config.sample_every, is_last=is_last) and not stops
-            saves = self._due(config.checkpoint_every, is_last=is_last) or stops
+            saves = self._due(config.checkpoint_every or 0, is_last=is_last) or stops
             if validates or samples or saves or is_last:
                 self._report(0)  # also: nothing that is not finite gets saved
                 improved = validates and self._validate()
                 if samples and self.progress.step and self.ranks.rank == 0:
-                    self._sample()
+                    with self.clock.measure("sample"):
+                        self._sample()
                 stops = self._stops(stop)  # a signal may have come meanwhile
+                is_last = is_last or self.ran_out_of_patience
                 if is_last or stops or ((saves or improved) and self.progress.step):
                     self._save()
                 self._last_report = time.perf_counter()
@@ -117,6 +148,35 @@ class Run:
                 break
             self._train_step()
         console.finish()
+
+    @property
+    def _fixed_at(self) -> int:
+        """The step at which the number of steps is fixed: where the warm-up ends, as a rule."""
+        steps = self.plan.steps
+        return min(max(self.plan.config.warmup, 10), max(1, steps // 5))
+
+    def _fix_steps(self) -> None:
+        """From here on a run of so many minutes has its number of steps."""
+        self._report(0)
+        config = self.plan.config
+        steps = steps_that_fit(
+            self.plan.minutes,
+            self.clock,
+            step=self.progress.step,
+            steps_before=self._first_step,
+            val_every=config.val_every if self._validation is not None else 0,
+            sample_every=config.sample_every,
+        )
+        steps = broadcast_object(self.ranks, steps)
+        self.plan = replace(self.plan, steps=steps, steps_are_fixed=True)
+        if self.ranks.rank == 0:
+            update_record(self.folder, steps=steps)
+        self.console.set_total(steps)
+        self.console.note(
+            f"{steps:,} steps: so many fit into {config.minutes:g} minutes at "
+            f"{1e3 * self.clock.mean('step'):.1f} ms a step"
+        )
+        self._last_report = time.perf_counter()
 
     def close(self) -> None:
         """Stop the bar and the loader's thread, close the log."""
@@ -163,6 +223,7 @@ class Run:
         self._require_finite(queued.step, result)
         now = time.perf_counter()
         elapsed, self._last_report = now - self._last_report, now
+        self.clock.add("step", elapsed)
         epoch = position.epoch + position.rows / plan.rows_per_epoch
         self._log.step(
             queued.step,
@@ -198,10 +259,11 @@ class Run:
         """Evaluate, print and log; True if this is the lowest loss so far."""
         if self._validation is None:
             return False
-        step = self.progress.step
-        sums = self.ranks.all_gather_object(
-            self.trainer.sum_losses((x, y) for x, y, _ in self._validation)
-        )
+        step, patience = self.progress.step, self.plan.config.patience
+        with self.clock.measure("validation"):
+            sums = self.ranks.all_gather_object(
+                self.trainer.sum_losses((x, y) for x, y, _ in self._validation)
+            )
         # Added in the order of the batches: then the mean equals that of one rank to the last bit.
         loss = mean_loss(of_rank for batch in zip(*sums, strict=True) for of_rank in batch)
         improved = loss < self.progress.best_loss
@@ -211,6 +273,8 @@ class Run:
         self.console.validation(step, loss, bits, best=improved)
         more = {} if bits is None else {"bits_per_byte": bits}
         self._log.validation(step, loss, **more)
+        since = (step - self.progress.best_step) // max(1, self.plan.config.val_every)
+        self.ran_out_of_patience = patience is not None and since >= patience
         return improved
 
     def _sample(self) -> None:
@@ -231,7 +295,8 @@ class Run:
         try:
             self._log.flush()
             state = self.trainer.state(self.progress)
-            save_checkpoint(self.folder, self.plan.shape.config, state, ranks=ranks)
+            with self.clock.measure("save"):
+                save_checkpoint(self.folder, self.plan.shape.config, state, ranks=ranks)
         except RunError as error:
             raise RunError(f"{error} {self._last_checkpoint()}") from error
         self._saved_step = step

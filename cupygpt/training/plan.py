@@ -4,15 +4,18 @@ Here everything that the flags leave open is chosen, and everything is checked a
 before memory of the device is allocated. startup_table.py shows the result.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from cupygpt.checkpoint.model_file import ModelFile, load_model
-from cupygpt.config import GPTConfig, config_from_descriptor, small_config
+from cupygpt.config import GPTConfig, config_from_descriptor
 from cupygpt.data.loader import START, Position, TrainLoader
 from cupygpt.data.rows import order_bytes
-from cupygpt.data.token_files import check_ids
-from cupygpt.data.validation import ValidationBatches
+from cupygpt.data.token_files import check_ids, longest_row, num_tokens
+from cupygpt.data.validation import ValidationBatches, ValidationRows
+from cupygpt.device.choose import DeviceChoice
 from cupygpt.device.device import Device
 from cupygpt.device.precision import (
     PRECISIONS,
@@ -21,36 +24,70 @@ from cupygpt.device.precision import (
     default_precision,
     supports_precision,
 )
-from cupygpt.distributed.rank_device import choose_rank_device, free_memory
+from cupygpt.distributed.rank_device import free_memory
 from cupygpt.distributed.ranks import Ranks
 from cupygpt.errors import ConfigError, DataError
 from cupygpt.flags.config import TrainConfig, flags_of
 from cupygpt.flags.llmc import ONE_EPOCH
 from cupygpt.model.memory_plan import RunShape, check_fits, shape_of_run
+from cupygpt.training.defaults import (
+    batch_settings,
+    file_settings,
+    length_settings,
+    settle,
+    size_for,
+)
+from cupygpt.training.length import guess_steps
 from cupygpt.training.open_data import Data, vocabulary
 from cupygpt.training.schedule import Schedule
 
-DEMO_SHAPE = {"maxT": 64, "L": 4, "NH": 4, "C": 64}
-"""Sized for the tokens that two cores process in a minute."""
+MOST_VALIDATION_TOKENS = 2**17
+"""Without -m a validation reads at most so many tokens."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All numbers of a run, nothing left to choose."""
+    """All numbers of a run, nothing left to choose.
+
+    `asked` is the config before what depends on the number of steps was chosen. `steps_are_fixed`
+    is False as long as a run of so many minutes measures how many fit.
+    """
 
     config: TrainConfig
+    asked: TrainConfig
     device: Device
     device_reason: str
     precision_reason: str
     shape: RunShape
     accumulation: int
-    schedule: Schedule
-    steps: int
+    length_reason: str
     rows_per_epoch: int
+    train_tokens: int
+    validation: ValidationRows | None
     runtime_bytes: int
     world: int = 1
     peak_flops: float | None = None
     device_warning: str | None = None
+    steps: int = 0
+    steps_are_fixed: bool = True
+
+    @property
+    def schedule(self) -> Schedule:
+        """The learning rate of each step."""
+        config = self.config
+        return Schedule(
+            config.schedule,
+            config.learning_rate,
+            config.warmup,
+            self.steps,
+            config.final_fraction,
+        )
+
+    @property
+    def minutes(self) -> float:
+        """The length of a run of so many minutes."""
+        assert self.config.minutes is not None
+        return self.config.minutes
 
     @property
     def flops_per_step(self) -> int:
@@ -62,65 +99,105 @@ class Plan:
         """Tokens of one optimizer step, of all ranks together."""
         return self.shape.B * self.shape.T * self.accumulation * self.world
 
+    def with_steps(self, steps: int) -> "Plan":
+        """The plan of a run of so many steps; what was chosen by their number is chosen again.
 
-def choose_model(config: TrainConfig, data: Data) -> tuple[GPTConfig, ModelFile | None, str]:
-    """The model's shape, its file if it has one, and a line about where it comes from."""
+        Dropout stays, because the trainer was made with it.
+        """
+        asked = replace(self.asked, dropout=self.config.dropout)
+        config = settle(
+            asked,
+            self.shape.config,
+            steps=steps,
+            step_tokens=self.tokens_per_step,
+            train_tokens=self.train_tokens,
+            val_tokens=self.validation.num_tokens if self.validation else 0,
+        )
+        return replace(self, config=config, steps=steps)
+
+
+def choose_model(
+    config: TrainConfig, data: Data, *, on_gpu: bool, world: int
+) -> tuple[TrainConfig, GPTConfig, ModelFile | None, str]:
+    """The model: (config with its rows and batch chosen, shape, its file if any, its origin)."""
     name = config.model
     if name is not None and name.endswith(".bin"):
         loaded = load_model(Path(name))
-        return loaded.config, loaded, f"weights from {name}"
-    V = vocabulary(config, data)
-    if name is None and config.is_demo:
-        demo = GPTConfig(V=V, **DEMO_SHAPE)
-        return demo, None, f"the demo's, new weights (seed {config.seed})"
-    if name is not None and name != "small":
-        shape = config_from_descriptor(name, V=V)
-        return shape, None, f"{name}, new weights (seed {config.seed})"
-    maxT = max(256, config.seq_len or 0)
-    return small_config(V, maxT), None, f"small, new weights (seed {config.seed})"
+        return file_settings(config), loaded.config, loaded, f"weights from {name}"
+    tokens, V = num_tokens(data.train), vocabulary(config, data)
+    size = size_for(on_gpu=on_gpu, minutes=config.minutes, tokens=tokens, V=V)
+    T = config.seq_len or min(size.T, longest_row(data.train), longest_row(data.val or data.train))
+    weights = f"new weights (seed {config.seed})"
+    if name is None:
+        model = GPTConfig(maxT=T, V=V, L=size.L, NH=size.NH, C=size.C)
+        origin = f"sized for {'the text' if on_gpu else 'the time'}, {weights}"
+    else:
+        model = config_from_descriptor(name, V=V, maxT=T)
+        origin = f"{name}, {weights}"
+    return batch_settings(config, T=min(T, model.maxT), size=size, world=world), model, None, origin
 
 
 def make_plan(
     config: TrainConfig,
     model: GPTConfig,
     data: Data,
+    choice: DeviceChoice,
     ranks: Ranks,
-    begun_in: str | None = None,
+    *,
+    is_new: bool,
+    record: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Check everything against everything, and choose what was left open; all `ranks` call.
 
-    `begun_in` is the precision in which a resumed run began: it continues in it where it can.
+    `is_new`: the weights are new. `record` is that of a resumed run, which continues in its
+    precision where it can, with its number of steps and its rows of validation.
     """
     check_ids(data.train, model.V)
     check_ids(data.val, model.V)
-    choice = choose_rank_device(config.device, ranks)
-    _check_device_flags(config, choice.device)
-    precision, precision_reason = _precision(config, choice.device, begun_in)
-    shape = _run_shape(config, model, precision, choice.device, ranks.world)
+    device, begun_in = choice.device, record.get("precision") if record else None
+    _check_device_flags(config, device)
+    precision, precision_reason = _precision(config, device, begun_in)
+    shape = _run_shape(config, model, precision, device, ranks.world)
     accumulation = _accumulation(config, shape.B, shape.T, ranks.world)
     rows = _rows_per_epoch(config, shape, data, ranks.world)
-    rows_per_step = shape.B * accumulation * ranks.world
-    if config.steps == ONE_EPOCH:
-        steps = _steps_of_llmc(data, shape.T * rows_per_step)
-    else:
-        steps = config.steps or _steps_of_epochs(config.epochs or 1.0, rows, rows_per_step)
-    if not choice.device.is_gpu and not config.no_shuffle:
+    if not device.is_gpu and not config.no_shuffle:
         shape = replace(shape, row_order_bytes=order_bytes(rows))
-    check_fits(shape, *free_memory(choice.device, ranks))  # before anything is allocated there
-    return Plan(
+    check_fits(shape, *free_memory(device, ranks))  # before anything is allocated there
+    tokens, reason = num_tokens(data.train), ""
+    if is_new:
+        config, reason = length_settings(config, model, tokens, on_gpu=device.is_gpu)
+    validation = _validation_rows(config, data, shape.T, record)
+    plan = Plan(
         config=config,
-        device=choice.device,
+        asked=config,
+        device=device,
         device_reason=choice.reason,
         device_warning=choice.warning,
         precision_reason=precision_reason,
         shape=shape,
         accumulation=accumulation,
-        schedule=_schedule(config, steps),
-        steps=steps,
+        length_reason=reason,
         rows_per_epoch=rows,
-        runtime_bytes=choice.device.used_bytes() or 0,
+        train_tokens=tokens,
+        validation=validation,
+        runtime_bytes=device.used_bytes() or 0,
         world=ranks.world,
-        peak_flops=_peak_flops(choice.device, precision, ranks.world),
+        peak_flops=_peak_flops(device, precision, ranks.world),
+    )
+    is_fixed = config.minutes is None or bool((record or {}).get("steps"))
+    return replace(plan.with_steps(_steps(plan, record)), steps_are_fixed=is_fixed)
+
+
+def _steps(plan: Plan, record: Mapping[str, Any] | None) -> int:
+    """The steps of the run; of a run of so many minutes those recorded, or a first guess."""
+    config = plan.config
+    if config.minutes is not None:
+        recorded = (record or {}).get("steps")
+        return recorded or guess_steps(config.minutes, plan.flops_per_step, plan.device)
+    if config.steps == ONE_EPOCH:
+        return _steps_of_llmc(plan.train_tokens, plan.tokens_per_step)
+    return config.steps or _steps_of_epochs(
+        config.epochs or 1.0, plan.rows_per_epoch, plan.tokens_per_step // plan.shape.T
     )
 
 
@@ -153,20 +230,30 @@ def train_loader(
 
 
 def validation_batches(plan: Plan, data: Data, rank: int) -> ValidationBatches | None:
-    """This rank's rows of every validation of the run."""
-    if not data.val:
+    """This rank's part of every validation of the run."""
+    if plan.validation is None:
         return None
-    most = None if plan.config.val_batches == -1 else plan.config.val_batches
     shape = plan.shape
     return ValidationBatches(
-        data.val,
-        shape.B,
-        shape.T,
-        shape.config.V,
-        max_batches=most,
-        rank=rank,
-        num_ranks=plan.world,
+        plan.validation, shape.B, shape.config.V, rank=rank, num_ranks=plan.world
     )
+
+
+def _validation_rows(
+    config: TrainConfig, data: Data, T: int, record: Mapping[str, Any] | None
+) -> ValidationRows | None:
+    """The rows that the run validates on: those recorded, if it is resumed."""
+    if not data.val:
+        return None
+    recorded = (record or {}).get("validation")
+    if recorded is not None:
+        return ValidationRows(data.val, T, recorded["rows"], evenly=recorded["evenly"])
+    if config.val_batches is None:
+        return ValidationRows(data.val, T, max(1, MOST_VALIDATION_TOKENS // T), evenly=True)
+    # -m counts batches of -b rows as they were when the run began.
+    began_with = record["config"]["batch_size"] if record else config.batch_size
+    count = None if config.val_batches == -1 else config.val_batches * began_with
+    return ValidationRows(data.val, T, count, evenly=False)
 
 
 def _run_shape(
@@ -214,21 +301,14 @@ def _steps_of_epochs(epochs: float, rows: int, rows_per_step: int) -> int:
     return steps
 
 
-def _steps_of_llmc(data: Data, tokens_per_step: int) -> int:
+def _steps_of_llmc(train_tokens: int, tokens_per_step: int) -> int:
     """One epoch as llm.c counts it, by all tokens: its scripts wait for the file DONE_SSSSSSSS."""
-    tokens = sum(shard.num_tokens for shard in data.train)
-    if tokens < tokens_per_step:
+    if train_tokens < tokens_per_step:
         raise DataError(
-            f"one epoch of {tokens:,} tokens is less than one step of {tokens_per_step:,}. Use a "
-            f"smaller -b or -d, more data, or set the steps with -x."
+            f"one epoch of {train_tokens:,} tokens is less than one step of {tokens_per_step:,}. "
+            f"Use a smaller -b or -d, more data, or set the steps with -x."
         )
-    return tokens // tokens_per_step
-
-
-def _schedule(config: TrainConfig, steps: int) -> Schedule:
-    return Schedule(
-        config.schedule, config.learning_rate, config.warmup, steps, config.final_fraction
-    )
+    return train_tokens // tokens_per_step
 
 
 def _check_device_flags(config: TrainConfig, device: Device) -> None:

@@ -5,12 +5,10 @@ from typing import Any
 
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.errors import CheckpointError, ConfigError
-from cupygpt.flags.config import FIXED, TrainConfig, flags_of
+from cupygpt.flags.config import FIXED, LENGTHS, TrainConfig, flags_of
 from cupygpt.run_folder.record import environment
 from cupygpt.training.open_data import Data
 from cupygpt.training.plan import Plan
-
-_LENGTH = ("steps", "epochs")
 
 BITS_DEPEND_ON = ("cupygpt", "numpy", "processor", "device")
 """The entries of a run's environment that decide over the last bits of its losses."""
@@ -23,6 +21,9 @@ def new_record(plan: Plan, data: Data) -> dict[str, Any]:
         "model": asdict(plan.shape.config),
         "data": data.record(),
         "precision": plan.shape.precision.name,
+        "trained_length": plan.shape.T,
+        "steps": plan.steps if plan.steps_are_fixed else None,
+        "validation": plan.validation.as_dict() if plan.validation else None,
         "ranks": plan.world,
         "tokens_per_step": plan.tokens_per_step,
         "environment": environment(plan.device.describe()),
@@ -53,7 +54,7 @@ def resumed_config(saved: dict[str, Any], given: dict[str, Any], *, world: int =
         differences += [
             f"  {flags_of(name)}: {getattr(config, name)} in the run, {given[name]} asked for "
             f"(the {config.schedule} schedule depends on it)"
-            for name in _LENGTH
+            for name in LENGTHS
             if name in given and given[name] != getattr(config, name)
         ]
     if differences:
@@ -62,7 +63,7 @@ def resumed_config(saved: dict[str, Any], given: dict[str, Any], *, world: int =
             + "\n".join(differences)
             + "\nLeave them out, or start a new run from its weights with -e."
         )
-    length = dict.fromkeys(_LENGTH) if any(name in given for name in _LENGTH) else {}
+    length = dict.fromkeys(LENGTHS) if any(name in given for name in LENGTHS) else {}
     changes = {
         name: value for name, value in given.items() if name not in ("resume", "out", "model")
     }

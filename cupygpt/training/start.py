@@ -1,8 +1,9 @@
 """From flags to a running loop: start a new run, or resume one, on every rank."""
 
 import os
+import time
 import zlib
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.console import Console
 from cupygpt.console.stream import say
 from cupygpt.distributed.launcher_env import imitates_terminal
+from cupygpt.distributed.rank_device import choose_rank_device
 from cupygpt.distributed.ranks import (
     Ranks,
     broadcast_object,
@@ -22,13 +24,14 @@ from cupygpt.distributed.ranks import (
 )
 from cupygpt.errors import ConfigError
 from cupygpt.flags.command_line import CommandLine
-from cupygpt.flags.config import TrainConfig, new_run_config
+from cupygpt.flags.config import TrainConfig
 from cupygpt.flags.llmc import RESUME_IF_ANY, check_claims
 from cupygpt.flags.model_and_data import NEWEST_RUN
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.run_folder.folder import find_run, has_checkpoint, new_run_folder
 from cupygpt.run_folder.record import read_record, write_record
 from cupygpt.training.baselines import ngram_baselines
+from cupygpt.training.length import Clock
 from cupygpt.training.loop import Run, closing_lines
 from cupygpt.training.open_data import Data, attach_tokenizer, open_data
 from cupygpt.training.plan import Plan, choose_model, make_plan
@@ -42,8 +45,9 @@ LAUNCHER_ECHO_S = 1.0
 
 def train(line: CommandLine, signals: list[str]) -> None:
     """Run what the flags ask for; the signal that ends it early is appended to `signals`."""
+    began = time.perf_counter()
     given = dict(line.given)
-    config = TrainConfig(**given)  # without the demo's defaults: they need no ranks
+    config = TrainConfig(**given)
     # Not a setting of the run: it stays out of run.json.
     timeout_s = given.pop("rank_timeout", config.rank_timeout)
     with join_ranks(timeout_s, debug=config.debug) as ranks:
@@ -52,23 +56,27 @@ def train(line: CommandLine, signals: list[str]) -> None:
         console = _console(config, ranks)
         for note in line.notes:
             console.note(f"note: {note}")
-        train_rank(config, given, signals, ranks)
+        train_rank(config, given, signals, ranks, began)
 
 
 def train_rank(
-    config: TrainConfig, given: dict[str, Any], signals: list[str], ranks: Ranks
+    config: TrainConfig,
+    given: dict[str, Any],
+    signals: list[str],
+    ranks: Ranks,
+    began: float,
 ) -> None:
-    """The whole run as this rank sees it."""
+    """The whole run as this rank sees it; `began` is the time of the command's start."""
     if config.resume and _continues(config, ranks):
-        run = resume_run(config.resume, config.out, given, ranks)
+        run = resume_run(config.resume, config.out, given, ranks, Clock(began))
     else:
-        run = start_run(given, ranks)
+        run = start_run(config, ranks, Clock(began))
     console = run.console
-    baselines = ngram_baselines(run.data, run.plan.shape.config.V)
+    baselines = ngram_baselines(run.plan.validation, run.data.train, run.plan.shape.config.V)
     if baselines:
         console.note(
-            f"baselines to beat, nats per token: unigram {baselines[0]:.4f}, "
-            f"bigram {baselines[1]:.4f}"
+            f"baselines on the validation rows, nats per token: unigram {baselines[0]:.4f}, bigram "
+            f"{baselines[1]:.4f} (a table of how often each token occurs, alone and after another)"
         )
     try:
         with StopSignal(echo_s=LAUNCHER_ECHO_S if ranks.world > 1 else 0.0) as stop:
@@ -92,32 +100,38 @@ def _continues(config: TrainConfig, ranks: Ranks) -> bool:
     return bool(broadcast_object(ranks, found))
 
 
-def start_run(given: dict[str, Any], ranks: Ranks) -> Run:
+def start_run(config: TrainConfig, ranks: Ranks, clock: Clock) -> Run:
     """A new run: its folder, data, model and weights. Rank 0 makes what the others find."""
     # A run of `-y 1` that ended before its first checkpoint begins again in its folder.
-    again = given.get("resume") == RESUME_IF_ANY
-    config = new_run_config({name: given[name] for name in given if name != "resume"})
+    again = config.resume == RESUME_IF_ANY
+    config = replace(config, resume=None)
     console = _console(config, ranks)
     overwrite = config.overwrite or again
     made = new_run_folder(config.out, overwrite=overwrite) if ranks.rank == 0 else None
     folder = _common_folder(ranks, made)
     data = rank0_first(ranks, lambda: open_data(config, folder, new=ranks.rank == 0))
-    model, loaded, origin = choose_model(config, data)
+    choice = choose_rank_device(config.device, ranks)
+    config, model, loaded, origin = choose_model(
+        config, data, on_gpu=choice.device.is_gpu, world=ranks.world
+    )
     attach_tokenizer(config, model, data)
-    plan = make_plan(config, model, data, ranks)
+    plan = make_plan(config, model, data, choice, ranks, is_new=loaded is None)
     _show_plan(console, plan, data, origin, folder)
     for warning in (*data.warnings, *(loaded.warnings if loaded else ())):
         console.warn(warning)
+    run = Run(plan, data, folder, console, Progress(step=0, seed=config.seed), ranks, clock)
+    run.measure_steps()
     if ranks.rank == 0:
-        write_record(folder, new_record(plan, data))
-    run = Run(plan, data, folder, console, Progress(step=0, seed=config.seed), ranks)
+        write_record(folder, new_record(run.plan, data))
     weights = loaded.parameters if loaded else initial_parameters(model, config.seed)
     _check_equal_files(ranks, data, weights)
-    run.trainer.load_parameters(weights)
+    run.trainer.load_new(weights)
     return run
 
 
-def resume_run(resume: str, out: str | None, given: dict[str, Any], ranks: Ranks) -> Run:
+def resume_run(
+    resume: str, out: str | None, given: dict[str, Any], ranks: Ranks, clock: Clock
+) -> Run:
     """The run that --resume names, as it stood at its newest checkpoint."""
     found = find_run(resume, out, NEWEST_RUN) if ranks.rank == 0 else None
     folder = _common_folder(ranks, found)
@@ -131,7 +145,8 @@ def resume_run(resume: str, out: str | None, given: dict[str, Any], ranks: Ranks
     attach_tokenizer(config, model, data)
     check_same("model", record["model"], asdict(model))
     check_same("data", record["data"], data.record())
-    plan = make_plan(config, model, data, ranks, begun_in=record.get("precision"))
+    choice = choose_rank_device(config.device, ranks)
+    plan = make_plan(config, model, data, choice, ranks, is_new=False, record=record)
     origin = f"checkpoint of step {state.progress.step}"
     _show_plan(console, plan, data, origin, folder)
     for warning in (
@@ -140,7 +155,7 @@ def resume_run(resume: str, out: str | None, given: dict[str, Any], ranks: Ranks
         *resume_warnings(record, plan, state.progress),
     ):
         console.warn(warning)
-    run = Run(plan, data, folder, console, state.progress, ranks)
+    run = Run(plan, data, folder, console, state.progress, ranks, clock)
     _check_equal_files(ranks, data, state.float32_weights())
     if state.zero_shard is not None and state.master is not None and run.trainer.master is None:
         console.warn(

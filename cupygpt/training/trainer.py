@@ -141,6 +141,11 @@ class Trainer:
         self._wants_graph, self._is_warm = graph, False
         self._graph: Replay | None = None
 
+    @property
+    def batch_shape(self) -> tuple[int, int, int]:
+        """(accumulation, B, T) of the input of a step."""
+        return self.accumulation, self.shape.B, self.shape.T
+
     def load_parameters(self, weights: np.ndarray, master: np.ndarray | None = None) -> None:
         """Take float32 `weights` (P,), in file order; bfloat16 parameters are rounded from them.
 
@@ -153,6 +158,12 @@ class Trainer:
             cast_to_bfloat16(self.params.flat, self.master)
         else:
             self.device.upload(self.params.flat, self.shape.precision.encode(weights))
+
+    def load_new(self, weights: np.ndarray) -> None:
+        """Begin with float32 `weights` (P,) and moments of zero."""
+        self.load_parameters(weights)
+        self.m.fill(0)
+        self.v.fill(0)
 
     def state(self, progress: Progress) -> TrainState:
         """What this rank saves in a checkpoint, on the host; the run stands at `progress`."""

@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from cupygpt.data import rows
 from cupygpt.data.loader import Batch, Position, Prefetcher, TrainLoader
 from cupygpt.data.token_files import TokenShard, open_shards, write_shard
-from cupygpt.data.validation import ValidationBatches
 from cupygpt.errors import DataError
 
 V = 65536
@@ -251,49 +250,6 @@ def test_impossible_arguments_are_refused(tmp_path: Path, arguments: dict[str, i
 def test_a_loader_needs_a_token_file() -> None:
     with pytest.raises(DataError, match="no token files"):
         TrainLoader([], 1, 4, V, seed=0)
-
-
-def test_validation_reads_all_rows_once(tmp_path: Path) -> None:
-    batches = ValidationBatches(make_shards(tmp_path, [22, 4, 9]), 3, 4, V, max_batches=None)
-    assert len(batches) == 3
-    for _ in range(2):  # Each iteration gives the same.
-        got = list(batches)
-        assert [num_rows for _, _, num_rows in got] == [3, 3, 1]
-        firsts = [int(x) for inputs, _, n in got for x in inputs[:n, 0]]
-        assert firsts == [0, 4, 8, 12, 16, 200, 204]
-    inputs, targets, _ = got[-1]
-    np.testing.assert_array_equal(inputs, [[204, 205, 206, 207], [0, 1, 2, 3], [0, 1, 2, 3]])
-    np.testing.assert_array_equal(targets, [[205, 206, 207, 208], [-1] * 4, [-1] * 4])
-    assert inputs.dtype == targets.dtype == np.int32
-
-
-def test_validation_ranks_share_the_rows(tmp_path: Path) -> None:
-    shards = make_shards(tmp_path, [41])
-    ranks = [
-        ValidationBatches(shards, 2, 4, V, max_batches=None, rank=r, num_ranks=3) for r in range(3)
-    ]
-    assert [len(rank) for rank in ranks] == [2, 2, 2]
-    got = [[(inputs[:n, 0].tolist(), n) for inputs, _, n in rank] for rank in ranks]
-    assert got == [
-        [([0, 4], 2), ([24, 28], 2)],
-        [([8, 12], 2), ([32, 36], 2)],
-        [([16, 20], 2), ([], 0)],
-    ]
-
-
-def test_validation_reads_no_more_batches_than_asked_for(tmp_path: Path) -> None:
-    shards = make_shards(tmp_path, [41])
-    assert len(ValidationBatches(shards, 2, 4, V, max_batches=3)) == 3
-    assert len(ValidationBatches(shards, 2, 4, V, max_batches=20)) == 5
-    [(inputs, targets, num_rows)] = ValidationBatches(shards, 64, 40, V, max_batches=20)
-    assert inputs.shape == targets.shape == (64, 40)
-    assert num_rows == 1
-    with pytest.raises(DataError, match="at least 1"):
-        ValidationBatches(shards, 2, 4, V, max_batches=0)
-    with pytest.raises(DataError, match=r"41 tokens, but one row takes 42 .* Use -t 40 or less"):
-        ValidationBatches(shards, 2, 41, V, max_batches=None)
-    with pytest.raises(DataError, match="token 8 is id 8"):
-        list(ValidationBatches(shards, 2, 4, 8, max_batches=None))
 
 
 def test_prefetching_changes_nothing(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from cupygpt.checkpoint.state_file import Progress, TrainState, load_state, stat
 from cupygpt.config import GPTConfig
 from cupygpt.data.loader import Position, StepLoader, TrainLoader
 from cupygpt.data.token_files import open_shards
-from cupygpt.data.validation import ValidationBatches
+from cupygpt.data.validation import ValidationBatches, ValidationRows
 from cupygpt.device.cpu import CPU
 from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.zero import ALIGNMENT, ZeroShard, shard_of
@@ -125,12 +125,11 @@ def test_runs_repeat_and_zero1_changes_no_bit(tokens: Path) -> None:
 def test_the_validation_loss_equals_that_of_one_rank_to_the_last_bit(
     tokens: Path, world: int, most: int | None
 ) -> None:
-    shards = open_shards(str(tokens))
+    count = None if most is None else 4 * most
+    rows = ValidationRows(open_shards(str(tokens)), T, count, evenly=False)
 
     def validate(ranks: Any) -> float:
-        batches = ValidationBatches(
-            shards, 4, T, CONFIG.V, max_batches=most, rank=ranks.rank, num_ranks=ranks.world
-        )
+        batches = ValidationBatches(rows, 4, CONFIG.V, rank=ranks.rank, num_ranks=ranks.world)
         sums = make_trainer(ranks, 4).sum_losses((x, y) for x, y, _ in batches)
         everyone = ranks.all_gather_object(sums)
         return mean_loss(pair for pairs in zip(*everyone, strict=True) for pair in pairs)

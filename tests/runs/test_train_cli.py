@@ -118,7 +118,7 @@ BAD_INPUT = [
     (lambda _: ["-d", "50"], "not a multiple of 4 × 8 = 32"),
     (lambda _: ["-d", "50"], "Nearest that work: 32 and 64."),
     (lambda _: ["-d", "10"], "Nearest that work: 32."),
-    (lambda _: ["--epochs", "2"], "both set the length"),
+    (lambda _: ["--epochs", "2"], "set the length of the run"),
     (lambda _: ["--device", "tpu"], "not a device"),
     (lambda _: ["--precision", "bf16"], "needs a GPU of compute capability 8.0"),
     (lambda _: ["-w", "0"], "this run is in fp32"),
