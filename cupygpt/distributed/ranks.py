@@ -138,7 +138,8 @@ class ManyRanks:
         reason, code = _reason(error)
         is_reported = self._watchdog.fail(reason, code)
         if is_reported and isinstance(error, CupyGPTError) and not self._debug:
-            sys.stdout.flush()
+            with contextlib.suppress(OSError, ValueError):
+                sys.stdout.flush()
             raise SystemExit(code) from error
 
 

@@ -7,13 +7,16 @@ sends no more heartbeats.
 """
 
 import contextlib
+import ctypes
 import os
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from cupygpt.console.stream import say
 from cupygpt.distributed.messages import (
     MAX_SHOWN_CHARACTERS,
     Closed,
@@ -30,6 +33,8 @@ DELIVERY_S = 3.0
 """How long at most a rank that ends waits until the others have received its message."""
 LAUNCHER_PID = "CUPYGPT_LAUNCHER_PID"
 """Set by --gpus: a rank ends when this process, its launcher, has ended."""
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 FAILED = 1
 
@@ -64,18 +69,20 @@ class Watchdog:
         connections: Mapping[int, MessageSocket],
         *,
         end: Callable[[int], None] = exit_now,
-        report: Callable[[str], object] | None = None,
+        report: Callable[[str], object] = say,
         heartbeat_s: float = HEARTBEAT_S,
     ) -> None:
         self.rank = rank
         self.on_abort: Callable[[], str] | None = None
         self._connections = dict(connections)
-        self._end, self._report = end, report or sys.stderr.write
+        self._end, self._report = end, report
         self._heartbeat_s = heartbeat_s
         self._closing = threading.Event()
         self._ending = threading.Lock()  # held from the moment when this process begins to end
         launcher = os.environ.get(LAUNCHER_PID)
         self._launcher = int(launcher) if launcher else None
+        if self._launcher is not None:
+            _wake_up_when_the_launcher_ends()
         self._threads = [
             threading.Thread(
                 target=self._watch, args=(peer, connection), name=f"watch-{peer}", daemon=True
@@ -182,7 +189,16 @@ class Watchdog:
     def _report_error(self, text: str) -> None:
         # `on_abort` may read files: a disk that hangs must not keep this process from ending.
         advice = _call_with_limit(1.0, self.on_abort) if self.on_abort is not None else None
-        self._report(f"error: {text} {advice or ''}".rstrip() + "\n")
+        self._report(f"error: {text} {advice or ''}".rstrip())
+
+
+def _wake_up_when_the_launcher_ends() -> None:
+    """If the launcher is killed while all are suspended (Ctrl-Z), this rank wakes up, and ends.
+
+    Linux only: elsewhere a suspended rank stays as it is.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)
 
 
 def _failure(reason: str, code: int) -> dict[str, Any]:

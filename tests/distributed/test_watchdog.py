@@ -89,7 +89,7 @@ def test_a_rank_that_vanishes_ends_all_ranks() -> None:
     assert (first.code, third.code) == (1, 1)
     (message,) = first.messages
     assert message.startswith("error: rank 1 is lost: its process ended")
-    assert message.endswith("The last complete checkpoint is step 5.\n")
+    assert message.endswith("The last complete checkpoint is step 5.")
     assert third.messages == []  # rank 0 has reported it
 
 
@@ -105,7 +105,7 @@ def test_a_failing_rank_lets_rank_0_report_its_reason_and_code() -> None:
     first, second, third = start(3)
     assert second.watchdog.fail("the disk is full.", 1) is True
     wait_until(lambda: first.code is not None and third.code is not None)
-    assert first.messages == ["error: rank 1: the disk is full.\n"]
+    assert first.messages == ["error: rank 1: the disk is full."]
     assert (first.code, third.code) == (1, 1)
     assert third.messages == second.messages == []
 
@@ -187,7 +187,7 @@ def test_the_text_of_another_rank_cannot_control_the_terminal() -> None:
     first, second = start(2)
     second.connections[0].send({"failed": "\x1b[2Jgone\r\x07\u202e\nnext line", "code": 3})
     wait_until(lambda: first.code is not None)
-    assert first.messages == ["error: rank 1: \\x1b[2Jgone\\r\\x07\\u202e\nnext line\n"]
+    assert first.messages == ["error: rank 1: \\x1b[2Jgone\\r\\x07\\u202e\nnext line"]
     assert first.code == 3
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 from support.rank_runs import (
     as_ranks,
     finish,
+    is_alive,
     kill_and_time,
     losses,
     parameters,
@@ -108,6 +110,46 @@ def test_a_signal_to_one_rank_stops_all_ranks_at_the_same_step(
     step = checkpoint_steps(run)[-1]
     assert main_log(run)[-1].startswith(f"s:{step - 1} trl:")
     assert load_checkpoint(run, step).state.progress.step == step
+
+
+def state_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+
+
+def suspended(launcher: "subprocess.Popen[str]") -> list[int]:
+    """Send Ctrl-Z's signal to the launcher, and wait until all have stopped; the ranks' ids."""
+    pids = rank_pids(launcher)
+    launcher.send_signal(signal.SIGTSTP)
+    wait_for(lambda: [state_of(pid) for pid in (launcher.pid, *pids)] == ["T"] * 3, launcher)
+    return pids
+
+
+def test_ctrl_z_suspends_all_ranks_and_fg_continues_them(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launcher = start(*endless(tmp_path), "--gpus", "2", "-o", str(run))
+    wait_for(lambda: len(checkpoint_steps(run)) >= 2, launcher)
+    suspended(launcher)
+    length = len(main_log(run))
+    time.sleep(0.3)
+    assert len(main_log(run)) == length
+    launcher.send_signal(signal.SIGCONT)
+    wait_for(lambda: len(main_log(run)) > length, launcher)
+    launcher.send_signal(signal.SIGINT)
+    code, _, err = finish(launcher)
+    assert (code, err) == (130, "")
+
+
+def test_suspended_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    launcher = start(*endless(tmp_path), "--gpus", "2", "-o", str(run))
+    wait_for(lambda: len(checkpoint_steps(run)) >= 1, launcher)
+    pids = suspended(launcher)
+    launcher.kill()
+    finish(launcher, 20.0)  # reads what the ranks write, until they close their ends
+    deadline = time.monotonic() + 10.0
+    while any(is_alive(pid) for pid in pids):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
 
 
 def test_a_signal_that_the_launcher_repeats_counts_once() -> None:
