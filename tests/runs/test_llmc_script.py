@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -24,13 +25,15 @@ while true; do
         echo "$finished is there."
         break
     fi
-    ./train_gpt2cu -i "{data}/train*.bin" -j "{data}/val*.bin" -o $folder \\
-        -v {every} -s 20000 -g 144 -h 1 -b 4 -t 8 -d 64 -r 0 -z 1 -c 0.1 -l 0.006 -q 0.0 \\
-        -u 700 -n {every} -y 1 -e "{data}/tiny.bin" {more}
+    ./train_gpt2cu -o $folder {flags}
     sleep 0.1
 done
 """
-"""The loop of run_gpt2_124M.sh: all flags that it has, for a smaller model."""
+FLAGS = (
+    '-i "{data}/train*.bin" -j "{data}/val*.bin" -v {every} -s 20000 -g 144 -h 1 -b 4 -t 8 -d 64 '
+    '-r 0 -z 1 -c 0.1 -l 0.006 -q 0.0 -u 700 -n {every} -y 1 -e "{data}/tiny.bin"'
+)
+"""The loop and all flags of run_gpt2_124M.sh, for a smaller model."""
 
 PROGRAM = """#!/bin/sh
 echo $$ > process
@@ -38,13 +41,15 @@ exec {python} -m cupygpt.train "$@"
 """
 
 
-def write_script(folder: Path, *, steps: int, every: int, more: str) -> None:
+def write_script(folder: Path, *, steps: int, every: int, more: str = "") -> list[str]:
+    """Returns the flags that the script gives, but for -o."""
     write_files(folder)
-    text = LOOP.format(data=folder, steps=steps, every=every, more=more)
-    (folder / "run.sh").write_text(text)
+    flags = f"{FLAGS.format(data=folder, every=every)} {more}"
+    (folder / "run.sh").write_text(LOOP.format(steps=steps, flags=flags))
     program = folder / "train_gpt2cu"
     program.write_text(PROGRAM.format(python=sys.executable))
     program.chmod(0o755)
+    return shlex.split(flags)
 
 
 @contextmanager
@@ -68,7 +73,7 @@ def running_script(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script, and SIGKILL")
 def test_a_killed_script_goes_on_by_its_loop_until_the_last_step(tmp_path: Path) -> None:
-    write_script(tmp_path, steps=120, every=20, more="-x 120")
+    flags = write_script(tmp_path, steps=120, every=20, more="-x 120")
     log = tmp_path / "log"
     with running_script(tmp_path) as script:
         deadline = time.monotonic() + 60
@@ -81,12 +86,13 @@ def test_a_killed_script_goes_on_by_its_loop_until_the_last_step(tmp_path: Path)
     assert out.rstrip().endswith("log/DONE_00000120 is there.")
     assert out.count("note: -h 1: there is no HellaSwag evaluation yet") == 2
     assert "120 of 120 steps" in out
-    assert sum(" trl:" in line for line in main_log(log)) == 120
+    assert main([*flags, "-o", str(tmp_path / "straight")]) == 0
+    assert main_log(log) == main_log(tmp_path / "straight")
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="a shell script")
 def test_without_x_the_script_takes_one_epoch_as_llmc_counts_it(tmp_path: Path) -> None:
-    write_script(tmp_path, steps=1200 // 64, every=5, more="")  # 1200 tokens, 64 a step
+    write_script(tmp_path, steps=1200 // 64, every=5)  # 1200 tokens, 64 a step
     with running_script(tmp_path) as script:
         out, _ = script.communicate(timeout=60)
     assert "-z 1 shares nothing out, because this run has one GPU" in out
