@@ -25,6 +25,8 @@
 #include "lib/block_reduce.cuh"
 
 typedef unsigned long long u64;
+constexpr float LARGEST_FLOAT = 3.402823466e38f;
+constexpr u64 NOT_FINITE = ~0ull;               // above the entry of every finite logit
 constexpr float WEIGHT_ONE = 1099511627776.0f;  // 2^40: the sum of 2^16 weights is below 2^64
 
 // Unsigned integers that are ordered as the floats are.
@@ -110,19 +112,22 @@ __device__ __forceinline__ void write_id(int* token, const Row& row, unsigned ke
 }
 
 // token[0] = an id below V drawn with uniform[0] in [0, 1); logits (V). Temperature 0 takes the
-// largest logit, the lowest id among equals. top_k 0 and top_p 1 keep all. One block, whole warps.
+// largest logit, the lowest id among equals. top_k 0 and top_p 1 keep all. -1 is written if a logit
+// is NaN or infinite. One block, whole warps.
 extern "C" __global__ void __launch_bounds__(1024)
     sample_token(int* token, const floatX* logits, const float* uniform, int V, float temperature,
                  int top_k, float top_p) {
     u64 best = 0;  // the key, and below it the id, inverted: the maximum has the lowest id
-    for (int i = threadIdx.x; i < V; i += blockDim.x)
-        best =
-            Max::join(best, (u64)key_of(to_float(logits[i])) << 32 | (0xffffffffu - (unsigned)i));
+    for (int i = threadIdx.x; i < V; i += blockDim.x) {
+        float logit = to_float(logits[i]);
+        u64 entry = (u64)key_of(logit) << 32 | (0xffffffffu - (unsigned)i);
+        best = Max::join(best, fabsf(logit) <= LARGEST_FLOAT ? entry : NOT_FINITE);
+    }
     best = block_reduce<Max, 0>(best, 0ull);
-    int best_id = (int)(0xffffffffu - (unsigned)best);
+    int best_id = best == NOT_FINITE ? -1 : (int)(0xffffffffu - (unsigned)best);
     // With a temperature, write_id overwrites it: there are barriers between the two writes.
     if (threadIdx.x == 0) token[0] = best_id;
-    if (temperature == 0.0f) return;  // all threads return together
+    if (temperature == 0.0f || best_id < 0) return;  // all threads return together
 
     Row row = {logits, V, to_float(logits[best_id]), 1.0f / temperature};
     u64 kept = 0 < top_k && top_k < V ? shortest_prefix(row, top_k, false).weight

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from cupygpt.console.stream import say
+from cupygpt.console.stream import say, stdout_error
 from cupygpt.errors import CupyGPTError
 
 INTERRUPTED = 130
@@ -21,49 +21,47 @@ def run_cli(main: Callable[[], None], *, debug: bool = False) -> int:
     | out of memory, a system error | `error: <message>` | 1 |
     | Ctrl-C | `interrupted.` | 130 |
     | the reader of a pipe has closed it | nothing | 1 |
+    | stdout cannot be written to | `error: stdout ...` | 1 |
 
     With `debug`, errors keep their traceback. Any other exception is a mistake in this program and
     is not caught.
     """
     try:
         main()
-        sys.stdout.flush()
     except KeyboardInterrupt:
         say("interrupted.")
-        return INTERRUPTED
+        return _flush_stdout(INTERRUPTED)
+    except BrokenPipeError:
+        return _flush_stdout(1)
     except (CupyGPTError, MemoryError, OSError) as error:
-        lost = _give_up_stdout()
-        if isinstance(error, BrokenPipeError):
-            return 1
         if debug:
             raise
-        message, code = _message(error, lost)
+        message, code = _message(error)
         say(f"error: {message}")
-        return code
-    finally:
-        _give_up_stdout()
-    return 0
+        return _flush_stdout(code)
+    return _flush_stdout(0)
 
 
-def _message(error: Exception, lost: OSError | None) -> tuple[str, int]:
+def _message(error: Exception) -> tuple[str, int]:
     if isinstance(error, CupyGPTError):
         return str(error), error.exit_code
     if isinstance(error, MemoryError):
         detail = f" ({error})" if str(error) else ""
         return f"out of memory{detail}. Use smaller sizes, or close other programs.", 1
-    if lost is not None:
-        return f"stdout could not be written: {lost.strerror or lost}.", 1
     return f"{error}. Run again with --debug to see where this happened.", 1
 
 
-def _give_up_stdout() -> OSError | None:
-    """If stdout cannot take what is still unwritten, drop it; returns the error.
+def _flush_stdout(code: int) -> int:
+    """Write what is still in the buffers; returns `code`, or 1 for 0 if that fails.
 
-    Python flushes stdout again when it exits, and reports an error there in its own words.
+    Python would do it when it exits, and report an error in its own words. So stdout is given up
+    then.
     """
     try:
         sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return error
-    return None
+        if not isinstance(error, BrokenPipeError):
+            say(f"error: {stdout_error(error)}")
+        return code or 1
+    return code

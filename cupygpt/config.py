@@ -12,7 +12,7 @@ MAX_VOCAB = 2**16
 """Token files hold uint16."""
 
 GPT2_VOCAB = 50257
-GPT2_CONTEXT, SMALL_CONTEXT = 1024, 256
+GPT2_CONTEXT = 1024
 BYTES_VOCAB = 257
 """The 256 bytes and end of text."""
 
@@ -110,22 +110,21 @@ class GPTConfig:
         )
 
 
-def small_config(V: int, maxT: int = SMALL_CONTEXT) -> GPTConfig:
+def small_config(V: int, maxT: int = 256) -> GPTConfig:
     """The shape of the built-in demo and of tools/create_small_model.py (7.3M for GPT-2's V)."""
     return GPTConfig(maxT=maxT, V=V, L=4, NH=4, C=128)
 
 
 def config_from_descriptor(
-    descriptor: str, *, V: int = GPT2_VOCAB, maxT: int | None = None
+    descriptor: str, *, V: int = GPT2_VOCAB, maxT: int = GPT2_CONTEXT
 ) -> GPTConfig:
     """Shape of llm.c's descriptors `d12` (= `gpt2:d12`) and `gpt3:c768`, `small`, or `L6:H6:C384`.
 
-    `V` and `maxT` are for `small`, whose context is 256 or more, and for a descriptor of the last
-    kind that does not name them. Raises ConfigError with the list of known ones. After llm.c
-    train_gpt2.cu.
+    `V` and `maxT` are for a descriptor of the last kind that does not name them. Raises ConfigError
+    with the list of known ones. After llm.c train_gpt2.cu.
     """
     if descriptor == "small":
-        return small_config(V, max(SMALL_CONTEXT, maxT or 0))
+        return small_config(GPT2_VOCAB)
     match = re.fullmatch(r"(?:gpt2:d?|d)(\d{1,9})", descriptor)
     if match and int(match[1]) in _GPT2_CHANNELS_HEADS:
         C, NH = _GPT2_CHANNELS_HEADS[int(match[1])]
@@ -136,7 +135,7 @@ def config_from_descriptor(
         return GPTConfig(maxT=2048, V=GPT2_VOCAB, L=L, NH=NH, C=int(match[1]))
     shape = shape_of_descriptor(descriptor)
     if shape is not None:
-        return GPTConfig(**{"V": V, "maxT": maxT or GPT2_CONTEXT, **shape})
+        return GPTConfig(**{"V": V, "maxT": maxT, **shape})
     known = [f"d{depth}" for depth in _GPT2_CHANNELS_HEADS]
     known += [f"gpt3:c{channels}" for channels in _GPT3_LAYERS_HEADS]
     raise ConfigError(

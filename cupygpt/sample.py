@@ -10,31 +10,42 @@ from pathlib import Path
 from cupygpt.checkpoint.checkpoint import best_step, model_path
 from cupygpt.checkpoint.model_file import ModelFile, load_model
 from cupygpt.cli import run_cli
-from cupygpt.console.safe_text import safe_text
-from cupygpt.console.stream import set_up_streams
-from cupygpt.data.tokenizer import (
-    StreamDecoder,
-    Tokenizer,
-    default_tokenizer_spec,
-    load_tokenizer,
-)
+from cupygpt.console.stream import say, set_up_streams
+from cupygpt.console.text_output import TextOutput
+from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
 from cupygpt.device.choose import choose_device
 from cupygpt.device.device import Device
 from cupygpt.device.precision import FP32, PRECISIONS, supports_precision
 from cupygpt.errors import CheckpointError, ConfigError, TokenizerError
+from cupygpt.flags.field import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.memory_plan import check_decoding_fits
 from cupygpt.model.tensors import cut_packed, parameter_specs
 from cupygpt.run_folder.folder import newest_run
 from cupygpt.run_folder.record import RECORD, read_record
 
+RANGES = {
+    "tokens": AT_LEAST_1,
+    "num": AT_LEAST_1,
+    "temperature": Range(NOT_NEGATIVE.holds, "0 or more, and finite"),
+    "top_k": NOT_NEGATIVE,
+    "top_p": Range(lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "seed": SEED,
+}
+"""What the flags with numbers may be."""
+
 
 @dataclass(frozen=True)
 class Source:
-    """The weights to sample from, and the tokenizer they were trained with, if known."""
+    """The weights to sample from, and what is known of their training data.
+
+    `tokenizer` names its tokenizer, `text_start` holds the ids with which its documents begin; each
+    is None if it is not known.
+    """
 
     path: Path
     tokenizer: str | None
+    text_start: list[int] | None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,18 +61,41 @@ def sample(args: argparse.Namespace) -> None:
     source = find_source(args.source)
     model = load_model(source.path)
     for warning in model.warnings:
-        sys.stderr.write(f"warning: {warning}\n")
+        say(f"warning: {warning}")
     tokenizer = _tokenizer(args.tokenizer or source.tokenizer, model.config.V)
-    start = [] if tokenizer.eot is None else [tokenizer.eot]
-    prompt = start + [int(i) for i in tokenizer.encode(args.prompt)] if args.prompt else start
-    if not prompt:
-        raise ConfigError("this tokenizer has no end of text to start from; pass a --prompt.")
+    prompt, note = text_prompt(args.prompt, tokenizer, source.text_start)
     choice = choose_device(args.device)
     if choice.warning:
-        sys.stderr.write(f"warning: {choice.warning}\n")
+        say(f"warning: {choice.warning}")
     generator = load_generator(model, choice.device)
-    sys.stderr.write(f"{source.path}: {model.config.describe()}\n")
+    say(f"{source.path}: {model.config.describe()}")
+    if note:
+        say(note)
     _print_texts(args, generator, tokenizer, prompt)
+
+
+def text_prompt(
+    text: str, tokenizer: Tokenizer, text_start: list[int] | None
+) -> tuple[list[int], str]:
+    """The ids that a text continues, and a note about where it begins if `text` is empty.
+
+    End of text stands first, unless the training data are known to have too few of it to learn
+    from. `text_start` is how their documents begin, None if that is not known.
+    """
+    eot = [] if tokenizer.eot is None else [tokenizer.eot]
+    learnt = text_start is None or text_start == eot
+    if text:
+        return (eot if learnt else []) + [int(i) for i in tokenizer.encode(text)], ""
+    if text_start is None and not eot:
+        raise ConfigError("this tokenizer has no end of text to start from; pass a --prompt.")
+    if text_start is None:
+        return eot, (
+            "no --prompt: the text begins after end of text. The training data are not known; if "
+            "their documents did not begin so, the beginning is noise."
+        )
+    if learnt:
+        return eot, "no --prompt: the text begins as the documents of the training data do."
+    return text_start, "no --prompt: the text begins with the first line of the training data."
 
 
 def load_generator(model: ModelFile, device: Device) -> Generator:
@@ -99,55 +133,67 @@ def _print_texts(
     args: argparse.Namespace, generator: Generator, tokenizer: Tokenizer, prompt: Sequence[int]
 ) -> None:
     sampling = Sampling(args.temperature, args.top_k, args.top_p)
-    started, count = time.perf_counter(), 0
+    stop = None if args.ignore_eot else tokenizer.eot
+    output = TextOutput(sys.stdout)
+    started, total, ended = time.perf_counter(), 0, 0
     for number in range(args.num):
         if args.num > 1:
-            sys.stdout.write(f"{'' if number == 0 else chr(10)}--- {number + 1} of {args.num}\n")
-        sys.stdout.write(args.prompt)
-        decoder = StreamDecoder(tokenizer)
-        for token in generator.generate(prompt, args.tokens, sampling, (args.seed, number)):
-            sys.stdout.write(safe_text(decoder.feed(token)))
-            sys.stdout.flush()
+            output.line(f"--- {number + 1} of {args.num}")
+        shown = [token for token in prompt if token != tokenizer.eot]
+        output.write(tokenizer.decode_bytes(shown))
+        seed, count = (args.seed, number), 0
+        for token in generator.generate(prompt, args.tokens, sampling, seed, stop=stop):
+            output.write(tokenizer.decode_bytes([token]))
             count += 1
-        sys.stdout.write(safe_text(decoder.flush()) + "\n")
+        output.end()
+        if args.num > 1 or output.is_terminal:
+            output.line("")
+        total, ended = total + count, ended + (count < args.tokens)
     elapsed = time.perf_counter() - started
-    sys.stderr.write(f"{count} tokens in {elapsed:.1f} s, {count / elapsed:.0f} tok/s\n")
+    say(f"{total} tokens in {elapsed:.1f} s, {total / elapsed:.0f} tok/s")
+    if ended:
+        texts = "the text" if args.num == 1 else f"{ended} of {args.num} texts"
+        say(f"{texts} ended at end of text; --ignore-eot goes on.")
 
 
 def find_source(name: str | None) -> Source:
     """The model file itself, or the best checkpoint of a run folder, else its newest."""
     path = newest_run() if name is None else Path(name)
     if path.is_file():
-        return Source(path, None)
+        return Source(path, None, None)
     if not path.is_dir():
         raise CheckpointError(f"{path}: there is no such run folder or model file.")
-    tokenizer = None
-    if (path / RECORD).is_file():
-        tokenizer = read_record(path)["data"].get("tokenizer")
-    return Source(model_path(path, best_step(path)), tokenizer)
+    record = read_record(path) if (path / RECORD).is_file() else {"data": {}}
+    tokenizer, text_start = record["data"].get("tokenizer"), record.get("text_start")
+    return Source(model_path(path, best_step(path)), tokenizer, text_start)
 
 
 def _check(args: argparse.Namespace) -> None:
-    for name, low in (("tokens", 1), ("num", 1), ("top_k", 0), ("temperature", 0), ("seed", 0)):
-        if getattr(args, name) < low:
+    for name, allowed in RANGES.items():
+        value = getattr(args, name)
+        if not allowed.holds(value):
             flag = name.replace("_", "-")
-            raise ConfigError(f"--{flag} is {getattr(args, name)}, but must be at least {low}.")
-    if not 0 < args.top_p <= 1:
-        raise ConfigError(f"--top-p is {args.top_p}, but must be above 0 and at most 1.")
+            raise ConfigError(f"--{flag} is {value}, but must be {allowed.words}.")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m cupygpt.sample",
-        description="Print text from a trained model.",
+        description="Print text from a trained model. A file or a pipe gets exactly the bytes that "
+        "the model writes; a terminal gets a dot for each character that would control it.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument(
         "source", nargs="?", metavar="RUN|model.bin", help="run folder or model file (newest run)"
     )
     parser.add_argument("--prompt", default="", help="text to continue")
-    parser.add_argument("--tokens", type=int, default=256, help="length of each text")
-    parser.add_argument("--num", type=int, default=1, help="number of texts")
+    parser.add_argument("--tokens", type=int, default=256, help="length of each text at most")
+    parser.add_argument(
+        "--ignore-eot", action="store_true", help="go on where the model ends a text"
+    )
+    parser.add_argument(
+        "--num", type=int, default=1, help="number of texts; a line '--- 2 of 5' precedes each"
+    )
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
     parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest, 0 = all")
     parser.add_argument("--top-p", type=float, default=1.0, help="only the likeliest of this mass")

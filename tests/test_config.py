@@ -45,12 +45,6 @@ def test_a_descriptor_names_any_shape(descriptor: str, shape: dict[str, int]) ->
     assert shape_of_descriptor(descriptor) == shape
 
 
-def test_the_small_model_takes_the_vocabulary_and_a_longer_context() -> None:
-    assert config_from_descriptor("small") == small_config(50257, 256)
-    assert config_from_descriptor("small", V=257, maxT=64) == small_config(257, 256)
-    assert config_from_descriptor("small", V=257, maxT=512) == small_config(257, 512)
-
-
 def test_what_a_shape_leaves_out_comes_from_the_caller() -> None:
     assert config_from_descriptor("L2:H4:C64") == GPTConfig(maxT=1024, V=50257, L=2, NH=4, C=64)
     named = config_from_descriptor("L2:H4:C64:V300:T96", V=257, maxT=64)

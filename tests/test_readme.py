@@ -36,9 +36,7 @@ def commands() -> list[list[str]]:
 def run(words: list[str], cwd: Path, *more: str) -> None:
     shorter = SHORTER.get(words[2], []) if words[1] == "-m" else []
     words = [sys.executable, *words[1:], *shorter, *more]
-    result = subprocess.run(
-        words, cwd=cwd, capture_output=True, text=True, timeout=300, check=False
-    )
+    result = subprocess.run(words, cwd=cwd, capture_output=True, timeout=300, check=False)
     assert result.returncode == 0, (words, result.stderr)
 
 

@@ -20,7 +20,7 @@ from rich.text import Text
 from cupygpt.console.bar import Shown, StepFigures, StepLine, VisibleCursor, draw_bar
 from cupygpt.console.figures import duration_words
 from cupygpt.console.safe_text import safe_text
-from cupygpt.console.stream import SafeStream, draws_bar, say
+from cupygpt.console.stream import SafeStream, draws_bar, say, stdout_error
 
 LABEL_WIDTH = 12
 SAMPLE_WIDTH, SAMPLE_LINES = 100, 8
@@ -219,5 +219,4 @@ class Console:
 
     def _tell_of_error(self, error: Exception) -> None:
         if not self._stream.reader_gone:  # of that the loop speaks, because it ends the run
-            reason = getattr(error, "strerror", None) or error
-            say(f"warning: stdout cannot be written to ({reason}); the run goes on without it.")
+            say(f"warning: {stdout_error(error)} The run goes on without it.")

@@ -17,6 +17,8 @@ _ASCII = {"×": "x", "·": ".", "–": "-", "…": "...", "→": "->"}
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
+    if isinstance(error, UnicodeDecodeError):
+        return "\ufffd", error.end
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lacking = error.object[error.start : error.end]
@@ -52,6 +54,11 @@ def say(line: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(line + "\n")
         sys.stderr.flush()
+
+
+def stdout_error(error: Exception) -> str:
+    """What happened to stdout, in words."""
+    return f"stdout cannot be written to ({getattr(error, 'strerror', None) or error})."
 
 
 def draws_bar(stream: IO[str], environ: Mapping[str, str]) -> bool:

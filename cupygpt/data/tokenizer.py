@@ -3,7 +3,6 @@
 Ids fit in 16 bits, because token files hold uint16. tiktoken is imported only when it is needed.
 """
 
-import codecs
 import functools
 import hashlib
 from abc import ABC, abstractmethod
@@ -128,24 +127,6 @@ class DecodeOnlyTokenizer(Tokenizer):
             f"{self.name}: a tokenizer of llm.c holds no merges, so it can decode but not encode "
             f"{text[:20]!r}. Use --tokenizer gpt2 or a .tiktoken file."
         )
-
-
-class StreamDecoder:
-    """Text from ids that come one by one; a character that spans several ids is never broken."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def feed(self, token: int) -> str:
-        """The text that is complete with this id: often one word, sometimes nothing."""
-        return self._utf8.decode(self._tokenizer.decode_bytes([token]))
-
-    def flush(self) -> str:
-        """U+FFFD for an unfinished character, else nothing. The next id starts a new text."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
 
 
 def load_tokenizer(spec: str) -> Tokenizer:

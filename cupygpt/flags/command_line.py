@@ -109,8 +109,6 @@ def _is_number(word: str) -> bool:
 def _stray(word: str, before: Sequence[GivenFlag]) -> str:
     """What to do about a word that belongs to no flag."""
     text = f"'{word}' belongs to no flag"
-    if word[:1] in _DASHES:
-        return f"{text}: it begins with a dash of print. Flags begin with a hyphen: -{word[1:]}."
     if not before:
         return f"{text}. Each value follows its flag: -i train.bin -j val.bin. {_HELP}"
     name, value = before[-1]
@@ -123,8 +121,6 @@ def _stray(word: str, before: Sequence[GivenFlag]) -> str:
 
 
 _HELP = "--help lists all flags."
-_DASHES = ("\u2010", "\u2011", "\u2012", "\u2013", "\u2014", "\u2212")
-"""What copied text has in the place of a hyphen."""
 
 
 def _way(name: str) -> str:

@@ -1,6 +1,7 @@
 """Text from a model, one token after the other, over a cache of keys and values."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,13 +9,14 @@ import numpy as np
 from cupygpt.config import GPTConfig
 from cupygpt.device.device import Device
 from cupygpt.device.precision import Precision
+from cupygpt.errors import RunError
 from cupygpt.model.tensors import PREFILL_ROWS, Tensors, arena_bytes, cut_aligned, decoder_specs
 from cupygpt.ops.attention import attention_decode
 from cupygpt.ops.encoder import encoder_forward
 from cupygpt.ops.gelu import gelu_forward
 from cupygpt.ops.layernorm import layernorm_forward, residual_layernorm_forward
 from cupygpt.ops.linear import linear_forward
-from cupygpt.ops.sampling import sample_token
+from cupygpt.ops.sampling import NOT_FINITE, sample_token
 
 
 @dataclass(frozen=True)
@@ -29,52 +31,81 @@ class Sampling:
 class Generator:
     """Decodes with the given parameters; its buffers are small compared with the model's.
 
-    After a token is fed, its logits give the distribution of the next one.
+    `window` is the number of positions that are used, at most maxT and by default all: a model
+    that was trained on shorter rows knows nothing of the positions behind them. After a token is
+    fed, its logits give the distribution of the next one.
     """
 
     def __init__(
-        self, device: Device, config: GPTConfig, params: Tensors, precision: Precision
+        self,
+        device: Device,
+        config: GPTConfig,
+        params: Tensors,
+        precision: Precision,
+        *,
+        window: int | None = None,
     ) -> None:
         self.device, self.config, self.params = device, config, params
         self.precision = precision
+        self.window = min(window or config.maxT, config.maxT)
         self._position = 0
         specs, dtypes = decoder_specs(config), precision.dtypes
         size = arena_bytes(specs, lambda name: dtypes[name].itemsize)
         self._buffers = cut_aligned(device.zeros(size, np.uint8), specs, dtypes)
 
     def generate(
-        self, prompt: Sequence[int], count: int, sampling: Sampling, seed: Sequence[int]
+        self,
+        prompt: Sequence[int],
+        count: int,
+        sampling: Sampling,
+        seed: Sequence[int],
+        *,
+        stop: int | None = None,
     ) -> Iterator[int]:
         """Yield `count` tokens that continue `prompt` (at least one id); `seed` repeats them.
 
-        Of a prompt longer than the context the last maxT tokens are read. When the context is full,
-        it starts again with the last maxT // 2 tokens.
+        The text ends earlier where the token `stop` is drawn, which is not yielded. Of a prompt
+        longer than the window its last tokens are read. When the window is full, it starts again
+        with its last half. Raises RunError for logits that are not finite.
         """
         draws = np.random.RandomState(list(seed))
-        buffers, maxT = self._buffers, self.config.maxT
-        history = list(prompt)
+        history = deque(prompt, maxlen=self.window)
         self._position = 0
-        self._feed(history[-maxT:])
+        self._feed(history)
         for _ in range(count):
-            uniform = np.array([draws.random_sample()], np.float32)
-            self.device.upload(buffers.uniform, np.minimum(uniform, np.float32(1 - 2**-24)))
-            self._draw(sampling)
-            token = int(self.device.download(buffers.token)[0])
+            token = self._draw(draws.random_sample(), sampling)
+            if token == stop:
+                return
             yield token
             history.append(token)
-            if self._position == maxT:
-                self._position = 0
-                self._feed(history[-max(1, maxT // 2) :])
-            else:
+            if self._position < self.window:
                 self._feed([token])
+            else:
+                self._position = 0
+                self._feed(list(history)[-max(1, self.window // 2) :])
 
     def dry_run(self) -> None:
         """Make the calls of one token once, to see what they launch."""
         self._position = 0
         self._forward(np.zeros(1, np.int32))
-        self._draw(Sampling())
+        self._sample(Sampling())
 
-    def _draw(self, sampling: Sampling) -> None:
+    def _draw(self, uniform: float, sampling: Sampling) -> int:
+        """The next token, decided by a random number in [0, 1)."""
+        buffers = self._buffers
+        # 1 - 2**-24 is the largest float32 below 1.
+        below_1 = np.minimum(np.array([uniform], np.float32), np.float32(1 - 2**-24))
+        self.device.upload(buffers.uniform, below_1)
+        self._sample(sampling)
+        token = int(self.device.download(buffers.token)[0])
+        if token == NOT_FINITE:
+            raise RunError(
+                "no text can be written: the model's logits are not finite numbers. Its weights "
+                "are damaged, or its training has diverged: take an earlier checkpoint."
+            )
+        return token
+
+    def _sample(self, sampling: Sampling) -> None:
         buffers = self._buffers
         sample_token(
             buffers.token,
@@ -86,7 +117,8 @@ class Generator:
             sampling.top_p,
         )
 
-    def _feed(self, tokens: Sequence[int]) -> None:
+    def _feed(self, tokens: Iterable[int]) -> None:
+        tokens = list(tokens)
         for start in range(0, len(tokens), PREFILL_ROWS):
             with np.errstate(over="ignore"):  # exp in GELU may overflow to infinity, as meant
                 self._forward(np.array(tokens[start : start + PREFILL_ROWS], np.int32))

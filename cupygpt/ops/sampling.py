@@ -9,6 +9,12 @@ from cupygpt.kernels.launch import WARP, Launch, ceil_div
 
 MAX_THREADS = 1024
 
+NOT_FINITE = -1
+"""The token of logits from which nothing can be drawn."""
+
+LEAST_TEMPERATURE = 1e-30
+"""Below it, 1 / temperature may overflow; any such draw takes the largest logit."""
+
 NUM_BINS = 4096
 """Bins of equal width, from the largest logit to the smallest; on the CPU only."""
 
@@ -33,8 +39,11 @@ def sample_token(
     Written: token (1,) int32. Read: logits (Vp,) floatX, of which the first V count; uniform (1,)
     float32 in [0, 1), the random number that decides. Temperature 0 takes the id with the largest
     logit. Only the `top_k` likeliest ids can be drawn (0: all), and among them only the fewest
-    likeliest whose probability reaches `top_p`. The likeliest id can always be drawn.
+    likeliest whose probability reaches `top_p`. The likeliest id can always be drawn. The token is
+    NOT_FINITE if a logit is NaN or infinite.
     """
+    top_k = min(top_k, V)
+    temperature = temperature if temperature >= LEAST_TEMPERATURE else 0.0
     if on_host(token):
         token[0] = _numpy_sample(logits[:V], float(uniform[0]), temperature, top_k, top_p)
         return
@@ -45,6 +54,8 @@ def sample_token(
 def _numpy_sample(
     logits: np.ndarray, uniform: float, temperature: float, top_k: int, top_p: float
 ) -> int:
+    if not np.isfinite(logits).all():
+        return NOT_FINITE
     if temperature == 0.0:
         return int(logits.argmax())
     ranking = _Ranking(logits, temperature)

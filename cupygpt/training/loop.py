@@ -13,6 +13,7 @@ from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.bar import StepLine
 from cupygpt.console.console import Console
 from cupygpt.console.paste import shell_command, shell_word
+from cupygpt.data.document_start import document_start
 from cupygpt.data.loader import START, Packed, Position, Prefetcher, StepLoader, pack
 from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.ranks import Ranks, broadcast_object, rank0_first
@@ -280,9 +281,11 @@ class Run:
     def _sample(self) -> None:
         step, tokenizer = self.progress.step, self.data.tokenizer
         length = self.plan.config.sample_length
-        prompt = [tokenizer.eot if tokenizer and tokenizer.eot is not None else 0]
+        prompt = document_start(self.data.train, tokenizer)
+        eot = tokenizer.eot if tokenizer else None
         seed = (self.plan.config.seed, step)
-        ids = list(self._generator.generate(prompt, length, TRAIN_SAMPLING, seed))
+        drawn = self._generator.generate(prompt, length, TRAIN_SAMPLING, seed, stop=eot)
+        ids = [token for token in prompt if token != eot] + list(drawn)
         text = tokenizer.decode(ids) if tokenizer else " ".join(map(str, ids))
         self.console.sample(step, text)
         self._log.sample(step, text)

@@ -4,6 +4,7 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from cupygpt.checkpoint.state_file import Progress
+from cupygpt.data.document_start import document_start
 from cupygpt.errors import CheckpointError, ConfigError
 from cupygpt.flags.config import FIXED, LENGTHS, TrainConfig, flags_of
 from cupygpt.run_folder.record import environment
@@ -26,6 +27,7 @@ def new_record(plan: Plan, data: Data) -> dict[str, Any]:
         "validation": plan.validation.as_dict() if plan.validation else None,
         "ranks": plan.world,
         "tokens_per_step": plan.tokens_per_step,
+        "text_start": document_start(data.train, data.tokenizer),
         "environment": environment(plan.device.describe()),
     }
 

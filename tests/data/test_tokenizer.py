@@ -21,7 +21,6 @@ from support.data_files import use_gpt2_files, write_ranks
 from cupygpt.data import gpt2_bpe
 from cupygpt.data.tokenizer import (
     ByteTokenizer,
-    StreamDecoder,
     Tokenizer,
     default_tokenizer_spec,
     load_tokenizer,
@@ -68,8 +67,6 @@ def test_any_text_comes_back_from_its_ids(bpe: Tokenizer, text: str) -> None:
         assert ids.dtype == np.uint16
         assert tokenizer.decode(ids) == text
         assert tokenizer.eot not in ids
-        stream = StreamDecoder(tokenizer)
-        assert "".join([*(stream.feed(token) for token in ids), stream.flush()]) == text
 
 
 def test_lone_surrogates_become_the_replacement_character(bpe: Tokenizer) -> None:
@@ -80,15 +77,6 @@ def test_lone_surrogates_become_the_replacement_character(bpe: Tokenizer) -> Non
 def test_special_names_are_ordinary_text(bpe: Tokenizer) -> None:
     text = "<|endoftext|>"
     assert bpe.encode(text).tolist() == list(text.encode())
-
-
-def test_streaming_waits_for_whole_characters() -> None:
-    stream = StreamDecoder(ByteTokenizer())
-    assert [stream.feed(token) for token in "é€a".encode()] == ["", "é", "", "", "€", "a"]
-    assert stream.feed(0xE2) == ""
-    assert stream.flush() == "�"
-    assert stream.flush() == ""
-    assert stream.feed(97) == "a"
 
 
 def test_a_rank_file_gives_its_tokens_and_end_of_text(bpe: Tokenizer) -> None:

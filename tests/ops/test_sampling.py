@@ -3,13 +3,13 @@ import pytest
 from support import oracle
 from support.devices import Device
 
-from cupygpt.ops.sampling import sample_token
+from cupygpt.ops.sampling import NOT_FINITE, sample_token
 
 CASES = [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.6), (1.3, 9, 0.8), (1.0, 1, 1.0)]
 
 
 def draw(dev: Device, logits: object, V: int, uniform: float, *settings: float) -> int:
-    token = dev.array([-1], "int32")
+    token = dev.array([-7], "int32")
     sample_token(token, logits, V, dev.input([uniform], "float32"), *settings)
     return int(dev.get(token)[0])
 
@@ -46,6 +46,35 @@ def test_temperature_zero_takes_the_first_of_the_largest(dev: Device) -> None:
     values[[40, 50]] = 3.0
     values[100] = 9.0  # padding
     assert draw(dev, dev.input(values), 65, 0.9, 0.0, 0, 1.0) == 40
+
+
+@pytest.mark.parametrize("temperature", [1e-30, 1e-35, 1e-40, 1e-310])
+def test_a_tiny_temperature_takes_the_largest(dev: Device, temperature: float) -> None:
+    values = np.linspace(-3.0, 3.0, 128)
+    assert draw(dev, dev.input(values), 65, 0.9, temperature, 0, 0.9) == 64
+
+
+def test_a_huge_temperature_draws_all_alike(dev: Device) -> None:
+    logits = dev.input(np.linspace(3.0, -3.0, 128))
+    drawn = [draw(dev, logits, 65, (i + 0.5) / 65, 1e30, 0, 1.0) for i in (0, 20, 64)]
+    assert drawn == [0, 20, 64]
+
+
+def test_top_k_beyond_the_vocabulary_keeps_all(dev: Device) -> None:
+    logits = dev.input(np.full(128, 1.0))
+    assert draw(dev, logits, 65, 1.0 - 2.0**-24, 1.0, 2**40, 1.0) == 64
+
+
+@pytest.mark.parametrize("wrong", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_nothing_is_drawn_from_logits_that_are_not_finite(
+    dev: Device, wrong: float, temperature: float
+) -> None:
+    values = np.linspace(-3.0, 3.0, 128)
+    values[100] = wrong  # padding
+    assert draw(dev, dev.input(values), 65, 0.5, temperature, 0, 1.0) >= 0
+    values[40] = wrong
+    assert draw(dev, dev.input(values), 65, 0.5, temperature, 0, 0.9) == NOT_FINITE
 
 
 def test_ties_are_cut_by_id(dev: Device) -> None:

@@ -51,7 +51,8 @@ def command(
         [sys.executable, "-m", module, *arguments],
         cwd=cwd,
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # a model may write any byte
         timeout=timeout,
         check=False,
     )

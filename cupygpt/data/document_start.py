@@ -1,0 +1,44 @@
+"""How the documents of a data set begin: where a text starts that is not given a prompt."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cupygpt.data.token_files import TokenShard
+from cupygpt.data.tokenizer import Tokenizer
+
+MANY_DOCUMENTS = 100
+"""After end of text a model has something to say when it has seen what follows so many times."""
+
+SCANNED_TOKENS = 2**22
+MOST_TOKENS = 32
+
+
+def document_start(shards: Sequence[TokenShard], tokenizer: Tokenizer | None) -> list[int]:
+    """Ids with which documents of the training data begin, at least one.
+
+    With many documents: end of text, which stands before each. Otherwise the first line of the
+    first document. A text that starts after an end of text that stood once in the data, or never,
+    is noise.
+    """
+    tokens = np.asarray(shards[0].tokens[:SCANNED_TOKENS])
+    eot = None if tokenizer is None else tokenizer.eot
+    if eot is not None and np.count_nonzero(tokens == eot) >= MANY_DOCUMENTS:
+        return [eot]
+    text = tokens[tokens != eot] if eot is not None else tokens
+    start = [int(token) for token in text[:MOST_TOKENS]]
+    if not start:
+        return [int(tokens[0])]
+    return start if tokenizer is None else _first_line(start, tokenizer)
+
+
+def _first_line(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """The first line that is not blank; of a longer one, whole words."""
+    pieces = [tokenizer.decode_bytes([token]) for token in ids]
+    begun = False
+    for count, piece in enumerate(pieces, 1):
+        begun = begun or bool(piece.strip())
+        if begun and b"\n" in piece:
+            return ids[:count]
+    blanks = [place for place, piece in enumerate(pieces) if place and piece[:1].isspace()]
+    return ids[: blanks[-1]] if begun and blanks else ids

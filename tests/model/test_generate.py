@@ -1,0 +1,100 @@
+"""Generated text: equal to a whole forward pass, repeatable, within its window, and stopped."""
+
+import numpy as np
+import pytest
+
+from cupygpt.config import GPTConfig
+from cupygpt.device.cpu import CPU
+from cupygpt.device.precision import FP32
+from cupygpt.errors import RunError
+from cupygpt.model.generate import Generator, Sampling
+from cupygpt.model.init_weights import initial_parameters
+from cupygpt.model.memory_plan import RunShape
+from cupygpt.model.tensors import PREFILL_ROWS, cut_packed, parameter_specs
+from cupygpt.training.trainer import OptimizerSettings, Trainer
+
+BYTES = GPTConfig(maxT=100, V=257, L=2, NH=2, C=16)
+GREEDY = Sampling(temperature=0.0)
+
+
+def make_generator(window: int | None = None) -> tuple[Generator, np.ndarray]:
+    parameters = initial_parameters(BYTES, 42) * np.float32(5)
+    params = cut_packed(parameters, parameter_specs(BYTES))
+    return Generator(CPU(), BYTES, params, FP32, window=window), parameters
+
+
+def likeliest_next(parameters: np.ndarray, tokens: list[int]) -> int:
+    """By a whole forward pass over the tokens."""
+    trainer = Trainer(CPU(), RunShape(BYTES, 1, len(tokens)), OptimizerSettings())
+    trainer.params.flat[:] = parameters
+    trainer.model.forward(np.array([tokens], np.int32))
+    return int((trainer.model.acts.lnf[0, -1] @ trainer.params.wte[:257].T).argmax())
+
+
+@pytest.mark.parametrize("length", [1, 5, PREFILL_ROWS, PREFILL_ROWS + 3, 100])
+def test_decoding_with_the_cache_equals_a_whole_forward(length: int) -> None:
+    generator, parameters = make_generator()
+    tokens = np.random.default_rng(length).integers(0, 257, length).tolist()
+    (drawn,) = generator.generate(tokens, 1, GREEDY, (0,))
+    assert drawn == likeliest_next(parameters, tokens)
+
+
+def test_a_prompt_in_pieces_gives_the_same_text() -> None:
+    generator, _ = make_generator()
+    text = list(generator.generate([3], 40, GREEDY, (0,)))
+    for cut in (1, 7, 30):
+        rest = list(generator.generate([3, *text[:cut]], 40 - cut, GREEDY, (0,)))
+        assert rest == text[cut:]
+
+
+def test_text_continues_beyond_the_context() -> None:
+    generator, _ = make_generator()
+    tokens = list(generator.generate([256], 3 * BYTES.maxT, Sampling(), (1,)))
+    assert len(tokens) == 300
+    assert all(0 <= token < 257 for token in tokens)
+
+
+def test_a_seed_repeats_a_text() -> None:
+    generator, _ = make_generator()
+    texts = [tuple(generator.generate([256], 30, Sampling(), seed)) for seed in ((1,), (1,), (2,))]
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize("window", [1, 2, 7, 12])
+@pytest.mark.parametrize("length", [1, 12, 30])
+def test_a_window_equals_recomputing_it(window: int, length: int) -> None:
+    """When it is full, it starts again with its last half."""
+    generator, parameters = make_generator(window)
+    prompt = np.random.default_rng(length).integers(0, 257, length).tolist()
+    wanted, seen = [], prompt[-window:]
+    for _ in range(25):
+        wanted.append(likeliest_next(parameters, seen))
+        seen = [*seen, wanted[-1]]
+        if len(seen) > window:
+            seen = seen[-max(1, window // 2) :]
+    assert list(generator.generate(prompt, 25, GREEDY, (0,))) == wanted
+
+
+def test_positions_behind_the_window_are_never_used() -> None:
+    generator, parameters = make_generator(window=40)
+    text = list(generator.generate([256] * 60, 120, Sampling(), (1,)))
+    generator.params.wpe[40:] = np.nan
+    assert list(generator.generate([256] * 60, 120, Sampling(), (1,))) == text
+    generator.window = 41
+    with pytest.raises(RunError, match="logits are not finite"):
+        list(generator.generate([256] * 60, 120, Sampling(), (1,)))
+    assert np.isnan(parameters).any()  # the generator reads this array
+
+
+def test_a_window_is_at_most_the_model() -> None:
+    assert make_generator()[0].window == make_generator(1000)[0].window == BYTES.maxT
+
+
+def test_a_text_ends_before_the_token_that_stops_it() -> None:
+    generator, _ = make_generator()
+    whole = list(generator.generate([3], 30, Sampling(), (0,)))
+    for stop in (whole[0], whole[12], whole[29]):
+        text = list(generator.generate([3], 30, Sampling(), (0,), stop=stop))
+        assert text == whole[: whole.index(stop)]
+    absent = min({*range(257)} - {*whole})
+    assert list(generator.generate([3], 30, Sampling(), (0,), stop=absent)) == whole
