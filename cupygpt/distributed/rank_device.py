@@ -6,6 +6,7 @@ from cupygpt.device.choose import DeviceChoice, choose_device, gpu_number
 from cupygpt.device.cpu import CPU
 from cupygpt.device.cuda_check import check_gpus, find_gpu
 from cupygpt.device.device import Device
+from cupygpt.distributed.messages import escaped
 from cupygpt.distributed.ranks import Ranks, check_equal_on_ranks
 from cupygpt.errors import ConfigError, DeviceError
 
@@ -96,7 +97,8 @@ def _gpu_of_rank(ranks: Ranks) -> DeviceChoice:
     for rank, (where, address) in enumerate(ranks.all_gather_object([host, pci_address(index)])):
         if (where, address) in owners:
             raise DeviceError(
-                f"ranks {owners[where, address]} and {rank} both have GPU {address} of {where}: "
+                f"ranks {owners[where, address]} and {rank} both have GPU {escaped(address)} of "
+                f"{escaped(where)}: "
                 f"start at most one rank per GPU (this host shows {count})."
             )
         owners[where, address] = rank

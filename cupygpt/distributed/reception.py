@@ -147,10 +147,21 @@ def _own_addresses(info: RankInfo) -> list[tuple[socket.AddressFamily, str]]:
         {(family, str(place[0])) for family, _, _, _, place in found},
         key=lambda one: (one[0] != socket.AF_INET, one[1]),
     )
-    is_a_name = info.address not in ("localhost", *(host for _, host in addresses))
-    if is_a_name and not info.one_host and all(_is_loopback(host) for _, host in addresses):
+    if (
+        not info.one_host
+        and not info.address.startswith(("localhost", "ip6-localhost"))
+        and not _is_number(info.address)
+        and all(_is_loopback(host) for _, host in addresses)
+    ):
         return [(socket.AF_INET, ANY_ADDRESS)]
     return addresses
+
+
+def _is_number(address: str) -> bool:
+    """Whether an address is written in numbers, and is no name."""
+    with contextlib.suppress(OSError, UnicodeError):
+        return bool(socket.getaddrinfo(address, None, flags=socket.AI_NUMERICHOST))
+    return False
 
 
 def _is_loopback(host: str) -> bool:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from cupygpt.device.cpu_threads import num_cores
 from cupygpt.device.cuda_check import unusable_cupy_cache
 from cupygpt.errors import DeviceError, KernelError
 
@@ -133,7 +134,7 @@ def precompile(
     `progress(done, total)` is called after each file, and `set_up_thread` in each thread before its
     first file (a new thread uses CUDA device 0). Raises the first KernelError.
     """
-    with ThreadPoolExecutor(initializer=set_up_thread) as pool:
+    with ThreadPoolExecutor(num_cores(), initializer=set_up_thread) as pool:
         futures = [pool.submit(load_module, variant) for variant in variants]
         try:
             for done, future in enumerate(as_completed(futures), 1):

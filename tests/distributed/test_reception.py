@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import struct
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -87,7 +88,11 @@ def test_a_flood_of_strangers_takes_no_more_than_its_places(
         stranger.close()
 
 
-def test_rank_0_listens_at_the_named_address_only(monkeypatch: pytest.MonkeyPatch) -> None:
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is no address")
+
+
+@on_linux
+def test_rank_0_listens_at_the_named_address_only() -> None:
     info = replace(rank_infos(2)[0], address="127.0.0.2")
     with listen(info) as server:
         assert server.getsockname()[0] == "127.0.0.2"
@@ -98,9 +103,15 @@ def test_rank_0_listens_at_the_named_address_only(monkeypatch: pytest.MonkeyPatc
 def looked_up(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
     """Let every name have these addresses."""
     found: list[Any] = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (host, 0)) for host in hosts]
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
+    real = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket,
+        "getaddrinfo",
+        lambda *place, flags=0, **more: real(*place, flags=flags) if flags else found,
+    )
 
 
+@on_linux
 @pytest.mark.parametrize(
     ("name", "one_host", "hosts", "bound"),
     [
@@ -109,6 +120,7 @@ def looked_up(monkeypatch: pytest.MonkeyPatch, *hosts: str) -> None:
         ("gpu07", False, ["127.0.1.1"], "0.0.0.0"),
         ("localhost", False, ["127.0.0.1"], "127.0.0.1"),
         ("127.0.0.5", False, ["127.0.0.5"], "127.0.0.5"),
+        ("127.1", False, ["127.0.0.1"], "127.0.0.1"),
     ],
 )
 def test_a_name_stands_for_its_address(

@@ -16,6 +16,7 @@ from cupygpt.distributed.handshake import introduce
 from cupygpt.distributed.launcher_env import LOOPBACK, RankInfo, free_port
 from cupygpt.distributed.messages import MessageSocket
 from cupygpt.distributed.ranks import broadcast_object, check_equal_on_ranks, rank0_first
+from cupygpt.distributed.reception import Reception
 from cupygpt.distributed.rendezvous import Connections, connect_ranks
 from cupygpt.errors import ConfigError, CupyGPTError, RunError
 
@@ -186,6 +187,28 @@ def test_a_rank_that_loses_a_connection_makes_both_again(monkeypatch: pytest.Mon
     monkeypatch.setattr(rendezvous, "introduce", breaks_once)
     assert outcomes(rank_infos(2)) == [None, None]
     assert attempts == ["control", "watch", "control", "watch"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "code"),
+    [({"refused": "", "code": 0}, 1), ({"refused": ""}, 1), ({"refused": "", "code": 2}, 2)],
+)
+def test_no_refusal_ends_a_rank_as_a_success(answer: dict[str, Any], code: int) -> None:
+    first, second = rank_infos(2)
+
+    def refuse() -> None:
+        with Reception(first) as reception:
+            ranks = [reception.next_rank(time.monotonic() + 5.0) for _ in range(2)]
+            for _, connection in ranks:
+                connection.send(answer)
+                connection.close()
+
+    thread = threading.Thread(target=refuse)
+    thread.start()
+    error = outcome(second)
+    thread.join()
+    assert isinstance(error, SystemExit)
+    assert error.code == code
 
 
 def test_a_process_with_another_key_does_not_become_a_rank() -> None:
