@@ -8,6 +8,21 @@ import pytest
 from support.devices import DEVICES, Device, make_device
 from support.gpu import turn_on_the_gpu
 
+from cupygpt.device.cpu_threads import num_cores
+
+MOST_WORKERS = 4
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """The whole suite runs in one process for each core, up to four.
+
+    A choice of tests runs in this process, so that it starts at once and `-s` shows its output.
+    """
+    chosen = config.option.markexpr != "not slow" or config.option.keyword or config.option.lf
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen
+    return min(num_cores(), MOST_WORKERS) if whole else 0
+
 
 @pytest.fixture(params=DEVICES)
 def dev(request: pytest.FixtureRequest) -> Iterator[Device]:
