@@ -19,9 +19,9 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
     A choice of tests runs in this process, so that it starts at once and `-s` shows its output.
     """
-    chosen = config.option.markexpr != "not slow" or config.option.keyword or config.option.lf
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS and not chosen
-    return min(num_cores(), MOST_WORKERS) if whole else 0
+    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    some = config.option.markexpr != "not slow" or config.option.keyword
+    return min(num_cores(), MOST_WORKERS) if whole and not some else 0
 
 
 @pytest.fixture(params=DEVICES)
