@@ -11,6 +11,7 @@ import numpy as np
 import profile_step
 import pytest
 import step_calls
+import try_defaults
 from bench import Ours
 from support.emulated_gpu import EmulatedGPU, EmulatedHopper
 from support.gpu import require_gpu
@@ -127,6 +128,29 @@ def test_plan_memory_refuses_an_unknown_model(tmp_path: Path) -> None:
     result = tool("plan_memory.py", "d13", cwd=tmp_path)
     assert result.returncode == 2
     assert "Known: small, d6" in result.stderr
+
+
+def test_try_defaults_compares_a_grid_with_the_defaults(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twelve settings of equal work, here cut down to one; the last line is the defaults'."""
+    all_of_them = try_defaults.settings(2.0)
+    assert len(all_of_them) == 13
+    steps = {s.name: int(s.flags[s.flags.index("-n") + 1]) for s in all_of_them}
+    assert (
+        steps["L4:H4:C64 rate 0.004 dropout 0.0"] > 2 * steps["L4:H4:C128 rate 0.004 dropout 0.0"]
+    )
+    (tmp_path / "text.txt").write_text("the cat sat on the mat. " * 400)
+    for name in ("CHANNELS", "RATES", "DROPOUTS"):
+        monkeypatch.setattr(try_defaults, name, getattr(try_defaults, name)[:1])
+    arguments = ["--minutes-of-work", "0.0002", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["try_defaults", str(tmp_path / "text.txt"), *arguments])
+    try_defaults.main()
+    header, grid, defaults = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert header == ["setting", "best", "last", "time"]
+    assert grid[0] == "L4:H4:C64 rate 0.004 dropout 0.0"
+    assert defaults[0] == "defaults"
+    assert 0 < float(grid[1]) < 6
 
 
 @pytest.mark.parametrize("name", ["bench_kernels.py", "profile_step.py"])

@@ -1,0 +1,102 @@
+"""The last lines of a run: what came of it, what that means, and the one thing to change next."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+FALLING, LEVEL, OVERFITTING = "falling", "level", "overfitting"
+
+NOISE = 0.005
+"""A share of the loss: smaller changes say nothing."""
+
+FEW_TOKENS_PER_PARAMETER = 5.0
+MANY_EPOCHS = 3.0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known at the end of a run.
+
+    `validations` are (step, nats per token) of this command, in order; `best` is the lowest of the
+    whole run, and its step. `baselines` are the unigram's and the bigram's loss on the same rows.
+    """
+
+    step: int
+    steps: int
+    seconds: float
+    epochs: float
+    tokens_per_parameter: float
+    dropout: float
+    bits_per_byte: float | None
+    best: tuple[int, float] | None
+    validations: Sequence[tuple[int, float]]
+    baselines: tuple[float, float] | None
+    minutes: float | None
+    ran_out_of_patience: bool = False
+
+
+def verdict(outcome: Outcome) -> list[str]:
+    """Two to four lines for the console."""
+    lines = [
+        f"{outcome.step:,} of {outcome.steps:,} steps in {outcome.seconds:.0f} s: "
+        f"{outcome.epochs:.3g} epochs, {outcome.tokens_per_parameter:.3g} tokens per parameter"
+    ]
+    if outcome.ran_out_of_patience:
+        lines[0] += "; stopped because validation no longer improved (--patience)"
+    if outcome.best is None or not math.isfinite(outcome.best[1]):
+        return [*lines, "without validation nobody knows how good it is: pass -j"]
+    lines.append(_against_the_baselines(outcome))
+    trend = trend_of(outcome)
+    if trend is not None:
+        lines.append(_meaning(outcome, trend))
+    return lines
+
+
+def trend_of(outcome: Outcome) -> str | None:
+    """Whether validation still falls, is level or rises; None where too few of them tell."""
+    losses = [loss for _, loss in outcome.validations]
+    if outcome.best is None or len(losses) < 3:
+        return None
+    if losses[-1] > outcome.best[1] * (1 + NOISE):
+        return OVERFITTING
+    before = losses[-1 - max(1, len(losses) // 4)]
+    return FALLING if before > losses[-1] * (1 + NOISE) else LEVEL
+
+
+def _against_the_baselines(outcome: Outcome) -> str:
+    assert outcome.best is not None
+    step, loss = outcome.best
+    line = f"best validation loss {loss:.4f} nats per token"
+    if outcome.bits_per_byte is not None:
+        line += f", {outcome.bits_per_byte:.4f} bits per byte,"
+    line += f" at step {step:,}"
+    if outcome.baselines is not None:
+        unigram, bigram = outcome.baselines
+        if loss < bigram:
+            line += f": {bigram - loss:.2f} below the bigram model, so it knows more than pairs"
+        elif loss < unigram:
+            line += (
+                ": between the unigram and the bigram model, so it knows which tokens are common"
+            )
+        else:
+            line += ": not below the unigram model, so it has learnt nothing yet"
+    return line
+
+
+def _meaning(outcome: Outcome, trend: str) -> str:
+    if trend == OVERFITTING:
+        assert outcome.best is not None
+        more = 0.1 if outcome.dropout < 0.1 else round(min(0.5, outcome.dropout + 0.1), 2)
+        return (
+            f"it overfits since step {outcome.best[0]:,}: now {outcome.validations[-1][1]:.4f}. "
+            f"sample uses the best weights. Next: more text, or --dropout {more:g}"
+        )
+    if trend == FALLING or outcome.tokens_per_parameter < FEW_TOKENS_PER_PARAMETER:
+        length = "twice the steps (-n)"
+        if outcome.minutes is not None:
+            length = f"--minutes {2 * outcome.minutes:g}"
+        state = "still falls" if trend == FALLING else "hardly falls, after few tokens"
+        return f"validation {state}: a longer run will gain. Next: {length}"
+    if outcome.epochs > MANY_EPOCHS:
+        return "validation is level: the text has little more for this model. Next: more text"
+    return "validation is level: this model has learnt what it can. Next: a larger one (-e)"
