@@ -107,17 +107,22 @@ def memory_plan(shape: RunShape) -> dict[str, int]:
     return plan
 
 
+def fits(shape: RunShape, free_bytes: int | None) -> bool:
+    """Whether the plan fits into so much free memory; None means: nobody knows how much."""
+    if free_bytes is None:
+        return True
+    return sum(memory_plan(shape).values()) <= int(free_bytes * MEMORY_MARGIN)
+
+
 def check_fits(shape: RunShape, free_bytes: int | None, sharing: int = 1) -> None:
     """Raise DeviceError with the figures, and the largest -b that fits, if the plan does not.
 
     `sharing` is the number of ranks of a host of which each may take `free_bytes`.
     """
-    if free_bytes is None:
+    if free_bytes is None or fits(shape, free_bytes):
         return
     needed = sum(memory_plan(shape).values())
     budget = int(free_bytes * MEMORY_MARGIN)
-    if needed <= budget:
-        return
     best = largest_batch(lambda B: sum(memory_plan(_with_batch(shape, B)).values()), budget)
     advice = (
         f"The largest batch that fits is -b {best} at -t {shape.T}."

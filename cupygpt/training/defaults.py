@@ -89,7 +89,7 @@ def file_settings(config: TrainConfig) -> TrainConfig:
 
 def batch_settings(config: TrainConfig, *, T: int, size: Size, world: int) -> TrainConfig:
     """Rows of T tokens for a new model, so many that all ranks together make one step of `size`."""
-    B = config.batch_size or max(1, size.step_tokens // (T * world))
+    B = config.batch_size or max(1, (config.total_batch or size.step_tokens) // (T * world))
     return _fill(config, {"seq_len": T, "batch_size": B})
 
 

@@ -1,9 +1,14 @@
-"""How many steps fit into the minutes that a run is given.
+"""Where the time of a run goes: how many steps fit, and when a checkpoint is worth its time.
 
 A first guess comes from the usual speed of such a device, a better one from a few steps on the
 run's own buffers, before the first real one (`seconds_per_step`). When the warm-up is over, whose
 learning rates do not depend on the length, the number of steps is fixed by the time that it took
 (`steps_that_fit`), and recorded: a resumed run repeats it.
+
+Where no flag says how often to save, saving may take 2 % of the time. A checkpoint is due at each
+new best validation, and ten minutes after the last one, if it can be afforded. The weights of a
+best validation that cannot be are kept in main memory, and written with the next checkpoint: the
+last one at the latest.
 """
 
 import statistics
@@ -13,6 +18,7 @@ from contextlib import contextmanager
 
 import numpy as np
 
+from cupygpt.checkpoint.state_file import TrainState
 from cupygpt.device.cpu_threads import num_cores
 from cupygpt.device.device import Device
 from cupygpt.distributed.ranks import Ranks, broadcast_object
@@ -24,6 +30,12 @@ UNKNOWN_GPU_FLOPS = 5e12
 
 WARM_STEPS, MEASURED_S = 2, 1.5
 """How many steps come before those that are timed, and how long all of them take."""
+
+SAVE_SHARE = 0.02
+SAVE_INTERVAL_S = 600.0
+
+GUESSED_BYTES_PER_S = 5e8
+"""How fast the first checkpoint is expected to be written."""
 
 
 class Clock:
@@ -102,3 +114,41 @@ def steps_that_fit(
     at_the_end = clock.mean("validation") + clock.mean("sample") + clock.mean("save")
     left = 60 * minutes - clock.elapsed() - steps_before * step_s - at_the_end
     return step + max(1, int(left / (step_s + sum(of_reports))))
+
+
+class SavePolicy:
+    """Decides by the run's clock; `num_bytes` is the size of a checkpoint."""
+
+    def __init__(self, clock: Clock, num_bytes: int) -> None:
+        self._clock, self._guess_s = clock, num_bytes / GUESSED_BYTES_PER_S
+        self._last_s = clock.elapsed()
+
+    def affordable(self) -> bool:
+        """Whether one more checkpoint keeps saving within its share of the time."""
+        spent = self._clock.total("save")
+        return (
+            spent + (self._clock.mean("save") or self._guess_s)
+            <= SAVE_SHARE * self._clock.elapsed()
+        )
+
+    def due(self) -> bool:
+        """Whether the last checkpoint is so long ago that one should be written now."""
+        return self._clock.elapsed() - self._last_s >= SAVE_INTERVAL_S and self.affordable()
+
+    def saved(self) -> None:
+        """A checkpoint was written."""
+        self._last_s = self._clock.elapsed()
+
+
+def copy_of(state: TrainState) -> TrainState:
+    """The state with arrays of its own: on a CPU those of a state are the trainer's."""
+    arrays = {
+        name: None if array is None else np.array(array)
+        for name, array in (
+            ("params", state.params),
+            ("m", state.m),
+            ("v", state.v),
+            ("master", state.master),
+        )
+    }
+    return TrainState(state.progress, **arrays, zero_shard=state.zero_shard)

@@ -29,7 +29,7 @@ from cupygpt.distributed.ranks import Ranks
 from cupygpt.errors import ConfigError, DataError
 from cupygpt.flags.config import TrainConfig, flags_of
 from cupygpt.flags.llmc import ONE_EPOCH
-from cupygpt.model.memory_plan import RunShape, check_fits, shape_of_run
+from cupygpt.model.memory_plan import RunShape, check_fits, fits, shape_of_run
 from cupygpt.training.defaults import (
     batch_settings,
     file_settings,
@@ -116,17 +116,31 @@ class Plan:
         return replace(self, config=config, steps=steps)
 
 
-def choose_model(
-    config: TrainConfig, data: Data, *, on_gpu: bool, world: int
-) -> tuple[TrainConfig, GPTConfig, ModelFile | None, str]:
-    """The model: (config with its rows and batch chosen, shape, its file if any, its origin)."""
+@dataclass(frozen=True)
+class ModelChoice:
+    """The model of a new run: its shape, its file if it has one, and where it comes from.
+
+    `config` has the rows and the batch that were chosen with it; `batch_is_open` says that no flag
+    asked for that batch, so that it may shrink to fit the memory.
+    """
+
+    config: TrainConfig
+    model: GPTConfig
+    loaded: ModelFile | None
+    origin: str
+    batch_is_open: bool = False
+
+
+def choose_model(config: TrainConfig, data: Data, *, on_gpu: bool, world: int) -> ModelChoice:
+    """The model that the flags name, or one that suits the time (CPU) or the text (GPU)."""
     name = config.model
     if name is not None and name.endswith(".bin"):
         loaded = load_model(Path(name))
-        return file_settings(config), loaded.config, loaded, f"weights from {name}"
+        return ModelChoice(file_settings(config), loaded.config, loaded, f"weights from {name}")
     tokens, V = num_tokens(data.train), vocabulary(config, data)
     size = size_for(on_gpu=on_gpu, minutes=config.minutes, tokens=tokens, V=V)
-    T = config.seq_len or min(size.T, longest_row(data.train), longest_row(data.val or data.train))
+    longest = min(longest_row(data.train), longest_row(data.val or data.train))
+    T = config.seq_len or min(size.T, longest)
     weights = f"new weights (seed {config.seed})"
     if name is None:
         model = GPTConfig(maxT=T, V=V, L=size.L, NH=size.NH, C=size.C)
@@ -134,37 +148,45 @@ def choose_model(
     else:
         model = config_from_descriptor(name, V=V, maxT=T)
         origin = f"{name}, {weights}"
-    return batch_settings(config, T=min(T, model.maxT), size=size, world=world), model, None, origin
+        T = config.seq_len or min(model.maxT, longest)
+    return ModelChoice(
+        batch_settings(config, T=T, size=size, world=world),
+        model,
+        None,
+        origin,
+        batch_is_open=config.batch_size is None,
+    )
 
 
 def make_plan(
-    config: TrainConfig,
-    model: GPTConfig,
+    chosen: ModelChoice,
     data: Data,
     choice: DeviceChoice,
     ranks: Ranks,
-    *,
-    is_new: bool,
     record: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Check everything against everything, and choose what was left open; all `ranks` call.
 
-    `is_new`: the weights are new. `record` is that of a resumed run, which continues in its
-    precision where it can, with its number of steps and its rows of validation.
+    `record` is that of a resumed run, which continues in its precision where it can, with its
+    number of steps and its rows of validation.
     """
+    config, model = chosen.config, chosen.model
     check_ids(data.train, model.V)
     check_ids(data.val, model.V)
     device, begun_in = choice.device, record.get("precision") if record else None
     _check_device_flags(config, device)
     precision, precision_reason = _precision(config, device, begun_in)
+    free, sharing = free_memory(device, ranks)  # before anything is allocated there
+    if chosen.batch_is_open:
+        config = _shrink_batch(config, model, precision, device, ranks.world, free)
     shape = _run_shape(config, model, precision, device, ranks.world)
     accumulation = _accumulation(config, shape.B, shape.T, ranks.world)
     rows = _rows_per_epoch(config, shape, data, ranks.world)
     if not device.is_gpu and not config.no_shuffle:
         shape = replace(shape, row_order_bytes=order_bytes(rows))
-    check_fits(shape, *free_memory(device, ranks))  # before anything is allocated there
+    check_fits(shape, free, sharing)
     tokens, reason = num_tokens(data.train), ""
-    if is_new:
+    if chosen.loaded is None and record is None:
         config, reason = length_settings(config, model, tokens, on_gpu=device.is_gpu)
     validation = _validation_rows(config, data, shape.T, record)
     plan = Plan(
@@ -275,6 +297,27 @@ def _run_shape(
         master_weights=bool(config.master_weights),
         zero_shards=world if config.zero_stage else 1,
     )
+
+
+def _shrink_batch(
+    config: TrainConfig,
+    model: GPTConfig,
+    precision: Precision,
+    device: Device,
+    world: int,
+    free: int | None,
+) -> TrainConfig:
+    """A smaller batch where the chosen one does not fit; more of them make the same step."""
+    B = config.batch_size
+    step_tokens = config.total_batch or B * config.seq_len * world
+    while B % 2 == 0:
+        shape = _run_shape(replace(config, batch_size=B), model, precision, device, world)
+        if fits(shape, free):
+            break
+        B //= 2
+    if config.batch_size == B:
+        return config
+    return replace(config, batch_size=B, total_batch=step_tokens)
 
 
 def _accumulation(config: TrainConfig, B: int, T: int, world: int) -> int:

@@ -24,7 +24,7 @@ from cupygpt.distributed.ranks import (
 )
 from cupygpt.errors import ConfigError
 from cupygpt.flags.command_line import CommandLine
-from cupygpt.flags.config import TrainConfig
+from cupygpt.flags.config import LENGTHS, TrainConfig
 from cupygpt.flags.llmc import RESUME_IF_ANY, check_claims
 from cupygpt.flags.model_and_data import NEWEST_RUN
 from cupygpt.model.init_weights import initial_parameters
@@ -34,7 +34,7 @@ from cupygpt.training.baselines import ngram_baselines
 from cupygpt.training.length import Clock
 from cupygpt.training.loop import Run, closing_lines
 from cupygpt.training.open_data import Data, attach_tokenizer, open_data
-from cupygpt.training.plan import Plan, choose_model, make_plan
+from cupygpt.training.plan import ModelChoice, Plan, choose_model, make_plan
 from cupygpt.training.resume import check_same, new_record, resume_warnings, resumed_config
 from cupygpt.training.startup_table import header_rows
 from cupygpt.training.stop_signal import StopSignal
@@ -111,19 +111,18 @@ def start_run(config: TrainConfig, ranks: Ranks, clock: Clock) -> Run:
     folder = _common_folder(ranks, made)
     data = rank0_first(ranks, lambda: open_data(config, folder, new=ranks.rank == 0))
     choice = choose_rank_device(config.device, ranks)
-    config, model, loaded, origin = choose_model(
-        config, data, on_gpu=choice.device.is_gpu, world=ranks.world
-    )
-    attach_tokenizer(config, model, data)
-    plan = make_plan(config, model, data, choice, ranks, is_new=loaded is None)
-    _show_plan(console, plan, data, origin, folder)
+    chosen = choose_model(config, data, on_gpu=choice.device.is_gpu, world=ranks.world)
+    loaded = chosen.loaded
+    attach_tokenizer(config, chosen.model, data)
+    plan = make_plan(chosen, data, choice, ranks)
+    _show_plan(console, plan, data, chosen.origin, folder)
     for warning in (*data.warnings, *(loaded.warnings if loaded else ())):
         console.warn(warning)
     run = Run(plan, data, folder, console, Progress(step=0, seed=config.seed), ranks, clock)
     run.measure_steps()
     if ranks.rank == 0:
         write_record(folder, new_record(run.plan, data))
-    weights = loaded.parameters if loaded else initial_parameters(model, config.seed)
+    weights = loaded.parameters if loaded else initial_parameters(chosen.model, config.seed)
     _check_equal_files(ranks, data, weights)
     run.trainer.load_new(weights)
     return run
@@ -146,9 +145,11 @@ def resume_run(
     check_same("model", record["model"], asdict(model))
     check_same("data", record["data"], data.record())
     choice = choose_rank_device(config.device, ranks)
-    plan = make_plan(config, model, data, choice, ranks, is_new=False, record=record)
-    origin = f"checkpoint of step {state.progress.step}"
-    _show_plan(console, plan, data, origin, folder)
+    if any(name in given for name in LENGTHS):
+        record = {**record, "steps": None}
+    chosen = ModelChoice(config, model, None, f"checkpoint of step {state.progress.step}")
+    plan = make_plan(chosen, data, choice, ranks, record)
+    _show_plan(console, plan, data, chosen.origin, folder)
     for warning in (
         *data.warnings,
         *checkpoint.warnings,

@@ -20,9 +20,10 @@ def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple
         ("device", f"{plan.device.describe()}: {plan.device_reason}"),
         ("model", f"{plan.shape.config.describe()}; {origin}"),
         ("train data", train_data),
-        ("validation", _describe_shards(data.val) if data.val else "none (pass -j)"),
+        ("validation", _describe_validation(plan, data)),
         ("tokenizer", data.tokenizer.name if data.tokenizer else "unknown"),
         ("batch", _describe_batch(plan)),
+        ("length", _describe_length(plan)),
         ("optimizer", _describe_optimizer(plan)),
         ("precision", precision),
         ("memory", _describe_memory(plan)),
@@ -31,9 +32,23 @@ def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple
     ]
 
 
+def _describe_validation(plan: Plan, data: Data) -> str:
+    rows = plan.validation
+    if rows is None:
+        return "none (pass -j)"
+    all_rows = rows.cut.num_rows
+    which = "all" if rows.num_rows == all_rows else "spread" if rows.evenly else "the first"
+    return f"{_describe_shards(data.val)}; {rows.num_rows:,} rows ({which} of {all_rows:,})"
+
+
 def _without_effect(plan: Plan) -> list[str]:
     """Flags that cannot do in this run what they are for, a sentence each."""
     config, schedule, notes = plan.config, plan.schedule, []
+    maxT, T = plan.shape.config.maxT, plan.shape.T
+    if maxT > T:
+        notes.append(
+            f"the model has {maxT} positions, of which {T} are trained (-t); sample uses {T}"
+        )
     if schedule.kind != "constant" and schedule.warmup > plan.steps:
         notes.append(
             f"the warm-up (-u {schedule.warmup}) is longer than the run's {plan.steps:,} steps: "
@@ -50,7 +65,16 @@ def _describe_batch(plan: Plan) -> str:
     batch = f"{plan.shape.B} × {plan.shape.T} tokens × {plan.accumulation}"
     if plan.world > 1:
         batch += f" × {plan.world} ranks"
-    return f"{batch} = {plan.tokens_per_step:,} tokens a step, {plan.steps:,} steps"
+    return f"{batch} = {plan.tokens_per_step:,} tokens a step"
+
+
+def _describe_length(plan: Plan) -> str:
+    if not plan.steps_are_fixed:
+        reason = plan.length_reason or f"{plan.minutes:g} minutes"
+        return f"{reason}; the first steps are timed"
+    epochs = plan.steps * plan.tokens_per_step / plan.train_tokens
+    steps = f"{plan.steps:,} steps, {epochs:.3g} epochs"
+    return f"{steps}: {plan.length_reason}" if plan.length_reason else steps
 
 
 def _describe_optimizer(plan: Plan) -> str:
