@@ -309,6 +309,7 @@ def _shrink_batch(
 ) -> TrainConfig:
     """A smaller batch where the chosen one does not fit; more of them make the same step."""
     B = config.batch_size
+    assert config.seq_len is not None
     step_tokens = config.total_batch or B * config.seq_len * world
     while B % 2 == 0:
         shape = _run_shape(replace(config, batch_size=B), model, precision, device, world)
