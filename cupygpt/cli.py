@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from cupygpt.console.stream import say, stdout_error
+from cupygpt.console.stream import say, set_up_streams, stdout_error
 from cupygpt.errors import CupyGPTError
 
 INTERRUPTED = 130
@@ -26,6 +26,7 @@ def run_cli(main: Callable[[], None], *, debug: bool = False) -> int:
     With `debug`, errors keep their traceback. Any other exception is a mistake in this program and
     is not caught.
     """
+    set_up_streams()
     try:
         main()
     except KeyboardInterrupt:

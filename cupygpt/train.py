@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from cupygpt.cli import INTERRUPTED, run_cli
-from cupygpt.console.stream import set_up_streams
 from cupygpt.distributed.launcher import launch
 from cupygpt.distributed.launcher_env import find_rank_info
 from cupygpt.distributed.rank_device import check_launch
@@ -25,7 +24,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     A run that was stopped and has saved gives 130 after Ctrl-C, 143 after SIGTERM, and 141 if the
     reader of its output is gone.
     """
-    set_up_streams()
     words = sys.argv[1:] if arguments is None else arguments
     read: list[CommandLine] = []
     code = run_cli(lambda: read.append(read_command_line(words)), debug="--debug" in words)

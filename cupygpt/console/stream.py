@@ -13,7 +13,7 @@ from typing import IO
 REPLACEMENT = "cupygpt.replace"
 """The error handler that writes what a stream's encoding lacks in ASCII."""
 
-_ASCII = {"×": "x", "·": ".", "–": "-", "…": "...", "→": "->"}
+_ASCII = {"×": "x", "µ": "u", "·": ".", "–": "-", "…": "...", "→": "->"}
 
 
 def _in_ascii(error: UnicodeError) -> tuple[str, int]:
@@ -29,7 +29,7 @@ codecs.register_error(REPLACEMENT, _in_ascii)
 
 
 def set_up_streams() -> None:
-    """Make printing safe in this process; every command calls this first.
+    """Make printing safe in this process; a command calls this before it prints anything.
 
     What the encoding of stdout or stderr lacks is replaced. A stream that the process was started
     without (`>&-`) becomes one that swallows everything. Its number is taken as well: otherwise
@@ -61,13 +61,22 @@ def stdout_error(error: Exception) -> str:
     return f"stdout cannot be written to ({getattr(error, 'strerror', None) or error})."
 
 
+IPYKERNELS_CHILD = {"TERM": "xterm-color", "PAGER": "cat", "GIT_PAGER": "cat"}
+"""What the kernel of a notebook sets for `!python ...`."""
+
+
 def draws_bar(stream: IO[str], environ: Mapping[str, str]) -> bool:
     """Whether a bar that is drawn over and over looks like one on this stream.
 
     It needs a terminal that obeys cursor codes. The cells of a notebook show every drawing below
     the one before, also for `!python ...`, which gets a terminal of its own there.
     """
-    if not stream.isatty() or "JPY_PARENT_PID" in environ:
+    in_notebook = (
+        "ipykernel" in sys.modules
+        or "JPY_PARENT_PID" in environ
+        or IPYKERNELS_CHILD.items() <= environ.items()
+    )
+    if in_notebook or not stream.isatty():
         return False
     # Windows sets no TERM.
     return os.name == "nt" or environ.get("TERM", "dumb") not in ("", "dumb", "unknown")

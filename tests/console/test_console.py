@@ -203,12 +203,14 @@ class Terminal(io.StringIO):
         ({"TERM": ""}, False),
         ({}, False),
         ({"TERM": "xterm-color", "JPY_PARENT_PID": "17"}, False),  # a cell of a notebook
+        ({"TERM": "xterm-color", "PAGER": "cat", "GIT_PAGER": "cat"}, False),  # VS Code's
+        ({"TERM": "xterm-color", "PAGER": "cat"}, True),
     ],
 )
 def test_a_bar_is_drawn_where_it_can_be(
     monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], *, has_bar: bool
 ) -> None:
-    for name in ("TERM", "JPY_PARENT_PID", "FORCE_COLOR", "NO_COLOR"):
+    for name in ("TERM", "JPY_PARENT_PID", "PAGER", "GIT_PAGER", "FORCE_COLOR", "NO_COLOR"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
@@ -221,6 +223,16 @@ def test_a_bar_is_drawn_where_it_can_be(
     console.finish()
     assert ("\x1b[" in stream.getvalue()) == has_bar
     assert ("step    1/2 |" in stream.getvalue()) == (not has_bar)
+
+
+def test_a_notebook_that_calls_the_command_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stdout can say that it is a terminal."""
+    for name in ("JPY_PARENT_PID", "PAGER", "GIT_PAGER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert Console(Terminal(), width=80).live_mode
+    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    assert not Console(Terminal(), width=80).live_mode
 
 
 def test_a_pipe_gets_no_codes_whatever_asks_for_them(monkeypatch: pytest.MonkeyPatch) -> None:
