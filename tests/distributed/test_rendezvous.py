@@ -198,9 +198,11 @@ def test_no_refusal_ends_a_rank_as_a_success(answer: dict[str, Any], code: int) 
 
     def refuse() -> None:
         with Reception(first) as reception:
-            ranks = [reception.next_rank(time.monotonic() + 5.0) for _ in range(2)]
-            for _, connection in ranks:
-                connection.send(answer)
+            joined = [reception.next_rank(time.monotonic() + 5.0) for _ in range(2)]
+            for identity, connection in joined:
+                if identity.kind == "control":
+                    connection.send(answer)
+            for _, connection in joined:
                 connection.close()
 
     thread = threading.Thread(target=refuse)
