@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from cupygpt.console.paste import shell_word
 from cupygpt.data import corpora
 from cupygpt.data.python_docs import python_docs_text
 from cupygpt.data.shard_writer import ShardSeries, remove_stale, split_off_end
@@ -143,7 +144,7 @@ def _tinyshakespeare(source: Path | None, tokenizer: Tokenizer) -> tuple[Origin,
         raise DataError(
             f"{source}: {len(tokens):,} tokens, of which the first {cut:,} are for validation; "
             f"nothing is left to train on. Is this the TinyShakespeare text? For other text: "
-            f"python -m cupygpt.prepare {source}"
+            f"python -m cupygpt.prepare {shell_word(source)}"
         )
     split = f"the first {cut:,} tokens are for validation"
     origin = Origin([TINYSHAKESPEARE], 1, corpora.text_sha256([text]), split)

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from cupygpt.console.paste import shell_command
 from cupygpt.errors import DataError
 from cupygpt.files import (
     HEADER_BYTES,
@@ -272,9 +273,8 @@ def _check_format(path: Path, header: np.ndarray) -> None:
     magic, version = int(header[0]), int(header[1])
     kind = kind_of(magic)
     if kind is None:
-        advice = (
-            f"If this is text, turn it into tokens first: python -m cupygpt.prepare {path.name}"
-        )
+        command = shell_command(["python", "-m", "cupygpt.prepare", path])
+        advice = f"If this is text, turn it into tokens first: {command}"
     elif kind is FileKind.LLAMA3_TOKENS:
         advice = "Token ids must fit 2 bytes here, Llama 3's take 4: prepare the text with gpt2."
     else:

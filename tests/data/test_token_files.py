@@ -100,7 +100,7 @@ def test_a_path_with_glob_characters_is_taken_literally(tmp_path: Path) -> None:
         (b"", "0 bytes, but the header alone has 1,024"),
         (
             b"First Citizen:\n" * 100,
-            r"this is not a GPT-2 token file .*text.*cupygpt\.prepare a\.bin",
+            r"this is not a GPT-2 token file .*text.*cupygpt\.prepare \S*a\.bin",
         ),
         (header(20240326, 3), r"this is a model, not a GPT-2 token file .*20240326, .*20240520"),
         (header(20240801, 7, 2) + bytes(8), "a Llama 3 token file, .* Llama 3's take 4: prepare"),

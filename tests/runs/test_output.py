@@ -2,6 +2,7 @@
 
 import os
 import pty
+import re
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from support.small_runs import TINY, main_log, metrics, write_files
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.config import GPTConfig
+from cupygpt.prepare import main as prepare
+from cupygpt.sample import main as sample
 from cupygpt.train import main
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
@@ -83,6 +86,29 @@ def test_help_and_errors_need_no_unicode(tmp_path: Path) -> None:
         result = shell(command, tmp_path, PYTHONIOENCODING="ascii:strict")
         assert b"B x T x GPUs" in result.stdout or b"4 x 8 = 32" in result.stderr
         assert b"Traceback" not in result.stderr
+
+
+def test_printed_commands_can_be_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "it's [my] run & (more)"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "the text.txt").write_text("To be, or not to be. " * 100)
+
+    def printed(program: str) -> list[str]:
+        """The words of the last command that was printed, as a shell reads them."""
+        out, err = capfd.readouterr()
+        found = re.findall(rf"python -m cupygpt\.{program} .*", out + err)
+        return shlex.split(found[-1])[3:]
+
+    text = str(folder / "the text.txt")
+    assert prepare([text, "--tokenizer", "bytes", "-o", str(folder)]) == 0
+    words = printed("train")
+    assert main([*words, "-e", "L1:H1:C16", "-t", "8", "-n", "1", "-o", str(folder / "a b")]) == 0
+    assert sample([*printed("sample"), "--tokens", "3"]) == 0
+    assert main(["-i", text]) == 2
+    assert printed("prepare") == [text]
 
 
 @pytest.mark.parametrize("no_bar", [False, True])
