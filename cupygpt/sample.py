@@ -27,6 +27,7 @@ from cupygpt.run_folder.record import RECORD, read_record
 RANGES = {
     "tokens": AT_LEAST_1,
     "num": AT_LEAST_1,
+    "window": AT_LEAST_1,
     "temperature": Range(NOT_NEGATIVE.holds, "0 or more, and finite"),
     "top_k": NOT_NEGATIVE,
     "top_p": Range(lambda value: 0 < value <= 1, "above 0 and at most 1"),
@@ -37,15 +38,16 @@ RANGES = {
 
 @dataclass(frozen=True)
 class Source:
-    """The weights to sample from, and what is known of their training data.
+    """The weights to sample from, and what is known of their training; None is not known.
 
-    `tokenizer` names its tokenizer, `text_start` holds the ids with which its documents begin; each
-    is None if it is not known.
+    `tokenizer` names the tokenizer of the data, `text_start` holds the ids with which their
+    documents begin, `trained_length` is the number of positions that were trained.
     """
 
     path: Path
-    tokenizer: str | None
-    text_start: list[int] | None
+    tokenizer: str | None = None
+    text_start: list[int] | None = None
+    trained_length: int | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -67,8 +69,11 @@ def sample(args: argparse.Namespace) -> None:
     choice = choose_device(args.device)
     if choice.warning:
         say(f"warning: {choice.warning}")
-    generator = load_generator(model, choice.device)
+    generator = load_generator(model, choice.device, args.window or source.trained_length)
     say(f"{source.path}: {model.config.describe()}")
+    if generator.window < model.config.maxT:
+        why = "--window" if args.window else "those that were trained; --window changes it"
+        say(f"written from {generator.window} of the model's {model.config.maxT} positions ({why})")
     if note:
         say(note)
     _print_texts(args, generator, tokenizer, prompt)
@@ -98,10 +103,11 @@ def text_prompt(
     return text_start, "no --prompt: the text begins with the first line of the training data."
 
 
-def load_generator(model: ModelFile, device: Device) -> Generator:
+def load_generator(model: ModelFile, device: Device, window: int | None = None) -> Generator:
     """The weights of a file on `device`, in the file's precision if the device computes in it.
 
-    Raises DeviceError where memory does not suffice.
+    `window`: how many positions are used, by default all. Raises DeviceError where memory does not
+    suffice.
     """
     precision = PRECISIONS[model.precision]
     if not supports_precision(device, precision):
@@ -110,7 +116,8 @@ def load_generator(model: ModelFile, device: Device) -> Generator:
     check_decoding_fits(config, precision, device.free_bytes())
     flat = device.zeros(config.num_parameters, precision.storage)
     device.upload(flat, precision.encode(model.parameters))
-    return Generator(device, config, cut_packed(flat, parameter_specs(config)), precision)
+    params = cut_packed(flat, parameter_specs(config))
+    return Generator(device, config, params, precision, window=window)
 
 
 def _tokenizer(spec: str | None, V: int) -> Tokenizer:
@@ -159,19 +166,24 @@ def _print_texts(
 def find_source(name: str | None) -> Source:
     """The model file itself, or the best checkpoint of a run folder, else its newest."""
     path = newest_run() if name is None else Path(name)
-    if path.is_file():
-        return Source(path, None, None)
-    if not path.is_dir():
+    if not path.is_file() and not path.is_dir():
         raise CheckpointError(f"{path}: there is no such run folder or model file.")
-    record = read_record(path) if (path / RECORD).is_file() else {"data": {}}
-    tokenizer, text_start = record["data"].get("tokenizer"), record.get("text_start")
-    return Source(model_path(path, best_step(path)), tokenizer, text_start)
+    folder = path.parent if path.is_file() else path
+    weights = path if path.is_file() else model_path(path, best_step(path))
+    if not (folder / RECORD).is_file():
+        return Source(weights)
+    record = read_record(folder)
+    # Earlier versions recorded the length only where a flag set it.
+    trained_length = record.get("trained_length") or record["config"].get("seq_len")
+    return Source(
+        weights, record["data"].get("tokenizer"), record.get("text_start"), trained_length
+    )
 
 
 def _check(args: argparse.Namespace) -> None:
     for name, allowed in RANGES.items():
         value = getattr(args, name)
-        if not allowed.holds(value):
+        if value is not None and not allowed.holds(value):
             flag = name.replace("_", "-")
             raise ConfigError(f"--{flag} is {value}, but must be {allowed.words}.")
 
@@ -194,6 +206,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num", type=int, default=1, help="number of texts; a line '--- 2 of 5' precedes each"
     )
+    parser.add_argument("--window", type=int, help="positions that are used (the trained ones)")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
     parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest, 0 = all")
     parser.add_argument("--top-p", type=float, default=1.0, help="only the likeliest of this mass")

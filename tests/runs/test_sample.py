@@ -154,6 +154,31 @@ def test_a_run_knows_how_its_documents_begin(
     assert capfdbinary.readouterr()[0].startswith(start)
 
 
+def test_a_run_writes_from_the_positions_that_it_trained(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model has 100 positions and trained 8: the others would turn the text to gibberish."""
+    monkeypatch.chdir(tmp_path)
+    write_shard(tmp_path / "train.bin", np.frombuffer(b"to be or not to be. " * 40, np.uint8))
+    flags = ["-e", str(model_file(tmp_path)), "-i", "train.bin", "-b", "2", "-t", "8", "-n", "2"]
+    assert train([*flags, "-s", "0", "--device", "cpu", "--no-bar", "-o", "run"]) == 0
+    assert "the model has 100 positions, of which 8 are trained" in " ".join(
+        capfd.readouterr().out.split()
+    )
+    asked = ["--prompt", "to be or not ", "--tokens", "30", "--temperature", "0", "--device", "cpu"]
+    texts = []
+    for source in (["run"], ["run/model_00000002.bin"], ["run", "--window", "8"]):
+        assert main([*source, *asked]) == 0
+        out, err = capfd.readouterr()
+        texts.append(out)
+        assert "written from 8 of the model's 100 positions" in err
+    assert texts[0] == texts[1] == texts[2]
+    assert main(["run", "--window", "100", *asked]) == 0
+    out, err = capfd.readouterr()
+    assert out != texts[0]
+    assert "written from" not in err
+
+
 def test_the_reader_of_a_pipe_may_leave_and_a_disk_be_full(tmp_path: Path) -> None:
     words = f"{shlex.quote(sys.executable)} -m cupygpt.sample {model_file(tmp_path)} --device cpu"
     for where, message in (
