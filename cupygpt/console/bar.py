@@ -60,7 +60,7 @@ class StepFigures:
     """
 
     def __init__(self, total_steps: int) -> None:
-        self._total_steps = total_steps
+        self.total_steps = total_steps
         self._loss, self._step_s = SmoothedMean(), SmoothedMean()
         self._counted_from: tuple[int, float] | None = None
 
@@ -71,7 +71,7 @@ class StepFigures:
             self._counted_from = line.step, now
             return Shown(line, loss, line.step_s, math.nan)
         first, began = self._counted_from
-        left_s = (now - began) / (line.step - first) * (self._total_steps - line.step)
+        left_s = (now - began) / (line.step - first) * (self.total_steps - line.step)
         return Shown(line, loss, self._step_s.add(line.step_s), left_s)
 
 

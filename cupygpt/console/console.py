@@ -22,6 +22,7 @@ from cupygpt.console.figures import duration_words
 from cupygpt.console.safe_text import safe_text
 from cupygpt.console.stream import SafeStream, draws_bar, say, stdout_error
 
+COMMAND = "python -m "
 LABEL_WIDTH = 12
 SAMPLE_WIDTH, SAMPLE_LINES = 100, 8
 """The largest sample that a terminal shows."""
@@ -59,7 +60,7 @@ class Console:
         self._clock = clock
         self.memory = memory
         self._live: Live | None = None
-        self._total_steps, self._first_step = 0, 0
+        self._first_step = 0
         self._started = 0.0
         self._figures = StepFigures(0)
         self._latest: Shown | None = None
@@ -107,7 +108,7 @@ class Console:
 
     def start(self, first_step: int, total_steps: int) -> None:
         """The loop begins after `first_step` of `total_steps` steps."""
-        self._first_step, self._total_steps = first_step, total_steps
+        self._first_step = first_step
         self._figures = StepFigures(total_steps)
         self._started = self._clock()
         if self.live_mode:
@@ -119,7 +120,7 @@ class Console:
 
     def set_total(self, total_steps: int) -> None:
         """The run has so many steps: a run of so many minutes has measured how many fit."""
-        self._total_steps = total_steps
+        self._figures.total_steps = total_steps
 
     def step(self, line: StepLine) -> None:
         """One finished optimizer step."""
@@ -128,7 +129,7 @@ class Console:
             return
         if line.step % self._log_every == 0 or line.step in (
             self._first_step + 1,
-            self._total_steps,
+            self._figures.total_steps,
         ):
             self._line(self._plain(self._latest))
 
@@ -185,19 +186,19 @@ class Console:
 
     @property
     def _digits(self) -> int:
-        return max(4, len(str(self._total_steps)))
+        return max(4, len(str(self._figures.total_steps)))
 
     def _line(self, text: str, style: str = "") -> None:
-        """A line that is never broken, so that grep finds it and a command in it can be pasted."""
+        """A line that is not broken where grep reads it, nor where a command in it is pasted."""
         if self.live_mode:
-            self._rich.print(Text(text, style=style), soft_wrap=True)
+            self._rich.print(Text(text, style=style), soft_wrap=COMMAND in text)
         else:
             self._stream.write(f"{text}\n")
 
     def _plain(self, shown: Shown) -> str:
         line = shown.line
         parts = [
-            f"step {line.step:>{self._digits}}/{self._total_steps}",
+            f"step {line.step:>{self._digits}}/{self._figures.total_steps}",
             f"epoch {line.epoch:.2f}",
             f"loss {line.loss:.4f}",
             f"norm {line.grad_norm:.4f}",
@@ -211,7 +212,7 @@ class Console:
     def _bar(self) -> Group:
         return draw_bar(
             self._latest,
-            self._total_steps,
+            self._figures.total_steps,
             memory=self.memory(),
             saved=self._saved,
             stopping=self._stopping,
