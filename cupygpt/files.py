@@ -6,6 +6,7 @@ tells the kind.
 """
 
 import contextlib
+import errno
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -24,20 +25,24 @@ HEADER_BYTES = 4 * HEADER_INTS
 
 _BLOCK_BYTES = 1 << 24
 
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+"""What fsync says where the file system does not offer it: VirtualBox, some of FUSE, pipes."""
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open `path` for writing. A crash at any byte leaves the old file or the complete new one.
 
     If there was no old file, a crash leaves none. The bytes go to the file `<name>.partial` in the
-    same folder. Leaving the block fsyncs and renames it; an exception inside the block removes the
-    partial file. Any OSError in the block (disk full, quota, I/O error) becomes a RunError that
-    names `path`.
+    same folder, which is always a new one: a link of that name is removed, not followed. Leaving
+    the block fsyncs and renames it; an exception inside the block removes the partial file. Any
+    OSError in the block (disk full, quota, I/O error) becomes a RunError that names `path`.
     """
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
         with os_errors_name(path):
-            with partial.open("wb") as file:
+            with _open_new(partial) as file:
                 try:
                     yield file
                 except BaseException:
@@ -46,35 +51,78 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
                         file.close()
                     raise
                 file.flush()
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
             partial.replace(path)
-            sync_folder(path.parent)
     except BaseException:
         remove_quietly(partial)
         raise
+    sync_folder(path.parent)
+
+
+def _open_new(path: Path) -> BinaryIO:
+    """Open a file that does not exist yet, after removing what has its name."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 @contextlib.contextmanager
-def os_errors_name(path: Path) -> Iterator[None]:
-    """Any OSError in the block becomes a RunError: `path` could not be written."""
+def os_errors_name(path: Path, verb: str = "written") -> Iterator[None]:
+    """Any OSError in the block becomes a RunError: `path` could not be written, or else `verb`."""
     try:
         yield
     except OSError as error:
         raise RunError(
-            f"{path}: could not be written ({error.strerror or error}). If the file existed "
-            f"before, it is unchanged. Free some space or choose another folder."
+            f"{path}: could not be {verb} ({error.strerror or error}). If the file existed "
+            f"before, it is unchanged. {_remedy(error)}"
         ) from error
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` durable; does nothing on Windows, which cannot open a folder."""
-    if os.name != "posix":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
+def remove_file(path: Path) -> None:
+    """Delete a file if it is there. Raises RunError if it cannot be deleted."""
+    with os_errors_name(path, "deleted"):
+        path.unlink(missing_ok=True)
+
+
+def _remedy(error: OSError) -> str:
+    if is_full(error):
+        return "Free some space or choose another folder."
+    return "Check the folder and its disk, or choose another folder."
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether a system error says that the disk, or the user's share of it, is full."""
+    return isinstance(error, OSError) and error.errno in _FULL
+
+
+def sync_file(descriptor: int) -> None:
+    """fsync an open file or folder; does nothing where the file system has no fsync."""
     try:
         os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside `folder` durable, where the system can open and fsync a folder.
+
+    Raises RunError if the disk fails.
+    """
+    if os.name != "posix":
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            sync_file(descriptor)
+        finally:
+            os.close(descriptor)
+    except PermissionError:
+        return  # a folder that may be written to but not listed
+    except OSError as error:
+        raise RunError(
+            f"{folder}: the files are written, but the folder could not be saved to disk "
+            f"({error.strerror or error}). Check the disk."
+        ) from error
 
 
 def write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> int:

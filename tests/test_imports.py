@@ -28,7 +28,7 @@ MAY_IMPORT = {
         *("data", "distributed", "kernels", "device"),
     },
     "flags": {"device"},
-    "run_folder": {"checkpoint"},
+    "run_folder": {"checkpoint", "distributed"},
     "model": {"ops", "distributed", "kernels", "device"},
     "checkpoint": {"data", "distributed"},
     "ops": {"kernels", "device"},

@@ -5,26 +5,33 @@ each rank) and, written last, DONE_SSSSSSSS, as in llm.c. Our DONE holds the che
 files (llm.c's is empty; only its name counts).
 """
 
-import json
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from cupygpt.checkpoint.done import checkpoint_steps, done_path, verify_checkpoint, write_done
 from cupygpt.checkpoint.model_file import load_model, save_model
 from cupygpt.checkpoint.state_file import (
     TrainState,
     load_state,
     read_progress,
     save_state,
+    state_files,
     state_path,
 )
 from cupygpt.config import GPTConfig
 from cupygpt.distributed.ranks import ONE_RANK, Ranks
 from cupygpt.distributed.zero import shard_of
 from cupygpt.errors import CheckpointError
-from cupygpt.files import PARTIAL_SUFFIX, atomic_write, file_checksum
+from cupygpt.files import PARTIAL_SUFFIX, remove_file
+
+_CHECKPOINT_FILE = re.compile(
+    r"(?:model|state|DONE)_(?P<step>\d{8})(?:_\d{5})?(?:\.bin)?"
+    rf"(?P<partial>{re.escape(PARTIAL_SUFFIX)})?"
+)
+"""Any file of a checkpoint, or the half-written one beside it."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +61,8 @@ def save_checkpoint(
     if ranks.rank == 0:
         # A resumed run may save a step again. The old set ends here, so that DONE never vouches for
         # a mixture of old and new files.
-        done.unlink(missing_ok=True)
-        for path in _state_files(folder, step):
-            path.unlink()
+        for path in (done, *state_files(folder, step)):
+            remove_file(path)
     ranks.all_gather_object("the old set has ended")
     checksums = {}
     if state.params is not None:
@@ -69,8 +75,7 @@ def save_checkpoint(
     everyone = ranks.all_gather_object(checksums)
     if ranks.rank == 0:
         written = {name: crc for files in everyone for name, crc in files.items()}
-        with atomic_write(done) as file:
-            file.write(json.dumps({"crc32": written}, indent=1).encode())
+        write_done(folder, step, written)
 
 
 def load_checkpoint(
@@ -84,12 +89,14 @@ def load_checkpoint(
     model, first_state, done = _paths(folder, step)
     try:
         if ranks.rank == 0:
-            _verify(folder, done)  # once for all ranks, because it reads every file
+            verify_checkpoint(folder, step)  # once for all ranks, because it reads every file
         ranks.all_gather_object("verified")
-        loaded = load_model(model)
+        loaded = load_model(model, verified=True)
         P = loaded.config.num_parameters
         shards = zero_stage and ranks.world > 1
         state = load_state(first_state, P, shard_of(P, ranks.world, ranks.rank) if shards else None)
+        if state.progress.step != step:
+            raise CheckpointError(f"{first_state}: the state of step {state.progress.step}.")
     except CheckpointError as error:
         earlier = [other for other in checkpoint_steps(folder) if other < step]
         advice = (
@@ -100,12 +107,6 @@ def load_checkpoint(
         raise CheckpointError(f"{error} {advice}") from error
     state = replace(state, params=loaded.parameters)
     return Checkpoint(loaded.config, loaded.precision, state, loaded.warnings)
-
-
-def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps that have a DONE file, in ascending order."""
-    matches = (re.fullmatch(r"DONE_(\d{8})", path.name) for path in folder.glob("DONE_*"))
-    return sorted(int(match[1]) for match in matches if match)
 
 
 def best_step(folder: Path) -> int:
@@ -131,50 +132,37 @@ def prune_checkpoints(
     """Delete all checkpoints but the newest `keep` (0 keeps all) and that of `best_step`.
 
     Those of a step that is a multiple of `keep_every` stay too, unless it is 0.
+
+    Raises RunError if a file cannot be deleted.
     """
     if keep == 0:
         return
     for step in checkpoint_steps(folder)[:-keep]:
         if step != best_step and not (keep_every and step % keep_every == 0):
             model, _, done = _paths(folder, step)
-            done.unlink(missing_ok=True)  # first: a set without DONE does not count
-            model.unlink(missing_ok=True)
-            for state in _state_files(folder, step):
-                state.unlink(missing_ok=True)
+            # DONE first: a set without it does not count.
+            for path in (done, model, *state_files(folder, step)):
+                remove_file(path)
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the half-written files of a killed run."""
-    for partial in folder.glob(f"*{PARTIAL_SUFFIX}"):
-        partial.unlink(missing_ok=True)
+def remove_leftovers(folder: Path, keep: Path | None = None) -> None:
+    """Delete what a killed run left of checkpoints: half-written files, and sets without DONE.
+
+    The caller holds the lock of the folder. The file `keep` stays: a run may have started from it.
+    Raises RunError if a file cannot be deleted.
+    """
+    complete = checkpoint_steps(folder)
+    for path in folder.iterdir():
+        match = _CHECKPOINT_FILE.fullmatch(path.name)
+        if match and (match["partial"] or int(match["step"]) not in complete):
+            if keep is not None and keep.exists() and path.exists() and path.samefile(keep):
+                continue
+            remove_file(path)
 
 
 def _paths(folder: Path, step: int) -> tuple[Path, Path, Path]:
     return (
         model_path(folder, step),
         state_path(folder, step, 0),
-        folder / f"DONE_{step:08d}",
+        done_path(folder, step),
     )
-
-
-def _state_files(folder: Path, step: int) -> list[Path]:
-    """The existing state files of all ranks."""
-    return sorted(folder.glob(f"state_{step:08d}_?????.bin"))
-
-
-def _verify(folder: Path, done: Path) -> None:
-    """Compare the files with the checksums in DONE; an empty DONE (llm.c's) has none to compare."""
-    try:
-        text = done.read_text(encoding="utf-8")
-        checksums = json.loads(text)["crc32"] if text else {}
-        expected = {str(name): int(value) for name, value in checksums.items()}
-    except OSError as error:
-        raise CheckpointError(f"{done}: could not be read ({error.strerror or error}).") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{done}: damaged; it should hold the checksums.") from error
-    for name, checksum in expected.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing, though {done.name} lists it.")
-        if file_checksum(path) != checksum:
-            raise CheckpointError(f"{path}: damaged (its checksum is not the one in {done.name}).")

@@ -89,6 +89,11 @@ def state_path(folder: Path, step: int, rank: int) -> Path:
     return folder / f"state_{step:08d}_{rank:05d}.bin"
 
 
+def state_files(folder: Path, step: int) -> list[Path]:
+    """The existing state files of all ranks at `step`."""
+    return sorted(folder.glob(f"state_{step:08d}_?????.bin"))
+
+
 def save_state(path: Path, state: TrainState, *, rank: int = 0, num_shards: int = 1) -> int:
     """Write moments, master weights and progress atomically; returns the CRC-32 of the file.
 
@@ -117,7 +122,13 @@ def save_state(path: Path, state: TrainState, *, rank: int = 0, num_shards: int 
 
 def read_progress(path: Path) -> Progress:
     """Where the run stood, from the header alone. Raises CheckpointError."""
-    return _progress(_read_state_header(path))
+    return _progress(path, _read_state_header(path))
+
+
+def num_files(path: Path) -> int:
+    """The number of state files of a checkpoint, from rank 0's `path`. Raises CheckpointError."""
+    header = _read_state_header(path)
+    return int(header[_WORLD]) if header[_VERSION] == SHARD_VERSION else 1
 
 
 def load_state(path: Path, num_parameters: int, zero_shard: ZeroShard | None = None) -> TrainState:
@@ -138,9 +149,15 @@ def load_state(path: Path, num_parameters: int, zero_shard: ZeroShard | None = N
     arrays = np.empty((_num_arrays(header), wanted.size), np.float32)
     for file in files:
         file.read_overlap(wanted, arrays)
+    if not math.isfinite(float(np.sum(arrays, dtype=np.float64))):
+        raise CheckpointError(f"{path}: the state holds NaN or infinity.")
     m, v, *master = arrays
     return TrainState(
-        _progress(header), m=m, v=v, master=master[0] if master else None, zero_shard=zero_shard
+        _progress(path, header),
+        m=m,
+        v=v,
+        master=master[0] if master else None,
+        zero_shard=zero_shard,
     )
 
 
@@ -228,9 +245,11 @@ def _shard_files(first: Path, first_header: np.ndarray, num_parameters: int) -> 
     return files
 
 
-def _progress(header: np.ndarray) -> Progress:
+def _progress(path: Path, header: np.ndarray) -> Progress:
     step = int(header[_STEP])
     if header[_MARKER_AT] != _MARKER:
+        if header[_MARKER_AT : _SHARD + 4].any():
+            raise CheckpointError(f"{path}: damaged; no program writes such a header.")
         return Progress(step, position=None)
     counters = header[_COUNTERS : _COUNTERS + 8].view(np.uint64)
     seed, epoch, rows, best_step = (int(x) for x in counters)

@@ -1,40 +1,15 @@
-"""Run folders: a new one, the one that is meant, and what a run leaves in it."""
+"""Run folders: the one that is meant, and whether it holds a run."""
 
-import time
+import contextlib
+import re
 from pathlib import Path
 
-from cupygpt.checkpoint.checkpoint import checkpoint_steps
+from cupygpt.checkpoint.done import checkpoint_steps
 from cupygpt.errors import CheckpointError, ConfigError
-from cupygpt.run_folder.log import MAIN_LOG, METRICS
+from cupygpt.run_folder.log import MAIN_LOG
 from cupygpt.run_folder.record import RECORD
 
 RUNS = Path("runs")
-
-
-def new_run_folder(out: str | None, *, overwrite: bool) -> Path:
-    """Create the folder of a new run. Raises ConfigError if it cannot, or if it holds a run."""
-    folder = Path(out) if out else RUNS / time.strftime("%Y%m%d-%H%M%S")
-    while out is None and folder.exists():
-        folder = folder.with_name(folder.name + "x")
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"-o {folder}: a file of that name exists; choose another folder.")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if holds_run(folder):
-            if not overwrite:
-                raise ConfigError(
-                    f"-o {folder} already holds a run. Continue it with --resume {folder}, "
-                    f"choose another folder, or start again in this one with --overwrite."
-                )
-            _clear(folder)
-        probe = folder / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ConfigError(
-            f"-o {folder}: not writable ({error.strerror or error}); choose another folder."
-        ) from error
-    return folder
 
 
 def find_run(resume: str, out: str | None, newest: str) -> Path:
@@ -46,7 +21,8 @@ def find_run(resume: str, out: str | None, newest: str) -> Path:
         raise ConfigError(f"--resume {folder}: there is no such folder.")
     if not checkpoint_steps(folder):
         raise CheckpointError(
-            f"--resume {folder}: the folder holds no complete checkpoint (no DONE_ file)."
+            f"--resume {folder}: the folder holds no complete checkpoint (no DONE_ file). "
+            f"Start again in it with -o {folder} --overwrite."
         )
     if not (folder / RECORD).is_file():
         raise CheckpointError(
@@ -64,28 +40,43 @@ def has_checkpoint(out: str | None) -> bool:
 
 def newest_run() -> Path:
     """The run below runs/ that was written to last. Raises ConfigError if there is none."""
-    records = sorted(RUNS.glob(f"*/{RECORD}"), key=lambda path: path.stat().st_mtime)
-    with_checkpoint = [path.parent for path in records if checkpoint_steps(path.parent)]
-    if not with_checkpoint:
+    runs = [path.parent for path in RUNS.glob(f"*/{RECORD}") if checkpoint_steps(path.parent)]
+    if not runs:
         raise ConfigError(
-            f"--resume: no run with a checkpoint below {RUNS.resolve()}. "
-            "Name its folder: --resume RUN"
+            f"there is no run with a checkpoint below {RUNS.resolve()}. Name the folder of the run."
         )
-    return max(with_checkpoint, key=lambda folder: (folder / MAIN_LOG).stat().st_mtime)
+    return max(runs, key=_last_written)
 
 
-def holds_run(folder: Path) -> bool:
-    """True if the folder holds the record, the log or a checkpoint of a run."""
-    return (
-        (folder / RECORD).exists() or (folder / MAIN_LOG).exists() or bool(checkpoint_steps(folder))
-    )
+def _last_written(folder: Path) -> float:
+    """When the log of a run was written to, or its record, or any of it."""
+    for path in (folder / MAIN_LOG, folder / RECORD, folder):
+        with contextlib.suppress(OSError):
+            return path.stat().st_mtime
+    return 0.0
 
 
-def _clear(folder: Path) -> None:
-    """Remove the run in `folder`, and nothing else that lies there."""
-    patterns = ("DONE_*", "model_????????.bin", "state_????????_?????.bin")
-    for pattern in patterns:  # DONE first: nothing vouches for a half-deleted set
-        for path in folder.glob(pattern):
-            path.unlink()
-    for name in (RECORD, MAIN_LOG, METRICS):
-        (folder / name).unlink(missing_ok=True)
+def check_holds_no_run(folder: Path) -> None:
+    """Raise ConfigError if a new run would mix its files with those of another one.
+
+    A record without a trained step and without a checkpoint is what a start has left that failed:
+    nobody misses it.
+    """
+    if checkpoint_steps(folder):
+        raise ConfigError(
+            f"-o {folder} already holds a run. Continue it with --resume {folder}, "
+            f"choose another folder, or start again in this one with --overwrite."
+        )
+    if _has_trained(folder / MAIN_LOG):
+        raise ConfigError(
+            f"-o {folder} already holds a run, which ended before its first checkpoint and cannot "
+            f"be continued. Start again in this folder with --overwrite, or choose another one."
+        )
+
+
+def _has_trained(main_log: Path) -> bool:
+    """Whether a log, if there is one, holds the line of a training step."""
+    if not main_log.is_file():
+        return False
+    with main_log.open("rb") as file:
+        return any(re.match(rb"s:\d+ trl:", line) for line in file)

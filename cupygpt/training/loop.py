@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cupygpt.checkpoint.checkpoint import checkpoint_steps, prune_checkpoints, save_checkpoint
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.bar import StepLine
 from cupygpt.console.console import Console
-from cupygpt.console.paste import shell_command, shell_word
+from cupygpt.console.paste import shell_command
 from cupygpt.data.document_start import document_start
 from cupygpt.data.loader import START, Packed, Position, Prefetcher, StepLoader, pack
 from cupygpt.distributed.collectives import make_collectives
@@ -21,6 +20,7 @@ from cupygpt.errors import ConfigError, RunError
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.run_folder.log import RunLog
 from cupygpt.run_folder.record import update_record
+from cupygpt.run_folder.saver import Saver
 from cupygpt.training.baselines import bits_per_byte, bytes_per_token
 from cupygpt.training.compile_ahead import compile_ahead
 from cupygpt.training.length import Clock, seconds_per_step, steps_that_fit
@@ -65,6 +65,8 @@ class Run:
         progress: Progress,
         ranks: Ranks,
         clock: Clock,
+        *,
+        is_resumed: bool = False,
     ) -> None:
         if progress.step >= plan.steps:
             raise ConfigError(
@@ -95,11 +97,21 @@ class Run:
         self._overfit_batch: np.ndarray | None = None
         self._pending: deque[_Queued] = deque()
         self._last_report = 0.0
-        self._saved_step: int | None = progress.step if checkpoint_steps(folder) else None
-        self._log = RunLog(
-            folder if ranks.rank == 0 else None,
-            resume_step=progress.step if self._saved_step is not None else None,
+        self._saver = Saver(
+            folder,
+            plan.shape.config,
+            ranks,
+            console,
+            keep=plan.config.keep,
+            keep_every=plan.config.keep_every,
+            saved_step=progress.step if is_resumed else None,
         )
+        self._log = RunLog(None)
+
+    def open_log(self) -> None:
+        """Rank 0 logs from now on: the folder belongs to this run."""
+        if self.ranks.rank == 0:
+            self._log = RunLog(self.folder)
 
     def measure_steps(self) -> None:
         """Plan the steps of a run of so many minutes by a few that are timed.
@@ -149,6 +161,8 @@ class Run:
                 break
             self._train_step()
         console.finish()
+        if self._log.failure:
+            raise RunError(f"{self._log.failure} {self._saver.last_checkpoint()}")
 
     @property
     def _fixed_at(self) -> int:
@@ -188,6 +202,7 @@ class Run:
     def _stops(self, stop: StopSignal) -> bool:
         """Whether any rank has got a signal: all hear of it here, at the same step."""
         received = stop.received or (READER_GONE if self.console.reader_gone else None)
+        received = received or self._log.failure
         names = [name for name in self.ranks.all_gather_object(received) if name]
         self.stopped_by = names[0] if names else None
         return bool(names)
@@ -252,8 +267,8 @@ class Run:
             return
         raise RunError(
             f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}. The run stops; "
-            f"{self._last_checkpoint()} Try a smaller learning rate (-l), more warm-up (-u), or "
-            f"gradient clipping."
+            f"{self._saver.last_checkpoint()} Try a smaller learning rate (-l), more warm-up "
+            f"(-u), or gradient clipping."
         )
 
     def _validate(self) -> bool:
@@ -292,37 +307,17 @@ class Run:
 
     def _save(self) -> None:
         """Write the checkpoint of this step, unless the run was resumed from it."""
-        step, ranks = self.progress.step, self.ranks
-        if step == self._saved_step:
-            return
-        try:
-            self._log.flush()
-            state = self.trainer.state(self.progress)
-            with self.clock.measure("save"):
-                save_checkpoint(self.folder, self.plan.shape.config, state, ranks=ranks)
-        except RunError as error:
-            raise RunError(f"{error} {self._last_checkpoint()}") from error
-        self._saved_step = step
-        if ranks.rank != 0:
+        if self.progress.step == self._saver.saved_step:
             return
         best = self.progress.best_step if self._validation is not None else None
-        config = self.plan.config
-        prune_checkpoints(self.folder, config.keep, best, keep_every=config.keep_every)
-        self.console.saved(step, str(self.folder))
+        state = self.trainer.state(self.progress)
+        with self.clock.measure("save"):
+            self._saver.save(state, self._log, best)
 
     def _farewell(self) -> str:
         """When another rank dies: restore the terminal, and say where the run can continue."""
         self.console.finish()
-        return self._last_checkpoint() if self.ranks.rank == 0 else ""
-
-    def _last_checkpoint(self) -> str:
-        steps = checkpoint_steps(self.folder)
-        if not steps:
-            return "No checkpoint was saved yet."
-        return (
-            f"The last complete checkpoint is step {steps[-1]}: "
-            f"continue from it with --resume {shell_word(self.folder)}."
-        )
+        return self._saver.last_checkpoint() if self.ranks.rank == 0 else ""
 
 
 def _make_trainer(plan: Plan, ranks: Ranks) -> Trainer:

@@ -1,15 +1,24 @@
 """What a run records, and what a resumed run may change of it."""
 
-from dataclasses import asdict, fields
+import time
+from dataclasses import asdict
 from typing import Any
 
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.data.document_start import document_start
+from cupygpt.device.precision import PRECISIONS
 from cupygpt.errors import CheckpointError, ConfigError
 from cupygpt.flags.config import FIXED, LENGTHS, TrainConfig, flags_of
-from cupygpt.run_folder.record import environment
+from cupygpt.flags.recorded import config_from_record
+from cupygpt.run_folder.record import environment, written_by
 from cupygpt.training.open_data import Data
 from cupygpt.training.plan import Plan
+
+_NOT_RECORDED = ("resume", "out", "model", "overwrite", "debug")
+"""Flags that are no settings of the run."""
+
+_DECISIVE = ("model", "data", "precision", "steps", "validation", "tokens_per_step", "extensions")
+"""Parts of the record that decide over the numbers of a run, beside some settings."""
 
 BITS_DEPEND_ON = ("cupygpt", "numpy", "processor", "device")
 """The entries of a run's environment that decide over the last bits of its losses."""
@@ -32,20 +41,20 @@ def new_record(plan: Plan, data: Data) -> dict[str, Any]:
     }
 
 
-def resumed_config(saved: dict[str, Any], given: dict[str, Any], *, world: int = 1) -> TrainConfig:
-    """The run's own settings, replaced by the given flags.
+def resumed_config(
+    saved: dict[str, Any],
+    given: dict[str, Any],
+    *,
+    world: int = 1,
+    writer: str = "another version",
+) -> TrainConfig:
+    """The run's own settings, written by the version `writer`, replaced by the given flags.
 
     One rank has nobody to share the optimizer's state with: ZeRO is off then. Raises ConfigError,
-    with a list of the differences, if a flag would change the run; CheckpointError for settings of
-    another version.
+    with a list of the differences, if a flag would change the run; CheckpointError for settings
+    that are damaged or of another version.
     """
-    unknown = sorted(set(saved) - {item.name for item in fields(TrainConfig)})
-    if unknown:
-        raise CheckpointError(
-            f"run.json holds settings that this version does not know: {', '.join(unknown)}. "
-            f"Resume with the version that wrote it, or start a new run from its weights with -e."
-        )
-    config = TrainConfig(**saved)
+    config = config_from_record(saved, writer)
     differences = [
         f"  {flags_of(name)}: {getattr(config, name)} in the run, {given[name]} asked for"
         for name in FIXED
@@ -65,13 +74,58 @@ def resumed_config(saved: dict[str, Any], given: dict[str, Any], *, world: int =
             + "\n".join(differences)
             + "\nLeave them out, or start a new run from its weights with -e."
         )
-    length = dict.fromkeys(LENGTHS) if any(name in given for name in LENGTHS) else {}
-    changes = {
-        name: value for name, value in given.items() if name not in ("resume", "out", "model")
-    }
+    saved = config.as_dict()
     if world == 1:
-        saved = {**saved, "zero_stage": 0}
-    return TrainConfig(**{**saved, **length, **changes})
+        saved["zero_stage"] = 0
+    return TrainConfig(**{**saved, **_changes(saved, given)})
+
+
+def _changes(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What the given flags change of the saved settings."""
+    length = dict.fromkeys(LENGTHS) if any(name in given for name in LENGTHS) else {}
+    asked = {**length, **{name: v for name, v in given.items() if name not in _NOT_RECORDED}}
+    return {name: value for name, value in asked.items() if saved.get(name) != value}
+
+
+def resumed_record(
+    record: dict[str, Any], given: dict[str, Any], plan: Plan, progress: Progress
+) -> dict[str, Any]:
+    """The record of a run that is resumed with the `given` flags: they hold from now on.
+
+    `resumes` keeps what each resume has changed, so that the first settings can be read there.
+    """
+    saved = record["config"]
+    changes = _changes(saved, given)
+    entry = {
+        "step": progress.step,
+        "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "changes": {name: [saved.get(name), value] for name, value in changes.items()},
+    }
+    if changed := _changed_environment(record, plan):
+        entry["environment"] = {name: now for name, (_, now) in changed.items()}
+    new = {**record, "config": {**saved, **changes}}
+    if plan.validation:
+        new["validation"] = plan.validation.as_dict()
+    if {"batch_size", "total_batch"} & changes.keys():
+        new["tokens_per_step"] = plan.tokens_per_step
+    return {**new, "resumes": [*record.get("resumes", []), entry]}
+
+
+def decisive_entries(record: dict[str, Any]) -> list[str]:
+    """The entries of a record that decide over the numbers of the run, for its checksum."""
+    parts = [name for name in _DECISIVE if name in record]
+    settings = (*FIXED, *LENGTHS, "batch_size", "total_batch", "val_batches")
+    return [*parts, *(f"config.{name}" for name in settings if name in record["config"])]
+
+
+def check_precision_is_known(record: dict[str, Any]) -> None:
+    """Raise CheckpointError if a run began in a precision that this version does not have."""
+    name = record.get("precision")
+    if name is not None and name not in PRECISIONS:
+        raise CheckpointError(
+            f"run.json: the run began in the precision {name!r}, which this version does not know. "
+            f"It was written by {written_by(record)}; resume with that version."
+        )
 
 
 def check_same(kind: str, saved: Any, found: Any) -> None:
@@ -107,11 +161,9 @@ def resume_warnings(record: dict[str, Any], plan: Plan, progress: Progress) -> l
             f"with {plan.world} ranks a step takes {plan.tokens_per_step:,} tokens, it took "
             f"{began_with:,} when the run began: pass -d {began_with} to keep the old step size"
         )
-    saved, now = record.get("environment", {}), environment(plan.device.describe())
     changes = [
-        f"{name}: {saved[name]} then, {now[name]} now"
-        for name in BITS_DEPEND_ON
-        if saved.get(name, now[name]) != now[name]
+        f"{name}: {then} then, {now} now"
+        for name, (then, now) in _changed_environment(record, plan).items()
     ]
     if changes:
         warnings.append(
@@ -119,3 +171,13 @@ def resume_warnings(record: dict[str, Any], plan: Plan, progress: Progress) -> l
             "from those of a run that never stopped (" + "; ".join(changes) + ")"
         )
     return warnings
+
+
+def _changed_environment(record: dict[str, Any], plan: Plan) -> dict[str, tuple[Any, Any]]:
+    """What decides over the last bits and is not as it was: (then, now) by name."""
+    saved, now = record.get("environment", {}), environment(plan.device.describe())
+    return {
+        name: (saved[name], now[name])
+        for name in BITS_DEPEND_ON
+        if name in saved and saved[name] != now[name]
+    }

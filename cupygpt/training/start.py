@@ -3,13 +3,15 @@
 import os
 import time
 import zlib
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
+from cupygpt.checkpoint.checkpoint import load_checkpoint, remove_leftovers
+from cupygpt.checkpoint.done import checkpoint_steps
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.console import Console
 from cupygpt.console.stream import say
@@ -27,20 +29,35 @@ from cupygpt.flags.command_line import CommandLine
 from cupygpt.flags.config import LENGTHS, TrainConfig
 from cupygpt.flags.llmc import RESUME_IF_ANY, check_claims
 from cupygpt.flags.model_and_data import NEWEST_RUN
+from cupygpt.kernels import matmul_plan
 from cupygpt.model.init_weights import initial_parameters
-from cupygpt.run_folder.folder import find_run, has_checkpoint, new_run_folder
-from cupygpt.run_folder.record import read_record, write_record
+from cupygpt.run_folder.folder import find_run, has_checkpoint
+from cupygpt.run_folder.lock import FolderLock
+from cupygpt.run_folder.log import cut_logs
+from cupygpt.run_folder.new_folder import NewFolder
+from cupygpt.run_folder.record import read_record, write_record, written_by
 from cupygpt.training.baselines import ngram_baselines
 from cupygpt.training.length import Clock
 from cupygpt.training.loop import Run, closing_lines
-from cupygpt.training.open_data import Data, attach_tokenizer, open_data
+from cupygpt.training.open_data import DEMO_NAME, Data, attach_tokenizer, open_data
 from cupygpt.training.plan import ModelChoice, Plan, choose_model, make_plan
-from cupygpt.training.resume import check_same, new_record, resume_warnings, resumed_config
+from cupygpt.training.resume import (
+    check_precision_is_known,
+    check_same,
+    decisive_entries,
+    new_record,
+    resume_warnings,
+    resumed_config,
+    resumed_record,
+)
 from cupygpt.training.startup_table import header_rows
 from cupygpt.training.stop_signal import StopSignal
 
 LAUNCHER_ECHO_S = 1.0
 """With several ranks a signal may come twice, from the terminal and from the launcher."""
+
+MADE_AT_START = (f"{DEMO_NAME}_*", matmul_plan.FILE_NAME)
+"""What is written into the folder of a new run before its first step."""
 
 
 def train(line: CommandLine, signals: list[str]) -> None:
@@ -67,18 +84,26 @@ def train_rank(
     began: float,
 ) -> None:
     """The whole run as this rank sees it; `began` is the time of the command's start."""
-    if config.resume and _continues(config, ranks):
-        run = resume_run(config.resume, config.out, given, ranks, Clock(began))
-    else:
-        run = start_run(config, ranks, Clock(began))
+    clock = Clock(began)
+    with ExitStack() as held:  # the lock of the run folder
+        if config.resume and _continues(config, ranks):
+            run = resume_run(config.resume, config.out, given, ranks, clock, held)
+        else:
+            run = start_run(config, ranks, clock, held)
+        _finish_run(run, signals, ranks)
+
+
+def _finish_run(run: Run, signals: list[str], ranks: Ranks) -> None:
+    """Train to the end, and say what came of it."""
     console = run.console
-    baselines = ngram_baselines(run.plan.validation, run.data.train, run.plan.shape.config.V)
-    if baselines:
-        console.note(
-            f"baselines on the validation rows, nats per token: unigram {baselines[0]:.4f}, bigram "
-            f"{baselines[1]:.4f} (a table of how often each token occurs, alone and after another)"
-        )
     try:
+        baselines = ngram_baselines(run.plan.validation, run.data.train, run.plan.shape.config.V)
+        if baselines:
+            console.note(
+                f"baselines on the validation rows, nats per token: unigram {baselines[0]:.4f}, "
+                f"bigram {baselines[1]:.4f} (a table of how often each token occurs, alone and "
+                f"after another)"
+            )
         with StopSignal(echo_s=LAUNCHER_ECHO_S if ranks.world > 1 else 0.0) as stop:
             run.loop(stop)
     finally:
@@ -100,15 +125,21 @@ def _continues(config: TrainConfig, ranks: Ranks) -> bool:
     return bool(broadcast_object(ranks, found))
 
 
-def start_run(config: TrainConfig, ranks: Ranks, clock: Clock) -> Run:
-    """A new run: its folder, data, model and weights. Rank 0 makes what the others find."""
+def start_run(config: TrainConfig, ranks: Ranks, clock: Clock, held: ExitStack) -> Run:
+    """A new run: its folder, data, model and weights. Rank 0 makes what the others find.
+
+    The folder stays locked until `held` is closed.
+    """
     # A run of `-y 1` that ended before its first checkpoint begins again in its folder.
     again = config.resume == RESUME_IF_ANY
     config = replace(config, resume=None)
     console = _console(config, ranks)
     overwrite = config.overwrite or again
-    made = new_run_folder(config.out, overwrite=overwrite) if ranks.rank == 0 else None
-    folder = _common_folder(ranks, made)
+    made = None
+    if ranks.rank == 0:
+        made = NewFolder(config.out, overwrite=overwrite, made_at_start=MADE_AT_START)
+        _warn_of_no_lock(held.enter_context(made).lock, console)
+    folder = _common_folder(ranks, made.path if made else None)
     data = rank0_first(ranks, lambda: open_data(config, folder, new=ranks.rank == 0))
     choice = choose_rank_device(config.device, ranks)
     chosen = choose_model(config, data, on_gpu=choice.device.is_gpu, world=ranks.world)
@@ -120,23 +151,37 @@ def start_run(config: TrainConfig, ranks: Ranks, clock: Clock) -> Run:
         console.warn(warning)
     run = Run(plan, data, folder, console, Progress(step=0, seed=config.seed), ranks, clock)
     run.measure_steps()
-    if ranks.rank == 0:
-        write_record(folder, new_record(run.plan, data))
     weights = loaded.parameters if loaded else initial_parameters(chosen.model, config.seed)
     _check_equal_files(ranks, data, weights)
     run.trainer.load_new(weights)
+    if made:
+        made.claim()
+        record = new_record(run.plan, data)
+        write_record(folder, record, decisive_entries(record))
+    run.open_log()
     return run
 
 
 def resume_run(
-    resume: str, out: str | None, given: dict[str, Any], ranks: Ranks, clock: Clock
+    resume: str,
+    out: str | None,
+    given: dict[str, Any],
+    ranks: Ranks,
+    clock: Clock,
+    held: ExitStack,
 ) -> Run:
-    """The run that --resume names, as it stood at its newest checkpoint."""
+    """The run that --resume names, as it stood at its newest checkpoint.
+
+    Its folder stays locked until `held` is closed.
+    """
     found = find_run(resume, out, NEWEST_RUN) if ranks.rank == 0 else None
     folder = _common_folder(ranks, found)
+    lock = held.enter_context(FolderLock(folder)) if ranks.rank == 0 else None
     record = read_record(folder)
-    config = resumed_config(record["config"], given, world=ranks.world)
+    check_precision_is_known(record)
+    config = resumed_config(record["config"], given, world=ranks.world, writer=written_by(record))
     console = _console(config, ranks)
+    _warn_of_no_lock(lock, console)
     data = open_data(config, folder, new=False)
     step = broadcast_object(ranks, checkpoint_steps(folder)[-1])
     checkpoint = load_checkpoint(folder, step, ranks=ranks, zero_stage=config.zero_stage)
@@ -156,14 +201,26 @@ def resume_run(
         *resume_warnings(record, plan, state.progress),
     ):
         console.warn(warning)
-    run = Run(plan, data, folder, console, state.progress, ranks, clock)
+    run = Run(plan, data, folder, console, state.progress, ranks, clock, is_resumed=True)
     _check_equal_files(ranks, data, state.float32_weights())
     if state.zero_shard is not None and state.master is not None and run.trainer.master is None:
         console.warn(
             "this run keeps no master weights, so it continues from the rounded bf16 weights"
         )
     run.trainer.load(state)
+    if ranks.rank == 0:
+        remove_leftovers(folder, keep=Path(config.model) if config.model else None)
+        for missing in cut_logs(folder, state.progress.step):
+            console.warn(missing)
+        record = resumed_record(record, given, plan, state.progress)
+        write_record(folder, record, decisive_entries(record))
+    run.open_log()
     return run
+
+
+def _warn_of_no_lock(lock: FolderLock | None, console: Console) -> None:
+    if lock and lock.warning:
+        console.warn(lock.warning)
 
 
 def _console(config: TrainConfig, ranks: Ranks) -> Console:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.small_runs import command, main_log, metrics, write_files
+from support.small_runs import change_record, command, main_log, metrics, write_files
 
-from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
+from cupygpt.checkpoint.checkpoint import load_checkpoint
+from cupygpt.checkpoint.done import checkpoint_steps
 from cupygpt.train import main
 
 # 1200 tokens in rows of 8 are about 149 rows, 37 steps of 4 rows: -n 60 crosses an epoch.
@@ -96,8 +97,7 @@ def test_changed_data_and_model_are_refused(
     assert main(["--resume", str(run), "-n", "9"]) == 2
     assert "the data is not the one this run was started with" in capsys.readouterr().err
     write_files(tmp_path)
-    record = run / "run.json"
-    record.write_text(record.read_text().replace('"L": 2', '"L": 3'))
+    change_record(run, lambda record: record["model"].update(L=3), keep_checksum=False)
     assert main(["--resume", str(run), "-n", "9"]) == 2
     assert "L: 3 in the run, 2 now" in capsys.readouterr().err
 
@@ -209,13 +209,53 @@ def test_a_resumed_run_prints_as_often_as_before(
     assert sum(" | loss " in line for line in lines) == 4
 
 
-def test_settings_of_another_version_are_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_resume_changes_holds_from_then_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert main([*write_files(tmp_path), "-n", "5", "-o", str(run)]) == 0
+    first = json.loads((run / "run.json").read_text())
+    assert main(["--resume", str(run), "-n", "20", "--keep", "0", "-b", "2", "-d", "16"]) == 0
+    for path in run.glob("*_00000020*"):  # as if it had been killed before its end
+        path.unlink()
+    assert main(["--resume", str(run)]) == 0
     record = json.loads((run / "run.json").read_text())
-    record["config"]["future_flag"] = 1
-    (run / "run.json").write_text(json.dumps(record))
-    assert main(["--resume", str(run), "-n", "9"]) == 2
-    assert "does not know: future_flag" in capsys.readouterr().err
+    assert checkpoint_steps(run) == [5, 10, 15, 20]
+    assert {**first["config"], "steps": 20, "keep": 0, "batch_size": 2, "total_batch": 16} == (
+        record["config"]
+    )
+    assert record["tokens_per_step"] == 16
+    changes = [resume["changes"] for resume in record["resumes"]]
+    assert changes[0]["steps"] == [5, 20]  # the first settings can be read
+    assert (changes[0]["batch_size"], changes[1]) == ([4, 2], {})
+    assert [resume["step"] for resume in record["resumes"]] == [5, 15]
+
+
+def test_damaged_logs_do_not_stop_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    assert main([*write_files(tmp_path), "-n", "8", "-v", "0", "-o", str(run)]) == 0
+    lines = (run / "main.log").read_bytes().splitlines(keepends=True)
+    lines[3] = b"s:3 t\377l\n"
+    (run / "main.log").write_bytes(b"".join([*lines, b"\377"]))
+    (run / "metrics.jsonl").write_bytes(b"")
+    capsys.readouterr()
+    assert main(["--resume", str(run), "-n", "10"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "main.log: 1 damaged line was removed; the lines of 1 training steps are missing (3)"
+        in (" ".join(out.split()))
+    )
+    assert "metrics.jsonl: the lines of 8 training steps are missing (0 to 7)" in out
+    steps = [int(line.split()[0][2:]) for line in main_log(run)]
+    assert steps == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+
+
+def test_files_of_an_unfinished_checkpoint_are_removed(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert main([*write_files(tmp_path), "-n", "5", "-v", "0", "-o", str(run)]) == 0
+    for name in ("model_00000003.bin", "state_00000003_00001.bin", "DONE_00000007.partial"):
+        (run / name).write_bytes(b"left by a kill")
+    (run / "model_mine.bin").write_bytes(b"not of a checkpoint")
+    assert main(["--resume", str(run), "-n", "8"]) == 0
+    names = {path.name for path in run.iterdir()}
+    assert "model_mine.bin" in names
+    assert not [name for name in names if "00000003" in name or name.endswith(".partial")]
+    assert ".lock" not in names
