@@ -8,6 +8,7 @@ tells the kind.
 import contextlib
 import errno
 import os
+import stat
 import zlib
 from collections.abc import Iterator, Sequence
 from enum import Enum
@@ -169,8 +170,33 @@ def kind_of(magic: int) -> FileKind | None:
     return next((kind for kind in FileKind if kind.magic == magic), None)
 
 
+def user_path(path: str | Path) -> Path:
+    """`path` with `~` or `~user` at its beginning replaced by the home folder, if there is one."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path's own fails for an unknown user)
+
+
+def check_can_end(path: Path, error: type[CupyGPTError]) -> None:
+    """Raise `error` for a FIFO, a socket or a device: reading them may wait or go on for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return  # whoever opens it says why it cannot be read
+    if stat.S_ISFIFO(mode):
+        kind = "a FIFO (a pipe)"
+    elif stat.S_ISSOCK(mode):
+        kind = "a socket"
+    elif stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        kind = "a device"
+    else:
+        return
+    raise error(
+        f"{path}: this is {kind}, not a file. Write its content into a file first, and name that."
+    )
+
+
 def read_header(path: Path, error: type[CupyGPTError] = CheckpointError) -> np.ndarray:
     """The 256 int32 of a file. Raises `error` if it cannot be read or is shorter than that."""
+    check_can_end(path, error)
     try:
         with path.open("rb") as file:
             raw = file.read(HEADER_BYTES)

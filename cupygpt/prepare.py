@@ -10,6 +10,7 @@ from cupygpt.cli import run_cli
 from cupygpt.console.paste import shell_command
 from cupygpt.console.stream import set_up_streams
 from cupygpt.data.prepare_files import SHARD_TOKENS, VAL_FRACTION, Request, prepare_files
+from cupygpt.files import user_path
 
 DESCRIPTION = """\
 Turn text into token files for cupygpt.train, in llm.c's format (uint16).
@@ -19,7 +20,7 @@ WHAT is one of
                     are llm.c's: the first 32,768 tokens are for validation
   python-docs       the text of Python's own documentation and docstrings, 2.1 MB, no network
                     needed; every 20th document is for validation
-  FILE...           your own UTF-8 text: files or quoted patterns such as 'books/*.txt'. Each
+  FILE...           your own UTF-8 text: files or quoted patterns such as 'books/**/*.txt'. Each
                     file is one document; the last 5 % of each are for validation (a file of fewer
                     than 20 tokens may give none; a later file then gives one more)
 
@@ -38,7 +39,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("what", nargs="+", metavar="WHAT", help="tinyshakespeare, python-docs, or text files")
-    add("-o", "--output", type=Path, default=Path(), metavar="DIR", help="folder (default: here)")
+    add(
+        "-o",
+        "--output",
+        type=user_path,
+        default=Path(),
+        metavar="DIR",
+        help="folder (default: here)",
+    )
     add("--name", help="first part of the file names (default: from WHAT, or 'text')")
     add(
         "--tokenizer",
@@ -47,7 +55,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add(
         "--source",
-        type=Path,
+        type=user_path,
         metavar="FILE",
         help="tinyshakespeare: read this text instead of downloading it",
     )

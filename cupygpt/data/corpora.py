@@ -14,6 +14,7 @@ from cupygpt.data.python_docs import PythonDocs, python_docs_text
 from cupygpt.data.token_record import Origin
 from cupygpt.data.tokenizer import ByteTokenizer, Tokenizer
 from cupygpt.errors import DataError
+from cupygpt.files import check_can_end
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -32,6 +33,7 @@ def tinyshakespeare_text(source: Path | None = None) -> str:
     download is not the text of the known SHA-256 (a login page, for example).
     """
     if source is not None:
+        check_can_end(source, DataError)
         try:
             return source.read_bytes().decode()
         except OSError as error:

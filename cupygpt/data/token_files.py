@@ -24,10 +24,12 @@ from cupygpt.files import (
     HEADER_BYTES,
     FileKind,
     atomic_write,
+    check_can_end,
     check_kind,
     kind_of,
     os_errors_name,
     read_header,
+    user_path,
 )
 
 Tokens: TypeAlias = npt.NDArray[np.uint16]
@@ -170,24 +172,40 @@ def longest_row(shards: Iterable[TokenShard]) -> int:
 def matching_files(pattern: str, *, kind: str, example: str, hint: str) -> list[Path]:
     """The file called `pattern`, else the files that match it as a glob, sorted by byte value.
 
-    A path that exists is taken literally, even if it holds `*`, `?` or `[`; folders never match.
-    Raises DataError for a folder, with the `kind` of files and an `example` of a pattern, and if
-    nothing matches, with the `hint`.
+    `**` stands for any number of folders. A path that exists is taken literally, even if it holds
+    `*`, `?` or `[`, and so is its part up to the last folder that exists; folders never match. If
+    `**` finds a file under several names, through links, it counts once. Raises DataError for a
+    folder, with the `kind` of files and an `example` of a pattern, for a FIFO, a socket or a
+    device, and if nothing matches, with the `hint`.
     """
-    expanded = os.path.expanduser(pattern)  # noqa: PTH111 (leaves an unknown ~user as it is)
-    literal = Path(expanded)
-    if literal.is_dir():
+    literal = user_path(pattern)
+    if os.path.isdir(literal):  # noqa: PTH112 (Path's own fails where a folder cannot be searched)
         raise DataError(
             f"{pattern}: this is a folder. Name the {kind} in it, for example "
             f"'{literal / example}'."
         )
-    if literal.exists():
+    if os.path.exists(literal):  # noqa: PTH110
+        check_can_end(literal, DataError)
         return [literal]
-    paths = map(Path, glob.glob(expanded))  # noqa: PTH207 (Path.glob takes no absolute pattern)
+    # Path.glob takes no absolute pattern.
+    paths = [Path(name) for name in glob.glob(_as_glob(literal), recursive=True)]  # noqa: PTH207
+    if "**" in literal.parts:
+        shortest_last = sorted(paths, key=lambda path: len(path.parts), reverse=True)
+        paths = list({os.path.realpath(path): path for path in shortest_last}.values())
     files = sorted((path for path in paths if not path.is_dir()), key=os.fsencode)
     if not files:
         raise DataError(f"{pattern}: no such file, and no file matches it as a pattern. {hint}")
+    for path in files:
+        check_can_end(path, DataError)
     return files
+
+
+def _as_glob(pattern: Path) -> str:
+    """`pattern`, with `*`, `?` and `[` in the names of folders that exist taken literally."""
+    folder = next((parent for parent in pattern.parents if parent.is_dir()), None)
+    if folder is None:
+        return str(pattern)
+    return str(Path(glob.escape(str(folder)), pattern.relative_to(folder)))
 
 
 def check_ids(shards: Sequence[TokenShard], V: int) -> None:

@@ -17,6 +17,7 @@ from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB
 from cupygpt.data import tokenizer_files
 from cupygpt.data.gpt2_bpe import load_encoding
 from cupygpt.errors import TokenizerError
+from cupygpt.files import user_path
 
 if TYPE_CHECKING:
     import tiktoken
@@ -143,7 +144,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
         return ByteTokenizer()
     if spec == "gpt2":
         return BPETokenizer("gpt2", load_encoding())
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     content = tokenizer_files.read(path)
     if path.suffix == ".bin" or tokenizer_files.is_llmc(content):
         return DecodeOnlyTokenizer(spec, *tokenizer_files.parse_llmc(path, content), path)

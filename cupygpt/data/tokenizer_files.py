@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cupygpt.config import GPT2_VOCAB, MAX_VOCAB
 from cupygpt.errors import TokenizerError
-from cupygpt.files import HEADER_BYTES, FileKind, check_kind, kind_of, parse_header
+from cupygpt.files import HEADER_BYTES, FileKind, check_can_end, check_kind, kind_of, parse_header
 
 # GPT-2's pattern, in the form without possessive quantifiers (openai/gpt-2, src/encoder.py).
 GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -14,6 +14,7 @@ GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\
 
 def read(path: Path) -> bytes:
     """The whole file. Raises TokenizerError if it cannot be read."""
+    check_can_end(path, TokenizerError)
     try:
         return path.read_bytes()
     except OSError as error:

@@ -1,6 +1,7 @@
 """Token files: what is written is read back, and nothing damaged is ever taken for data."""
 
 import hashlib
+import os
 import tempfile
 from pathlib import Path
 
@@ -92,6 +93,60 @@ def test_a_path_with_glob_characters_is_taken_literally(tmp_path: Path) -> None:
     write_shard(tmp_path / "a1.bin", [1, 2])
     [shard] = open_shards(str(tmp_path / "a[1].bin"))
     assert shard.num_tokens == 3
+
+
+def test_two_stars_stand_for_any_number_of_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "b" / "c d" / "e").mkdir(parents=True)
+    names = ["b/1.bin", "b/c d/2.bin", "b/c d/e/3.bin"]
+    for name in names:
+        write_shard(tmp_path / name, [1, 2])
+    (tmp_path / "b" / "loop").symlink_to(tmp_path / "b")
+    for pattern in ("b/**/*.bin", str(tmp_path / "b" / "**" / "*.bin"), "**/*.bin"):
+        found = [
+            shard.path.relative_to(tmp_path) if shard.path.is_absolute() else shard.path
+            for shard in open_shards(pattern)
+        ]
+        assert [path.as_posix() for path in found] == names
+    assert [shard.path.name for shard in open_shards("b/*/*.bin")] == ["2.bin", "1.bin"]
+
+
+def test_a_folder_with_glob_characters_is_taken_literally(tmp_path: Path) -> None:
+    for folder in ("a[1]", "a1"):
+        (tmp_path / folder / "deep").mkdir(parents=True)
+        write_shard(tmp_path / folder / "deep" / "x.bin", [1, 2])
+    for pattern in ("*/*.bin", "**/*.bin"):
+        [shard] = open_shards(str(tmp_path / "a[1]" / pattern))
+        assert shard.path == tmp_path / "a[1]" / "deep" / "x.bin"
+
+
+def test_the_home_folder_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    write_shard(tmp_path / "a.bin", [1, 2])
+    for pattern in ("~/a.bin", "~/*.bin"):
+        [shard] = open_shards(pattern)
+        assert shard.path == tmp_path / "a.bin"
+    with pytest.raises(DataError, match=r"~nobody-here/a\.bin: no such file"):
+        open_shards("~nobody-here/a.bin")
+
+
+def test_what_is_no_file_is_refused_and_not_opened(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo.bin"
+    os.mkfifo(fifo)
+    writer = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    try:
+        os.write(writer, bytes(4096))  # a reader would read this, and not wait for ever
+        for pattern in (str(fifo), str(tmp_path / "*.bin")):
+            with pytest.raises(DataError, match=r"fifo\.bin: this is a FIFO .*into a file first"):
+                open_shards(pattern)
+        with pytest.raises(DataError, match="/dev/null: this is a device, not a file"):
+            open_shards("/dev/null")
+        assert len(os.read(writer, 8192)) == 4096
+    finally:
+        os.close(writer)
 
 
 @pytest.mark.parametrize(
