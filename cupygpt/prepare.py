@@ -9,7 +9,9 @@ from pathlib import Path
 from cupygpt.cli import run_cli
 from cupygpt.console.paste import shell_command
 from cupygpt.console.stream import set_up_streams
+from cupygpt.data.hold_out import METHODS
 from cupygpt.data.prepare_files import SHARD_TOKENS, VAL_FRACTION, Request, prepare_files
+from cupygpt.data.text_files import SEPARATOR
 from cupygpt.files import user_path
 
 DESCRIPTION = """\
@@ -21,8 +23,11 @@ WHAT is one of
   python-docs       the text of Python's own documentation and docstrings, 2.1 MB, no network
                     needed; every 20th document is for validation
   FILE...           your own UTF-8 text: files or quoted patterns such as 'books/**/*.txt'. Each
-                    file is one document; the last 5 % of each are for validation (a file of fewer
-                    than 20 tokens may give none; a later file then gives one more)
+                    file is one document. Of many documents about 5 % are for validation, whole,
+                    chosen by a hash of their content, so that a larger text keeps the split. Of few
+                    documents the last 5 % of each are (a file of fewer than 20 tokens may give
+                    none; a later file then gives one more). Many means 200: ten for validation,
+                    and none longer than half of the validation part.
 
 Writes NAME_train.bin and NAME_val.bin, and beside each file a record of its tokenizer and its
 texts (NAME_train.bin.json), which cupygpt.train reads. A tokenizer from a file is copied to
@@ -63,7 +68,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--val-fraction",
         type=float,
         metavar="X",
-        help=f"text files: share of each for validation, 0 for none (default: {VAL_FRACTION})",
+        help=f"text files: share for validation, 0 for none (default: {VAL_FRACTION})",
+    )
+    add(
+        "--hold-out",
+        choices=METHODS,
+        help="text files: hold out whole documents, or the end of each (default: auto)",
+    )
+    add(
+        "--split-at-endoftext",
+        action="store_true",
+        help=f"text files: the text {SEPARATOR} separates documents",
+    )
+    add(
+        "--headerless",
+        action="store_true",
+        help="the files are nanoGPT's: 2-byte token ids without a header, made with --tokenizer; "
+        "those named val* are for validation",
     )
     add(
         "--shard-tokens",

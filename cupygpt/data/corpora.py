@@ -93,7 +93,7 @@ def python_docs_origin(docs: PythonDocs) -> Origin:
         [f"documentation in Python {platform.python_version()}"],
         1,
         text_sha256(docs.documents),
-        f"every {HELD_OUT_EVERY}th document is for validation",
+        f"every {HELD_OUT_EVERY}th document",
     )
 
 

@@ -1,5 +1,7 @@
 """From texts to the token files of one data set: a training series and a validation file."""
 
+import hashlib
+import os
 import re
 import sys
 import tempfile
@@ -8,14 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-import numpy as np
-
 from cupygpt.console.paste import shell_word
 from cupygpt.data import corpora
+from cupygpt.data.hold_out import Parts, choose_hold_out, split_documents
 from cupygpt.data.python_docs import python_docs_text
-from cupygpt.data.shard_writer import ShardSeries, remove_stale, split_off_end
-from cupygpt.data.text_files import read_text
-from cupygpt.data.token_files import Tokens, matching_files
+from cupygpt.data.shard_writer import ShardSeries, remove_stale
+from cupygpt.data.text_files import SEPARATOR, TextFacts, look_at_text
+from cupygpt.data.token_files import TOKEN_DTYPE, headerless_blocks, matching_files
 from cupygpt.data.token_record import NAMED_SOURCES, Origin, write_token_records
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
 from cupygpt.errors import ConfigError, DataError
@@ -28,14 +29,21 @@ FILE_PREFIXES = {TINYSHAKESPEARE: "tiny_shakespeare", PYTHON_DOCS: "python_docs"
 VAL_FRACTION = 0.05
 SHARD_TOKENS = 10**8
 
+NAMED_FILES = 3
+"""So many files are named in a remark."""
+
+Note: TypeAlias = Callable[[str], None]
+"""Takes a remark on the texts."""
+
 
 @dataclass(frozen=True)
 class Request:
     """What to prepare. Raises ConfigError for values that contradict each other or cannot work.
 
     `what`: one built-in text, or text files and glob patterns. `source` replaces the download of
-    tinyshakespeare. `val_fraction` is the share of each text file for validation. None means the
-    default.
+    tinyshakespeare. `val_fraction` is the share of the text for validation, and `hold_out` one of
+    METHODS. With `split_at_endoftext` the text `<|endoftext|>` separates documents. With
+    `headerless` the files hold token ids, as nanoGPT writes them. None means the default.
     """
 
     what: Sequence[str]
@@ -44,6 +52,9 @@ class Request:
     tokenizer: str | None = None
     source: Path | None = None
     val_fraction: float | None = None
+    hold_out: str | None = None
+    split_at_endoftext: bool = False
+    headerless: bool = False
     shard_tokens: int = SHARD_TOKENS
 
     def __post_init__(self) -> None:
@@ -59,8 +70,11 @@ class Request:
                 "themselves: python -m cupygpt.prepare FILE"
             )
         fraction = self.val_fraction
-        if fraction is not None and built_in:
-            raise ConfigError(f"--val-fraction is for text files; {built_in[0]} has a fixed split.")
+        for flag, given in self._of_text_files().items():
+            if given and built_in:
+                raise ConfigError(f"{flag} is for text files; {built_in[0]} has a fixed split.")
+            if given and self.headerless and flag not in ("--val-fraction", "--headerless"):
+                raise ConfigError(f"{flag} is for text; --headerless files hold token ids.")
         if fraction is not None and not 0 <= fraction < 1:
             raise ConfigError(f"--val-fraction {fraction}: must be at least 0 and below 1.")
         if not 2 <= self.shard_tokens < 2**31:
@@ -69,6 +83,15 @@ class Request:
             raise ConfigError(
                 f"--name {self.name!r}: must be part of a file name. Use -o for folders."
             )
+
+    def _of_text_files(self) -> dict[str, bool]:
+        """The flags that a built-in text has no use for, and whether they were given."""
+        return {
+            "--val-fraction": self.val_fraction is not None,
+            "--hold-out": self.hold_out is not None,
+            "--split-at-endoftext": self.split_at_endoftext,
+            "--headerless": self.headerless,
+        }
 
     @property
     def built_in(self) -> str | None:
@@ -89,7 +112,7 @@ class Prepared:
     tokenizer: Tokenizer
 
 
-def prepare_files(request: Request, note: Callable[[str], None]) -> Prepared:
+def prepare_files(request: Request, note: Note) -> Prepared:
     """Write the token files of `request`; `note` is called with remarks on the text.
 
     Raises ConfigError, DataError or TokenizerError for what cannot be read or is too short, and
@@ -104,8 +127,10 @@ def prepare_files(request: Request, note: Callable[[str], None]) -> Prepared:
         origin, pieces = _python_docs(tokenizer, note)
     elif built_in == TINYSHAKESPEARE:
         origin, pieces = _tinyshakespeare(request.source, tokenizer)
+    elif request.headerless:
+        origin, pieces = _headerless_files(request, tokenizer, note)
     else:
-        origin, pieces = _text_files(request, tokenizer)
+        origin, pieces = _text_files(request, tokenizer, note)
     name = request.name or _default_name(request)
     _make_folder(request.output)
     with (
@@ -124,11 +149,10 @@ def prepare_files(request: Request, note: Callable[[str], None]) -> Prepared:
     return Prepared(train.paths, val.paths, train.num_tokens, val.num_tokens, removed, tokenizer)
 
 
-Pieces: TypeAlias = Iterator[tuple[Tokens, Tokens]]
-"""Training and validation tokens, piece by piece."""
+Pieces: TypeAlias = Iterator[Parts]
 
 
-def _python_docs(tokenizer: Tokenizer, note: Callable[[str], None]) -> tuple[Origin, Pieces]:
+def _python_docs(tokenizer: Tokenizer, note: Note) -> tuple[Origin, Pieces]:
     docs = python_docs_text()
     for text in docs.notes:
         note(text)
@@ -146,40 +170,115 @@ def _tinyshakespeare(source: Path | None, tokenizer: Tokenizer) -> tuple[Origin,
             f"nothing is left to train on. Is this the TinyShakespeare text? For other text: "
             f"python -m cupygpt.prepare {shell_word(source)}"
         )
-    split = f"the first {cut:,} tokens are for validation"
+    split = f"the first {cut:,} tokens"
     origin = Origin([TINYSHAKESPEARE], 1, corpora.text_sha256([text]), split)
     return origin, iter([(tokens[cut:], tokens[:cut])])
 
 
-def _text_files(request: Request, tokenizer: Tokenizer) -> tuple[Origin, Pieces]:
-    hint = f"Check the path. Built-in texts: {', '.join(FILE_PREFIXES)}."
-    paths = [
-        path
-        for what in request.what
-        for path in matching_files(what, kind="text files", example="*.txt", hint=hint)
-    ]
+def _text_files(request: Request, tokenizer: Tokenizer, note: Note) -> tuple[Origin, Pieces]:
+    split = request.split_at_endoftext
+    paths = _input_paths(request, "text files", "*.txt", note)
+    texts = [look_at_text(path, split=split) for path in paths]
+    if not any(text.documents for text in texts):
+        raise DataError(f"{texts[0].path}: the file is empty. Give files with text.")
+    _note_doubts(texts, split=split, note=note)
+    texts = [text for text in texts if text.documents]
     fraction = VAL_FRACTION if request.val_fraction is None else request.val_fraction
-    names = [path.name for path in paths]
-    content = corpora.text_sha256(text for path in paths for text in ("", *read_text(path)))
-    split = f"the last {100 * fraction:g} % of each document are for validation"
-    origin = Origin(names[:NAMED_SOURCES], len(names), content, split)
-    return origin, _tails(paths, fraction, tokenizer)
+    hold_out = choose_hold_out(texts, fraction, request.hold_out or "auto")
+    note(f"held out for validation: {hold_out.words} ({hold_out.reason})")
+    names = [text.path.name for text in texts]
+    content = corpora.text_sha256(text.sha256 for text in texts)
+    origin = Origin(names[:NAMED_SOURCES], len(names), content, hold_out.words)
+    return origin, split_documents(texts, hold_out, tokenizer, split=split)
 
 
-def _tails(paths: Sequence[Path], fraction: float, tokenizer: Tokenizer) -> Pieces:
-    """Each file is a document, of which the last tokens are for validation.
+def _input_paths(request: Request, kind: str, example: str, note: Note) -> list[Path]:
+    """The files that the request names, each once."""
+    hint = f"Check the path. Built-in texts: {', '.join(FILE_PREFIXES)}."
+    found: dict[str, Path] = {}
+    again = []
+    for what in request.what:
+        for path in matching_files(what, kind=kind, example=example, hint=hint):
+            if found.setdefault(os.path.realpath(path), path) is not path:
+                again.append(path)
+    _note_files(note, again, "named twice, and taken once")
+    outputs = rf"{re.escape(request.name or _default_name(request))}_(train(_\d{{6}})?|val)\.bin"
+    folder = os.path.realpath(request.output)
+    for path in map(Path, found):
+        if str(path.parent) == folder and re.fullmatch(outputs, path.name):
+            raise ConfigError(f"{path} would be overwritten. Choose another --name or -o.")
+    return list(found.values())
 
-    Both parts of a document start with end of text, if the tokenizer has one.
-    """
-    eot = np.array([] if tokenizer.eot is None else [tokenizer.eot], np.uint16)
-    owed = 0.0
-    for path in paths:
-        tokens = np.concatenate([tokenizer.encode(piece) for piece in read_text(path)])
-        train, val, owed = split_off_end(tokens, owed + fraction * tokens.size)
-        yield (
-            np.concatenate([eot, train]) if train.size else train,
-            np.concatenate([eot, val]) if val.size else val,
+
+def _note_doubts(texts: Sequence[TextFacts], *, split: bool, note: Note) -> None:
+    """Say what the user may not know of the texts: empty, there twice, with separators in them."""
+    known: dict[str, TextFacts] = {}
+    empty = [text.path for text in texts if not text.documents]
+    again = [
+        text.path
+        for text in texts
+        if text.documents and known.setdefault(text.sha256, text) is not text
+    ]
+    _note_files(note, empty, "without text, and left out")
+    _note_files(note, again, "with the content of another file, which so counts twice")
+    endoftexts = sum(text.endoftexts for text in texts)
+    if split:
+        note(f"the text {SEPARATOR} occurs {endoftexts:,} times, and separates documents")
+    elif endoftexts:
+        note(
+            f"the text {SEPARATOR} occurs {endoftexts:,} times, and is learnt like any other text; "
+            f"if it separates documents, pass --split-at-endoftext"
         )
+
+
+def _note_files(note: Note, paths: Sequence[Path], what: str) -> None:
+    if paths:
+        named = ", ".join(map(str, paths[:NAMED_FILES]))
+        more = f" and {len(paths) - NAMED_FILES:,} more" if len(paths) > NAMED_FILES else ""
+        note(f"{len(paths):,} file{'s' * (len(paths) > 1)} {what}: {named}{more}")
+
+
+def _headerless_files(request: Request, tokenizer: Tokenizer, note: Note) -> tuple[Origin, Pieces]:
+    """Files of token ids alone; those named val* are for validation, else the end of each."""
+    paths = _input_paths(request, "files", "*.bin", note)
+    val_paths = [path for path in paths if path.name.startswith("val")]
+    fraction = VAL_FRACTION if request.val_fraction is None else request.val_fraction
+    held_out = f"the last {100 * fraction:g} % of each file"
+    if val_paths:
+        held_out, fraction = "the files named val*", 0.0
+    digest = hashlib.sha256()
+    largest = 0
+    for path in paths:
+        for block in headerless_blocks(path):
+            digest.update(block.tobytes())
+            largest = max(largest, int(block.max()))
+    if largest >= tokenizer.vocab_size:
+        raise DataError(
+            f"the files hold token id {largest:,}, but tokenizer {tokenizer.name} has "
+            f"{tokenizer.vocab_size:,} ids. Name the tokenizer that they were made with."
+        )
+    if largest < tokenizer.vocab_size // 2:
+        note(
+            f"no token id is above {largest:,}, but tokenizer {tokenizer.name} has "
+            f"{tokenizer.vocab_size:,} ids. If these are characters (nanoGPT's shakespeare_char), "
+            f"prepare its input.txt with --tokenizer bytes instead"
+        )
+    names = [path.name for path in paths]
+    origin = Origin(names[:NAMED_SOURCES], len(names), digest.hexdigest(), held_out)
+    shares = {path: 1.0 if path in val_paths else fraction for path in paths}
+    return origin, (
+        parts for path, share in shares.items() for parts in _headerless_parts(path, share)
+    )
+
+
+def _headerless_parts(path: Path, share: float) -> Pieces:
+    """The tokens of a file block by block; the last `share` of the file is for validation."""
+    num_tokens = path.stat().st_size // TOKEN_DTYPE.itemsize
+    num_train = num_tokens - int(share * num_tokens)
+    for block in headerless_blocks(path):
+        cut = min(max(num_train, 0), block.size)
+        yield block[:cut], block[cut:]
+        num_train -= block.size
 
 
 def _default_name(request: Request) -> str:
@@ -205,5 +304,6 @@ def _check_enough(train: int, val: int, *, wants_val: bool) -> None:
     if train < 2 or (wants_val and val < 2):
         raise DataError(
             f"the text gives {train:,} training and {val:,} validation tokens; each needs at "
-            f"least 2. Give more text, or change --val-fraction (0: no validation file)."
+            f"least 2. Give more text, or change --val-fraction (0: no validation file) or "
+            f"--hold-out."
         )

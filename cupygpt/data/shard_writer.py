@@ -9,7 +9,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.data.token_files import Tokens, open_shards, record_path, shard_writer
+from cupygpt.data.token_files import open_shards, record_path, shard_writer
 from cupygpt.data.token_record import tokenizer_copy_path
 from cupygpt.errors import DataError
 from cupygpt.files import os_errors_name, remove_quietly
@@ -125,15 +125,6 @@ def remove_stale(folder: Path, name: str, written: list[Path]) -> list[Path]:
         if path.is_file() and (is_record or path == tokenizer_copy_path(folder, name)):
             path.unlink()
     return removed
-
-
-def split_off_end(tokens: Tokens, owed: float) -> tuple[Tokens, Tokens, float]:
-    """Split the last int(owed) tokens off: the rest, these tokens, and what is still owed.
-
-    `owed` is the number of tokens due to validation, with the fraction left from earlier files.
-    """
-    count = min(int(owed), tokens.size)
-    return tokens[: tokens.size - count], tokens[tokens.size - count :], owed - count
 
 
 def _is_token_file(path: Path) -> bool:

@@ -5,6 +5,7 @@ A file is a header of 256 little-endian int32 (magic number, version 1, number o
 dev/data/data_common.py.
 """
 
+import codecs
 import contextlib
 import functools
 import glob
@@ -154,6 +155,26 @@ def open_shards(pattern: str) -> list[TokenShard]:
     return [TokenShard(path, _checked_num_tokens(path), mapped) for path in paths]
 
 
+def headerless_blocks(path: Path) -> Iterator[Tokens]:
+    """The token ids of a file that holds nothing else, as nanoGPT's, in blocks of 2**22.
+
+    Raises DataError if it cannot be read, or holds anything else.
+    """
+    check_can_end(path, DataError)
+    with _reading(path):
+        size = path.stat().st_size
+        if size == 0 or size % TOKEN_DTYPE.itemsize:
+            raise DataError(f"{path}: {size:,} bytes, which is no number of token ids of 2 bytes.")
+        tokens = np.memmap(path, TOKEN_DTYPE, mode="r")
+    if (kind := kind_of(int.from_bytes(tokens[:2].tobytes(), "little"))) is not None:
+        raise DataError(
+            f"{path}: this is {kind.title}, with a header. A GPT-2 token file needs no "
+            f"preparation: give it to python -m cupygpt.train."
+        )
+    for start in range(0, tokens.size, SCAN_BLOCK_TOKENS):
+        yield tokens[start : start + SCAN_BLOCK_TOKENS]
+
+
 def record_path(path: Path) -> Path:
     """Where the record of the token file `path` lies (token_record.py)."""
     return path.with_name(path.name + ".json")
@@ -291,8 +312,14 @@ def _check_format(path: Path, header: np.ndarray) -> None:
     magic, version = int(header[0]), int(header[1])
     kind = kind_of(magic)
     if kind is None:
-        command = shell_command(["python", "-m", "cupygpt.prepare", path])
-        advice = f"If this is text, turn it into tokens first: {command}"
+        prepare = ["python", "-m", "cupygpt.prepare", str(path)]
+        if _may_be_ids(header):
+            advice = (
+                f"If it holds 2-byte token ids without a header, as nanoGPT's files do, give it "
+                f"one: {shell_command([*prepare, '--headerless'])}"
+            )
+        else:
+            advice = f"If this is text, turn it into tokens first: {shell_command(prepare)}"
     elif kind is FileKind.LLAMA3_TOKENS:
         advice = "Token ids must fit 2 bytes here, Llama 3's take 4: prepare the text with gpt2."
     else:
@@ -303,6 +330,15 @@ def _check_format(path: Path, header: np.ndarray) -> None:
             f"{path}: token file of version {version}; only version {VERSION} is known. "
             f"Make it again: python -m cupygpt.prepare"
         )
+
+
+def _may_be_ids(header: np.ndarray) -> bool:
+    """Whether the beginning of a file is no text, so that it may be token ids without a header."""
+    try:
+        text = codecs.getincrementaldecoder("utf-8")().decode(header.astype("<i4").tobytes())
+    except UnicodeDecodeError:
+        return True
+    return "\0" in text
 
 
 def _map_tokens(path: Path, num_tokens: int) -> Tokens:

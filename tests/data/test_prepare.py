@@ -18,7 +18,7 @@ from cupygpt import prepare
 from cupygpt.cli import run_cli
 from cupygpt.data import prepare_files, python_docs
 from cupygpt.data.text_files import read_text
-from cupygpt.data.token_files import open_shards
+from cupygpt.data.token_files import open_shards, write_shard
 from cupygpt.data.tokenizer import ByteTokenizer, load_tokenizer
 from cupygpt.errors import ConfigError, DataError, RunError
 
@@ -60,6 +60,8 @@ def test_the_end_of_each_text_file_is_for_validation(
     assert text_of(tmp_path / "out/deep/text_val.bin") == "#aaéé#" + "\r\n" * 5
     folder = Path("out/deep")
     assert capsys.readouterr().out.splitlines() == [
+        "note: held out for validation: the last 25 % of each document (2 documents; whole ones "
+        "from 40 on)",
         f"wrote {folder / 'text_train.bin'}",
         f"wrote {folder / 'text_val.bin'}",
         "50 training and 18 validation tokens, tokenizer bytes (257 ids)",
@@ -166,6 +168,7 @@ ERRORS = [
     (["latin.txt"], r"latin\.txt: not UTF-8 text: byte 0xe9 at offset 3"),
     (["empty.txt"], r"empty\.txt: the file is empty"),
     (["short.txt"], r"3 training and 0 validation tokens; .*--val-fraction"),
+    (["empty.txt", "empty.txt"], r"empty\.txt: the file is empty"),
     (["ok.txt", "--val-fraction", "1"], r"must be at least 0 and below 1"),
     (["ok.txt", "--val-fraction", "nan"], r"must be at least 0 and below 1"),
     (["ok.txt", "--shard-tokens", "1"], r"from 2 to"),
@@ -178,6 +181,18 @@ ERRORS = [
     (["tinyshakespeare", "ok.txt"], r"must be the only one"),
     (["ok.txt", "python-docs"], r"must be the only one.*\./python-docs"),
     (["python-docs", "--val-fraction", "0.1"], r"fixed split"),
+    (["python-docs", "--hold-out", "ends"], r"--hold-out is for text files"),
+    (["tinyshakespeare", "--split-at-endoftext"], r"--split-at-endoftext is for text files"),
+    (["tinyshakespeare", "--headerless"], r"--headerless is for text files"),
+    (["ids.bin", "--headerless", "--hold-out", "ends"], r"--hold-out is for text; --headerless"),
+    (["ids.bin"], r"ids\.bin: not UTF-8 text.*add --headerless"),
+    (["odd.bin", "--headerless"], r"odd\.bin: 3 bytes, which is no number of token ids"),
+    (["ids.bin", "--headerless"], r"hold token id 65,535, but tokenizer bytes has 257 ids"),
+    (["x_val.bin", "--headerless"], r"a GPT-2 token file, with a header.*cupygpt\.train"),
+    (["x_val.bin", "--headerless", "--name", "x"], r"x_val\.bin would be overwritten"),
+    (["fifo.txt"], r"fifo\.txt: this is a FIFO .*into a file first"),
+    (["ok.txt", "--tokenizer", "fifo.txt"], r"fifo\.txt: this is a FIFO"),
+    (["tinyshakespeare", "--source", "fifo.txt"], r"fifo\.txt: this is a FIFO"),
     (["tinyshakespeare"], r"could not be downloaded .*--source FILE"),
     (["tinyshakespeare", "--source", "no.txt"], r"no\.txt: could not be read"),
     (["tinyshakespeare", "--source", "ok.txt"], r"ok\.txt: 501 tokens, .*first 32,768"),
@@ -194,6 +209,10 @@ def inputs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "empty.txt").write_bytes(b"")
     (tmp_path / "short.txt").write_text("ab")
     (tmp_path / "ok.txt").write_text("text " * 100)
+    (tmp_path / "ids.bin").write_bytes(b"\xff" * 200)
+    (tmp_path / "odd.bin").write_bytes(b"\xff" * 3)
+    write_shard(tmp_path / "x_val.bin", [1, 2])
+    os.mkfifo(tmp_path / "fifo.txt")
     for name, value in OFFLINE.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr("tiktoken.registry.ENCODINGS", {})  # what other tests have loaded
@@ -211,7 +230,7 @@ def test_each_error_is_one_message_and_changes_no_file(
         code = stop.code
     captured = capsys.readouterr()
     assert code == 2
-    assert captured.out == ""
+    assert all(line.startswith("note: ") for line in captured.out.splitlines())
     assert re.search("error: .*" + message, captured.err), captured.err
     assert sorted(inputs.rglob("*")) == before
 

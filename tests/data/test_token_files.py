@@ -155,7 +155,11 @@ def test_what_is_no_file_is_refused_and_not_opened(tmp_path: Path) -> None:
         (b"", "0 bytes, but the header alone has 1,024"),
         (
             b"First Citizen:\n" * 100,
-            r"this is not a GPT-2 token file .*text.*cupygpt\.prepare \S*a\.bin",
+            r"this is not a GPT-2 token file .*text.*cupygpt\.prepare \S*a\.bin$",
+        ),
+        (
+            np.arange(200, 1000, dtype="<u2").tobytes(),  # nanoGPT's files have no header
+            r"this is not a GPT-2 token file .*nanoGPT.*cupygpt\.prepare \S*a\.bin --headerless",
         ),
         (header(20240326, 3), r"this is a model, not a GPT-2 token file .*20240326, .*20240520"),
         (header(20240801, 7, 2) + bytes(8), "a Llama 3 token file, .* Llama 3's take 4: prepare"),

@@ -59,7 +59,7 @@ def test_a_record_holds_tokenizer_text_and_split() -> None:
     assert train.documents == val.documents == 1
     assert train.origin == val.origin
     assert (train.origin.sources, train.origin.num_sources) == (["a.txt"], 1)
-    assert train.origin.split == "the last 5 % of each document are for validation"
+    assert train.origin.split == "the last 5 % of each document"
     assert load_recorded_tokenizer(recorded).encode("é").tolist() == [0xC3, 0xA9]
 
 
@@ -100,11 +100,11 @@ def test_the_built_in_texts_have_records_too() -> None:
     prepared("tinyshakespeare", "--source", "play.txt")
     _, record = known("tiny_shakespeare_*.bin")
     assert record.files[1]
-    assert record.files[1].origin.split == "the first 32,768 tokens are for validation"
+    assert record.files[1].origin.split == "the first 32,768 tokens"
     prepared("python-docs")
     _, record = known("python_docs_val.bin")
     assert record.files[0]
-    assert record.files[0].origin.split == "every 20th document is for validation"
+    assert record.files[0].origin.split == "every 20th document"
     assert record.files[0].documents > 5
 
 
