@@ -11,6 +11,7 @@ from cupygpt import prepare
 from cupygpt.config import GPTConfig
 from cupygpt.data.token_files import fingerprint, open_shards, record_path, write_shard
 from cupygpt.data.tokenizer import ByteTokenizer
+from cupygpt.distributed.rank_device import choose_rank_device
 from cupygpt.distributed.ranks import OneRank
 from cupygpt.errors import TokenizerError
 from cupygpt.flags.config import TrainConfig
@@ -18,7 +19,7 @@ from cupygpt.model.memory_plan import memory_plan
 from cupygpt.train import main
 from cupygpt.training import open_data
 from cupygpt.training.open_data import Data, attach_tokenizer
-from cupygpt.training.plan import choose_model, make_plan
+from cupygpt.training.plan import ModelChoice, choose_model, make_plan
 
 BYTES_MODEL = GPTConfig(maxT=16, V=257, L=1, NH=1, C=8)
 GPT2_MODEL = GPTConfig(maxT=16, V=50257, L=1, NH=1, C=8)
@@ -37,6 +38,10 @@ def opened(**flags: Any) -> tuple[TrainConfig, Data]:
     return config, open_data.open_data(config, Path(), new=True)
 
 
+def model_for(config: TrainConfig, data: Data) -> GPTConfig:
+    return choose_model(config, data, on_gpu=False, world=1).model
+
+
 def without_records(text: Path) -> None:
     for part in ("train", "val"):
         record_path(Path(f"{text.stem}_{part}.bin")).unlink()
@@ -45,13 +50,12 @@ def without_records(text: Path) -> None:
 def test_the_tokenizer_comes_from_the_data(text: Path) -> None:
     assert prepare.main([str(text), "--tokenizer", "bytes"]) == 0
     config, data = opened(model="L1:H1:C8")
-    model, _, _ = choose_model(config, data)
+    model = model_for(config, data)
     assert model.V == 257
     attach_tokenizer(config, model, data)
     assert isinstance(data.tokenizer, ByteTokenizer)
     assert (data.notes, data.warnings) == ([], [])
-    small, _, _ = choose_model(*opened())
-    assert small.V == 257
+    assert model_for(*opened()).V == 257
 
 
 def test_a_tokenizer_from_a_file_comes_from_beside_the_data(text: Path) -> None:
@@ -60,7 +64,7 @@ def test_a_tokenizer_from_a_file_comes_from_beside_the_data(text: Path) -> None:
     files = {"train_data": "data/a_train.bin", "val_data": "data/a_val.bin"}
     ranks.rename("other.tiktoken")
     config, data = opened(**files, tokenizer="other.tiktoken")
-    model, _, _ = choose_model(config, data)
+    model = model_for(config, data)
     assert model.V == 259
     attach_tokenizer(config, model, data)  # the content counts, not the name
     Path("data/a_tokenizer.tiktoken").rename("gone.tiktoken")
@@ -74,7 +78,7 @@ def test_another_tokenizer_is_refused(text: Path) -> None:
     assert prepare.main([str(text), "--tokenizer", "bytes"]) == 0
     write_ranks(text.with_name("my.tiktoken"), [b"The"])
     config, data = opened(tokenizer="my.tiktoken")
-    model, _, _ = choose_model(config, data)
+    model = model_for(config, data)
     with pytest.raises(TokenizerError, match=r"a_train\.bin was made with the tokenizer bytes"):
         attach_tokenizer(config, model, data)
 
@@ -104,7 +108,7 @@ def test_files_without_a_record_work_as_before(text: Path) -> None:
     assert prepare.main([str(text), "--tokenizer", "bytes"]) == 0
     without_records(text)
     config, data = opened(tokenizer="bytes")
-    model, _, _ = choose_model(config, data)
+    model = model_for(config, data)
     assert model.V == 257
     attach_tokenizer(config, model, data)
     assert isinstance(data.tokenizer, ByteTokenizer)
@@ -143,11 +147,13 @@ def test_ids_of_a_smaller_vocabulary_are_noticed(
 def test_the_order_of_the_rows_is_part_of_the_memory_plan(tmp_path: Path) -> None:
     path = tmp_path / "many.bin"
     write_shard(path, np.zeros(600_001, int))
-    flags = {"train_data": str(path), "device": "cpu", "seq_len": 2, "batch_size": 1}
+    flags = {"train_data": str(path), "device": "cpu", "seq_len": 2, "batch_size": 1, "steps": 1}
     for shuffled in (True, False):
         config = TrainConfig(**flags, no_shuffle=not shuffled)
         data = open_data.open_data(config, tmp_path, new=True)
-        plan = make_plan(config, BYTES_MODEL, data, OneRank())
+        chosen = ModelChoice(config, BYTES_MODEL, None, "a test")
+        choice = choose_rank_device("cpu", OneRank())
+        plan = make_plan(chosen, data, choice, OneRank())
         assert plan.rows_per_epoch >= 299_999
         planned = memory_plan(plan.shape).get("row order")
         assert planned == (4 * plan.rows_per_epoch if shuffled else None)
@@ -164,7 +170,7 @@ def test_a_new_demo_never_uses_the_tokens_of_an_earlier_one(text: Path) -> None:
     assert other.made_with.tokenizer.vocab_size == 259
     again = open_data.open_data(config, Path(), new=True)
     assert fingerprint(again.train) == before
-    assert choose_model(config, again)[0].V == 257
+    assert model_for(config, again).V == 257
 
 
 def test_a_resumed_demo_and_other_ranks_use_the_files_that_are_there(text: Path) -> None:
