@@ -9,10 +9,10 @@ from pathlib import Path
 from cupygpt.cli import run_cli
 from cupygpt.console.paste import shell_command
 from cupygpt.console.stream import set_up_streams
-from cupygpt.data.hold_out import METHODS
-from cupygpt.data.prepare_files import SHARD_TOKENS, VAL_FRACTION, Request, prepare_files
-from cupygpt.data.text_files import SEPARATOR
 from cupygpt.files import user_path
+from cupygpt.texts.hold_out import METHODS
+from cupygpt.texts.prepare_files import SHARD_TOKENS, VAL_FRACTION, Request, prepare_files
+from cupygpt.texts.text_files import SEPARATOR
 
 DESCRIPTION = """\
 Turn text into token files for cupygpt.train, in llm.c's format (uint16).

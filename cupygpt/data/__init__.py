@@ -1,1 +1,1 @@
-"""From text to tokens to batches: tokenizers, token files, loaders, built-in texts."""
+"""From tokens to batches: tokenizers, token files and their records, loaders."""

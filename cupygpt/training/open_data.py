@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB, GPTConfig
-from cupygpt.data.corpora import python_docs_origin, python_docs_tokens
-from cupygpt.data.python_docs import python_docs_text
 from cupygpt.data.token_files import (
     TokenShard,
     fingerprint,
@@ -25,6 +23,8 @@ from cupygpt.data.token_record import (
 from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
 from cupygpt.errors import ConfigError, TokenizerError
 from cupygpt.flags.config import TrainConfig, flags_of
+from cupygpt.texts.corpora import python_docs_origin, python_docs_tokens
+from cupygpt.texts.python_docs import python_docs_text
 
 DEMO_NAME = "python_docs"
 """The first part of the names of the demo's token files."""

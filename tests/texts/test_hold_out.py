@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupygpt import prepare
-from cupygpt.data.hold_out import choose_hold_out, is_held_out
-from cupygpt.data.text_files import TextFacts, look_at_text, read_documents
 from cupygpt.data.token_files import open_shards
 from cupygpt.data.tokenizer import ByteTokenizer
+from cupygpt.texts.hold_out import choose_hold_out, is_held_out
+from cupygpt.texts.text_files import TextFacts, look_at_text, read_documents
 
 BYTES = ["--tokenizer", "bytes"]
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from support.data_files import shakespeare_file, use_gpt2_files
 
-from cupygpt.data import corpora, python_docs
-from cupygpt.data.python_docs import PythonDocs, python_docs_text, read_python_docs
 from cupygpt.data.token_files import write_shard
 from cupygpt.data.tokenizer import ByteTokenizer, load_tokenizer
 from cupygpt.errors import DataError
+from cupygpt.texts import corpora, python_docs
+from cupygpt.texts.python_docs import PythonDocs, python_docs_text, read_python_docs
 
 
 def test_each_passage_follows_end_of_text() -> None:

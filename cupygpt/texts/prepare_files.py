@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cupygpt.console.paste import shell_word
-from cupygpt.data import corpora
-from cupygpt.data.hold_out import Parts, choose_hold_out, split_documents
-from cupygpt.data.python_docs import python_docs_text
-from cupygpt.data.shard_writer import ShardSeries, remove_stale
-from cupygpt.data.text_files import SEPARATOR, TextFacts, look_at_text
 from cupygpt.data.token_files import TOKEN_DTYPE, headerless_blocks, matching_files
 from cupygpt.data.token_record import NAMED_SOURCES, Origin, write_token_records
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
 from cupygpt.errors import ConfigError, DataError
+from cupygpt.texts import corpora
+from cupygpt.texts.hold_out import Parts, choose_hold_out, split_documents
+from cupygpt.texts.python_docs import python_docs_text
+from cupygpt.texts.shard_writer import ShardSeries, remove_stale
+from cupygpt.texts.text_files import SEPARATOR, TextFacts, look_at_text
 
 TINYSHAKESPEARE = "tinyshakespeare"
 PYTHON_DOCS = "python-docs"

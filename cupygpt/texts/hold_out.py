@@ -12,9 +12,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from cupygpt.data.text_files import TextFacts, read_documents
 from cupygpt.data.token_files import Tokens
 from cupygpt.data.tokenizer import Tokenizer
+from cupygpt.texts.text_files import TextFacts, read_documents
 
 MANY_HELD_OUT = 10
 """Whole documents are held out if at least so many of them make up the validation part ..."""

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.data.python_docs import PythonDocs, python_docs_text
 from cupygpt.data.token_record import Origin
 from cupygpt.data.tokenizer import ByteTokenizer, Tokenizer
 from cupygpt.errors import DataError
 from cupygpt.files import check_can_end
+from cupygpt.texts.python_docs import PythonDocs, python_docs_text
 
 SHAKESPEARE_URL = (
     "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupygpt import prepare
-from cupygpt.data.shard_writer import ShardSeries
 from cupygpt.data.token_files import open_shards, write_shard
 from cupygpt.errors import DataError
+from cupygpt.texts.shard_writer import ShardSeries
 
 BYTES = ["--tokenizer", "bytes"]
 

@@ -16,11 +16,11 @@ from support.data_files import shakespeare_file, write_ranks
 
 from cupygpt import prepare
 from cupygpt.cli import run_cli
-from cupygpt.data import prepare_files, python_docs
-from cupygpt.data.text_files import read_text
 from cupygpt.data.token_files import open_shards, write_shard
 from cupygpt.data.tokenizer import ByteTokenizer, load_tokenizer
 from cupygpt.errors import ConfigError, DataError, RunError
+from cupygpt.texts import prepare_files, python_docs
+from cupygpt.texts.text_files import read_text
 
 BYTES = ["--tokenizer", "bytes"]
 Result = subprocess.CompletedProcess
