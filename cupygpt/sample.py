@@ -64,6 +64,10 @@ def sample(args: argparse.Namespace) -> None:
     model = load_model(source.path)
     for warning in model.warnings:
         say(f"warning: {warning}")
+    if args.window and args.window > model.config.maxT:
+        raise ConfigError(
+            f"--window is {args.window}, but the model has {model.config.maxT} positions."
+        )
     tokenizer = _tokenizer(args.tokenizer or source.tokenizer, model.config.V)
     prompt, note = text_prompt(args.prompt, tokenizer, source.text_start)
     choice = choose_device(args.device)
@@ -193,27 +197,41 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m cupygpt.sample",
         description="Print text from a trained model. A file or a pipe gets exactly the bytes that "
         "the model writes; a terminal gets a dot for each character that would control it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "source", nargs="?", metavar="RUN|model.bin", help="run folder or model file (newest run)"
+    add = parser.add_argument
+    add(
+        "source",
+        nargs="?",
+        metavar="RUN|model.bin",
+        help="run folder or model file (default: the newest run)",
     )
-    parser.add_argument("--prompt", default="", help="text to continue")
-    parser.add_argument("--tokens", type=int, default=256, help="length of each text at most")
-    parser.add_argument(
-        "--ignore-eot", action="store_true", help="go on where the model ends a text"
+    add("--prompt", default="", help="text to continue (default: the training data's beginning)")
+    add("--tokens", type=int, default=256, help="longest length of a text (default: %(default)s)")
+    add("--ignore-eot", action="store_true", help="go on where the model ends a text")
+    add(
+        "--num",
+        type=int,
+        default=1,
+        help="number of texts; of several, each follows a line '--- 2 of 5' (default: %(default)s)",
     )
-    parser.add_argument(
-        "--num", type=int, default=1, help="number of texts; a line '--- 2 of 5' precedes each"
+    add("--window", type=int, help="positions that are used (default: those that were trained)")
+    add(
+        "--temperature",
+        type=float,
+        default=0.8,
+        help="0 takes the likeliest token, 1 draws as the model says (default: %(default)s)",
     )
-    parser.add_argument("--window", type=int, help="positions that are used (the trained ones)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest")
-    parser.add_argument("--top-k", type=int, default=0, help="only the k likeliest, 0 = all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="only the likeliest of this mass")
-    parser.add_argument("--seed", type=int, default=42, help="same seed, same text")
-    parser.add_argument("--tokenizer", help="gpt2, bytes or a file")
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+    add("--top-k", type=int, default=0, help="draw from the k likeliest (default: from all)")
+    add(
+        "--top-p",
+        type=float,
+        default=1.0,
+        help="draw from the likeliest that have this probability together (default: from all)",
+    )
+    add("--seed", type=int, default=42, help="same seed, same text (default: %(default)s)")
+    add("--tokenizer", help="gpt2, bytes or a file (default: the run's, or by the vocabulary)")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: %(default)s)")
+    add("--debug", action="store_true", help="show tracebacks of errors")
     return parser
 
 

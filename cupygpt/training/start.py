@@ -109,10 +109,9 @@ def _finish_run(run: Run, signals: list[str], ranks: Ranks) -> None:
     finally:
         run.close()
     for line in closing_lines(run, baselines):
+        console.note(line)
         if console.reader_gone:
             say(line)
-        else:
-            console.note(line)
     if run.stopped_by:
         signals.append(run.stopped_by)
 

@@ -4,6 +4,7 @@ import os
 import pty
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -68,6 +69,29 @@ def test_a_closed_pipe_saves_first_and_loses_nothing(tmp_path: Path) -> None:
     assert main(["--resume", str(tmp_path / "run")]) == 0
     ends = [load_checkpoint(tmp_path / name, 200).state.params for name in ("run", "whole")]
     np.testing.assert_array_equal(*ends)
+
+
+def test_ctrl_c_reaches_the_reader_of_a_pipe_too(tmp_path: Path) -> None:
+    """As with `| tee log`, which dies of it first: what follows is said on stderr."""
+    command = flags(tmp_path, "--checkpoint-every", "0", "-v", "0", "-n", "100000")
+    reader, writer = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cupygpt.train", *shlex.split(command), "--log-every", "100000"],
+        cwd=tmp_path,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+    )
+    os.close(writer)
+    text = b""
+    while b"step " not in text:
+        text += os.read(reader, 4096)
+    os.close(reader)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    (step,) = checkpoint_steps(tmp_path / "run")
+    assert f"{step} of 100000 steps in" in said.decode().replace(",", "")
+    assert "stopped by SIGINT; continue:  python -m cupygpt.train --resume run" in said.decode()
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])

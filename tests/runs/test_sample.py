@@ -210,6 +210,8 @@ def test_the_reader_of_a_pipe_may_leave_and_a_disk_be_full(tmp_path: Path) -> No
         (["{model}", "--top-p", "1.5"], "--top-p is 1.5, but must be above 0 and at most 1"),
         (["{model}", "--top-k", "-1"], "--top-k is -1"),
         (["{model}", "--num", "0"], "--num is 0"),
+        (["{model}", "--window", "0"], "--window is 0"),
+        (["{model}", "--window", "101"], "--window is 101, but the model has 100 positions"),
         (["{model}", "--seed", "-1"], "--seed is -1"),
         (["{model}", "--seed", "4294967296"], "--seed is 4294967296, but must be 0 or more, and"),
         (["{model}", "--tokenizer", "{model}"], "magic"),
