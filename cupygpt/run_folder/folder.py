@@ -34,18 +34,21 @@ def find_run(resume: str, out: str | None, newest: str) -> Path:
 
 def has_checkpoint(out: str | None) -> bool:
     """Whether the folder `out`, or without one any run below runs/, has a complete checkpoint."""
-    folders = [Path(out)] if out else RUNS.glob("*")
-    return any(checkpoint_steps(folder) for folder in folders)
+    return bool(checkpoint_steps(Path(out)) if out else _runs())
 
 
 def newest_run() -> Path:
     """The run below runs/ that was written to last. Raises ConfigError if there is none."""
-    runs = [path.parent for path in RUNS.glob(f"*/{RECORD}") if checkpoint_steps(path.parent)]
+    runs = _runs()
     if not runs:
         raise ConfigError(
             f"there is no run with a checkpoint below {RUNS.resolve()}. Name the folder of the run."
         )
     return max(runs, key=_last_written)
+
+
+def _runs() -> list[Path]:
+    return [path.parent for path in RUNS.glob(f"*/{RECORD}") if checkpoint_steps(path.parent)]
 
 
 def _last_written(folder: Path) -> float:
@@ -56,18 +59,18 @@ def _last_written(folder: Path) -> float:
     return 0.0
 
 
-def check_holds_no_run(folder: Path) -> None:
+def check_holds_no_run(folder: Path, *, may_restart: bool = False) -> None:
     """Raise ConfigError if a new run would mix its files with those of another one.
 
     A record without a trained step and without a checkpoint is what a start has left that failed:
-    nobody misses it.
+    nobody misses it. With `may_restart` the same holds for steps without a checkpoint.
     """
     if checkpoint_steps(folder):
         raise ConfigError(
             f"-o {folder} already holds a run. Continue it with --resume {folder}, "
             f"choose another folder, or start again in this one with --overwrite."
         )
-    if _has_trained(folder / MAIN_LOG):
+    if not may_restart and _has_trained(folder / MAIN_LOG):
         raise ConfigError(
             f"-o {folder} already holds a run, which ended before its first checkpoint and cannot "
             f"be continued. Start again in this folder with --overwrite, or choose another one."

@@ -25,16 +25,23 @@ _PARTIAL = tuple(name + PARTIAL_SUFFIX for name in (*_CHECKPOINTS, *_OTHERS))
 class NewFolder:
     """The locked folder of a new run, `path`; used as a context manager around the whole run.
 
-    With `overwrite` the folder may hold a run, which stays until `claim`. Before `claim`, an
+    With `overwrite` the folder may hold a run, which stays until `claim`; with `may_restart` one
+    that has saved no checkpoint, of which `claim` leaves the model files. Before `claim`, an
     exception that leaves the block removes what the start has made: the folder, if it was not there
     before, and files that match the patterns in `made_at_start`. Leaving the block frees the lock.
     Raises ConfigError if the folder cannot be written to, is in use, or holds a run.
     """
 
     def __init__(
-        self, out: str | None, *, overwrite: bool, made_at_start: Sequence[str] = ()
+        self,
+        out: str | None,
+        *,
+        overwrite: bool,
+        may_restart: bool = False,
+        made_at_start: Sequence[str] = (),
     ) -> None:
-        self._made_at_start, self._overwrite = made_at_start, overwrite
+        self._made_at_start = made_at_start
+        self._overwrite, self._may_restart = overwrite, may_restart
         self._new_folders: list[Path] = []
         self._claimed = False
         try:
@@ -87,7 +94,7 @@ class NewFolder:
             raise
         try:
             if not self._overwrite:
-                check_holds_no_run(self.path)
+                check_holds_no_run(self.path, may_restart=self._may_restart)
         except BaseException:
             lock.release()
             self._remove_folders()

@@ -130,13 +130,17 @@ def start_run(config: TrainConfig, ranks: Ranks, clock: Clock, held: ExitStack) 
     The folder stays locked until `held` is closed.
     """
     # A run of `-y 1` that ended before its first checkpoint begins again in its folder.
-    again = config.resume == RESUME_IF_ANY
+    may_restart = config.resume == RESUME_IF_ANY
     config = replace(config, resume=None)
     console = _console(config, ranks)
-    overwrite = config.overwrite or again
     made = None
     if ranks.rank == 0:
-        made = NewFolder(config.out, overwrite=overwrite, made_at_start=MADE_AT_START)
+        made = NewFolder(
+            config.out,
+            overwrite=config.overwrite,
+            may_restart=may_restart,
+            made_at_start=MADE_AT_START,
+        )
         _warn_of_no_lock(held.enter_context(made).lock, console)
     folder = _common_folder(ranks, made.path if made else None)
     data = rank0_first(ranks, lambda: open_data(config, folder, new=ranks.rank == 0))

@@ -117,9 +117,12 @@ def test_y_1_starts_where_there_is_nothing_to_continue(tmp_path: Path, leftover:
         run.mkdir()
     if leftover == "a run without checkpoint":
         assert main(flags) == 0
+        (run / "model_00000099.bin").write_bytes(b"somebody's")
         for done in run.glob("DONE_*"):
             done.unlink()
     assert main(flags) == 0
+    if leftover == "a run without checkpoint":
+        assert (run / "model_00000099.bin").read_bytes() == b"somebody's"
     assert sum(" trl:" in line for line in main_log(run)) == 4
     assert json.loads((run / "run.json").read_text())["config"]["resume"] is None
 
