@@ -94,8 +94,12 @@ def check_gpus(count: int) -> None:
 
 
 def cupy_cache_folder() -> Path:
-    """Where CuPy keeps what it has compiled."""
-    return Path(os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache").expanduser()
+    """Where CuPy keeps what it has compiled.
+
+    As CuPy finds it: for a user without a home folder it is below a folder that is named `~`.
+    """
+    default = os.path.expanduser("~/.cupy/kernel_cache")  # noqa: PTH111 - raises nothing
+    return Path(os.environ.get("CUPY_CACHE_DIR", default))
 
 
 def unusable_cupy_cache(error: OSError) -> str:

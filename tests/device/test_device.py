@@ -184,6 +184,21 @@ def test_a_home_without_room_for_cupys_cache_is_named(
         choose_device("cuda")
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="has no pwd")
+def test_a_user_without_any_home_is_told_too(machine: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pwd
+
+    def unknown(_: int) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    machine()
+    monkeypatch.delenv("HOME")
+    monkeypatch.delenv("CUPY_CACHE_DIR", raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+    import_of_cupy_raises(monkeypatch, PermissionError(13, "Permission denied", "~"))
+    assert "CuPy cannot keep compiled kernels in ~/.cupy" in choose_device("auto").reason
+
+
 def test_a_library_that_is_missing_is_not_taken_for_the_cache(
     machine: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,15 +1,17 @@
 """What the launch wrapper refuses, and how it finds, compiles and remembers kernels."""
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from support.gpu import require_cupy, require_gpu
 
-from cupygpt.errors import KernelError
+from cupygpt.errors import DeviceError, KernelError
 from cupygpt.kernels import kernel as kernels
 from cupygpt.kernels import load
 from cupygpt.kernels.kernel import Kernel, forget_compiled
@@ -361,3 +363,27 @@ def test_more_than_48_kib_of_shared_memory_on_a_gpu(
     out, n = cupy.zeros(1, "float32"), 14 * 1024
     Kernel("last.cu", "last", "out:f32* n:i32")(out, n, launch=Launch(1, 32, shared_bytes=4 * n))
     assert float(out[0]) == n - 1
+
+
+def test_a_cache_of_cupy_that_cannot_be_written_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder may exist without being the user's: CuPy notices when the first kernel is kept."""
+
+    class RawModule:
+        def __init__(self, **_: Any) -> None:
+            pass
+
+        def compile(self) -> None:
+            raise PermissionError(13, "Permission denied", "/home/other/.cupy/kernel_cache/tmp7")
+
+    compiler = SimpleNamespace(CompileException=type("CompileException", (Exception,), {}))
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(RawModule=RawModule))
+    monkeypatch.setitem(sys.modules, "cupy.cuda", SimpleNamespace(compiler=compiler))
+    monkeypatch.setitem(sys.modules, "cupy.cuda.compiler", compiler)
+    monkeypatch.setattr(load, "_cuda_header_dirs", list)
+    monkeypatch.setenv("CUPY_CACHE_DIR", "/home/other/.cupy/kernel_cache")
+    source = tmp_path / "a.cu"
+    source.write_text("")
+    with pytest.raises(DeviceError, match=r"in /home/other/\.cupy/kernel_cache \(Permission den"):
+        load.load_cupy_module(source, ())
