@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cupygpt.console.paste import shell_word
 from cupygpt.data.loader import START, Position
 from cupygpt.distributed.zero import ZeroShard
 from cupygpt.errors import CheckpointError
@@ -203,10 +204,10 @@ def _check_whole(path: Path, header: np.ndarray, num_parameters: int) -> None:
     actual = path.stat().st_size
     # Without ZeRO-1 every rank of llm.c writes the whole state; rank 0's file is enough.
     if (ranks, rank) != (1, 0) and (actual < expected or rank != 0):
-        model = path.name.replace("state", "model")[: len("model_SSSSSSSS")] + ".bin"
+        name = path.name.replace("state", "model")[: len("model_SSSSSSSS")] + ".bin"
         raise CheckpointError(
             f"{path}: rank {rank} of {ranks} of an llm.c run with ZeRO-1, whose shards cannot be "
-            f"read. Start from the model file instead: -e {model}"
+            f"read. Start from the model file instead: -e {shell_word(path.with_name(name))}"
         )
     if actual != expected:
         raise CheckpointError(

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.console.paste import shell_word
 from cupygpt.errors import CheckpointError, ConfigError
 from cupygpt.run_folder.log import MAIN_LOG
 from cupygpt.run_folder.record import RECORD
@@ -22,12 +23,13 @@ def find_run(resume: str, out: str | None, newest: str) -> Path:
     if not checkpoint_steps(folder):
         raise CheckpointError(
             f"--resume {folder}: the folder holds no complete checkpoint (no DONE_ file). "
-            f"Start again in it with -o {folder} --overwrite."
+            f"Start again in it with -o {shell_word(folder)} --overwrite."
         )
     if not (folder / RECORD).is_file():
         raise CheckpointError(
             f"--resume {folder}: {RECORD} is missing, so the run's settings are not known. "
-            f"Start a new run from its weights: -e {folder / 'model_SSSSSSSS.bin'}"
+            f"Start a new run from its weights: "
+            f"-e {shell_word(folder / 'model_SSSSSSSS.bin')}"
         )
     return folder
 
@@ -67,7 +69,7 @@ def check_holds_no_run(folder: Path, *, may_restart: bool = False) -> None:
     """
     if checkpoint_steps(folder):
         raise ConfigError(
-            f"-o {folder} already holds a run. Continue it with --resume {folder}, "
+            f"-o {folder} already holds a run. Continue it with --resume {shell_word(folder)}, "
             f"choose another folder, or start again in this one with --overwrite."
         )
     if not may_restart and _has_trained(folder / MAIN_LOG):
