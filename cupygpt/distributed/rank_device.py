@@ -51,18 +51,24 @@ def choose_rank_device(spec: str, ranks: Ranks) -> DeviceChoice:
 
 
 def free_memory(device: Device, ranks: Ranks) -> tuple[int | None, int]:
-    """The bytes that this rank may allocate on its device, and how many ranks share its memory.
+    """The bytes that each rank may allocate on its device, and how many ranks share a device.
 
-    A GPU belongs to one rank. Ranks on the CPU share the memory of their host: all look at it
-    before one of them allocates anything, and each gets an equal part. Every rank must call.
+    All ranks get the same figures, those of the rank that has least: they must plan the same batch.
+    A GPU belongs to one rank. Ranks on the CPU share the memory of their host in equal parts; all
+    look at it before one of them allocates anything. Every rank must call.
     """
     free = device.free_bytes()
-    if ranks.world == 1 or device.is_gpu:
+    if ranks.world == 1:
         return free, 1
     host = socket.gethostname()
-    here = [seen for where, seen in ranks.all_gather_object([host, free]) if where == host]
-    known = [seen for seen in here if seen is not None]
-    return (min(known) // len(here) if known else None), len(here)
+    owner = [host, ranks.rank] if device.is_gpu else [host]
+    seen = ranks.all_gather_object([owner, free])
+    shares = []
+    for where, bytes_left in seen:
+        sharing = sum(other == where for other, _ in seen)
+        if bytes_left is not None:
+            shares.append((bytes_left // sharing, sharing))
+    return min(shares, default=(None, 1))
 
 
 def _gpus(count: int) -> str:

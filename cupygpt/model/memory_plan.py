@@ -129,7 +129,7 @@ def check_fits(shape: RunShape, free_bytes: int | None, sharing: int = 1) -> Non
         if best
         else "Not even -b 1 fits: use a smaller model or a smaller -t."
     )
-    each = "" if sharing == 1 else f" for each of the {sharing} ranks on this host"
+    each = "" if sharing == 1 else f" for each of the {sharing} ranks of a host"
     raise DeviceError(
         f"batch {shape.B} × {shape.T} needs {needed / 2**30:.2f} GiB, "
         f"{free_bytes / 2**30:.2f} GiB are free{each}. {advice}"

@@ -8,7 +8,6 @@ from support.rank_threads import run_ranks
 
 from cupygpt.device import cuda_check
 from cupygpt.device.cpu import CPU
-from cupygpt.distributed import rank_device
 from cupygpt.distributed.rank_device import check_launch, choose_rank_device, free_memory
 from cupygpt.distributed.ranks import ONE_RANK
 from cupygpt.errors import ConfigError, DeviceError
@@ -67,23 +66,25 @@ class Machine(CPU):
         return self.free
 
 
-def test_ranks_on_the_cpu_share_the_memory_of_their_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_on_the_cpu_share_the_memory_of_their_host() -> None:
     """Each looks at another moment; the least that one of them sees is shared by all."""
     shares = run_ranks(4, lambda ranks: free_memory(Machine(8000 - ranks.rank), ranks))
     assert shares == [(7997 // 4, 4)] * 4
-    assert run_ranks(2, lambda ranks: free_memory(Machine(None), ranks)) == [(None, 2)] * 2
+    assert run_ranks(2, lambda ranks: free_memory(Machine(None), ranks)) == [(None, 1)] * 2
     assert free_memory(Machine(8000), ONE_RANK) == (8000, 1)
 
 
-def test_each_host_is_planned_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    host = SimpleNamespace(gethostname=lambda: "b")
-    monkeypatch.setattr(rank_device, "socket", host)
-    seen = [["a", 900], ["b", 800], ["b", 600], ["a", 100]]
-    ranks: Any = SimpleNamespace(rank=1, world=4, all_gather_object=lambda _: seen)
-    assert free_memory(Machine(800), ranks) == (300, 2)
+def test_the_host_that_has_least_decides_for_all_ranks() -> None:
+    seen = [[["a"], 900], [["b"], 800], [["b"], 620], [["a"], 910], [["c"], 320]]
+    ranks: Any = SimpleNamespace(rank=1, world=5, all_gather_object=lambda _: seen)
+    assert free_memory(Machine(800), ranks) == (310, 2)
 
 
-def test_a_gpu_is_not_shared() -> None:
-    gpu: Any = SimpleNamespace(is_gpu=True, free_bytes=lambda: 500)
-    ranks: Any = SimpleNamespace(rank=0, world=4)
-    assert free_memory(gpu, ranks) == (500, 1)
+def test_a_gpu_is_not_shared_and_the_fullest_one_decides() -> None:
+    """All ranks must plan the same batch."""
+
+    def plan(ranks: Any) -> Any:
+        gpu: Any = SimpleNamespace(is_gpu=True, free_bytes=lambda: 500 + ranks.rank)
+        return free_memory(gpu, ranks)
+
+    assert run_ranks(3, plan) == [(500, 1)] * 3

@@ -310,7 +310,7 @@ def test_the_plan_counts_all_ranks_of_the_host(tmp_path: Path, launched: bool) -
     for number, rank in enumerate(ranks):
         code, _, err = finish(rank)
         assert code == 2
-        assert ("GiB are free for each of the 2 ranks on this host. The largest" in err) == (
+        assert ("GiB are free for each of the 2 ranks of a host. The largest" in err) == (
             number == 0
         )
 
