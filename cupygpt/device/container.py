@@ -5,6 +5,7 @@ Groups are nested and each may have a limit, so the smallest one counts. Both ve
 groups are read; the kernel's documents cgroup-v1/memory.rst and cgroup-v2.rst describe the files.
 """
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,19 @@ def memory_left_bytes() -> int | None:
         limit = _number(folder / "memory.limit_in_bytes")
         left.append(_left(limit, folder, "memory.usage_in_bytes", "total_"))
     return min((value for value in left if value is not None), default=None)
+
+
+def address_space_left_bytes() -> int | None:
+    """What `ulimit -v` lets this process still allocate; None without such a limit."""
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    pages = _text(PROCESS / "statm").partition(" ")[0]
+    if limit == resource.RLIM_INFINITY or not pages.isdecimal():
+        return None
+    return max(0, limit - int(pages) * resource.getpagesize())
 
 
 def cpu_limit() -> float | None:

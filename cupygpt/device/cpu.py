@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cupygpt.arrays import Array
-from cupygpt.device.container import memory_left_bytes
+from cupygpt.device.container import address_space_left_bytes, memory_left_bytes
 from cupygpt.device.cpu_threads import num_cores
 from cupygpt.device.device import PendingRead, Replay
 from cupygpt.errors import DeviceError
@@ -100,9 +100,10 @@ class _HostCopy:
 def available_memory_bytes() -> int | None:
     """Bytes of main memory free for new allocations; None where the system does not say.
 
-    That is what the machine has left, or what the limit of a container leaves if it is less.
+    That is what the machine has left, or what the limit of a container or of `ulimit -v` leaves if
+    it is less.
     """
-    known = [_machine_memory_bytes(), memory_left_bytes()]
+    known = [_machine_memory_bytes(), memory_left_bytes(), address_space_left_bytes()]
     return min((value for value in known if value is not None), default=None)
 
 

@@ -1,5 +1,7 @@
 """The limits of containers count, as files of control groups that a test writes."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -110,6 +112,19 @@ def test_what_cannot_be_read_is_no_limit(groups: Groups, text: str) -> None:
 def test_the_memory_that_a_container_leaves_counts_as_free(groups: Groups) -> None:
     write(groups.mount("", "cgroup2"), memory__max=90 * MIB, memory__current=30 * MIB)
     assert cpu.CPU().free_bytes() == 60 * MIB
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's figures")
+def test_what_ulimit_leaves_counts_as_free() -> None:
+    program = (
+        "import resource\n"
+        "from cupygpt.device.cpu import CPU\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
+        "print(CPU().free_bytes())\n"
+    )
+    command = [sys.executable, "-c", program]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert 0 < int(out) < 3 << 30
 
 
 @pytest.mark.parametrize(
