@@ -89,8 +89,36 @@ def _device(x: Any) -> Any:
     return x
 
 
+_UNWRITTEN_BITS = {np.dtype(np.float32): 0x7FC0DEAD, np.dtype(np.uint16): 0x7FDE}
+
+
+def unwritten(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32) -> np.ndarray:
+    """An array for results that nobody has written yet.
+
+    float32, and uint16 as bfloat16, hold a NaN with bits that no computation makes of numbers;
+    other types hold zeros.
+    """
+    array = np.zeros(shape, dtype)
+    if array.dtype in _UNWRITTEN_BITS:
+        array.view(f"u{array.itemsize}").fill(_UNWRITTEN_BITS[array.dtype])
+    return array
+
+
+def never_written(values: npt.ArrayLike) -> np.ndarray:
+    """Which elements still hold what `unwritten` put there; of values in float32 or float64."""
+    bits = np.ascontiguousarray(values, np.float64).view(np.uint64)
+    singles = [_UNWRITTEN_BITS[np.dtype(np.float32)], _UNWRITTEN_BITS[np.dtype(np.uint16)] << 16]
+    return np.isin(
+        bits, np.array(singles, np.uint32).view(np.float32).astype(float).view(np.uint64)
+    )
+
+
 def emulated_empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32) -> EmulatedArray:
-    """A C-contiguous array in emulated device memory. It holds zeros; do not rely on it."""
+    """A C-contiguous array in emulated device memory, filled by `unwritten`."""
+    return emulated(unwritten(shape, dtype))
+
+
+def _allocate(shape: int | Sequence[int], dtype: npt.DTypeLike) -> EmulatedArray:
     dimensions = (shape,) if isinstance(shape, (int, np.integer)) else tuple(shape)
     kind = np.dtype(dtype)
     memory = DeviceMemory.allocate(int(np.prod(dimensions, dtype=np.int64)) * kind.itemsize)
@@ -102,7 +130,7 @@ def emulated_empty(shape: int | Sequence[int], dtype: npt.DTypeLike = np.float32
 def emulated(array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> EmulatedArray:
     """Copy an array to emulated device memory, C-contiguous; dtype None keeps its dtype."""
     source = np.asarray(array, dtype)
-    target = emulated_empty(source.shape, source.dtype)
+    target = _allocate(source.shape, source.dtype)
     target.view(np.ndarray)[...] = source
     return target
 

@@ -69,7 +69,7 @@ class EmulatedModule:
         self._compiled = compile_module(
             path, options, checked=checked, portable_switch=portable_switch
         )
-        self.kernel_names = self._compiled.entries
+        self.kernel_names = tuple(self._compiled.parameters)
         """The entry points, in the file's order."""
         self._library = ctypes.CDLL(str(self._compiled.library))
         self._kernels: dict[str, EmulatedKernel] = {}

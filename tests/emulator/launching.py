@@ -50,7 +50,8 @@ class _GlobalArray(ctypes.Structure):
         ("allocation_begin", ctypes.c_uint64),
         ("allocation_bytes", ctypes.c_uint64),
         ("granule", ctypes.c_uint32),
-        ("argument", ctypes.c_int32),
+        ("item_bytes", ctypes.c_uint32),
+        ("name", ctypes.c_char * 48),
     ]
 
 
@@ -95,6 +96,8 @@ class EmulatedKernel:
         """As in CuPy: set it before a launch with more dynamic shared memory."""
         self.shared_size_bytes = 0
         """As in CuPy; the emulator counts static shared memory apart from the dynamic."""
+        self.parameter_names = module.parameters[name]
+        """As the kernel's author calls them."""
         self._module, self._library = module, library
         self._checked, self._timeout_s = checked, timeout_s
         self._runtime = ctypes.CDLL(str(module.runtime))
@@ -154,7 +157,7 @@ class EmulatedKernel:
         if status < 0:
             raise OSError(-status, f"no process for the kernel: {os.strerror(-status)}")
         if status:
-            raise fault_from(report, self.name, self._module.library)
+            raise fault_from(report, self.name, self._module.library, self._module.source)
 
     def _shared_arrays(self, dynamic_bytes: int) -> ctypes.Array[_SharedArray]:
         symbols = self._module.shared
@@ -206,11 +209,14 @@ class EmulatedKernel:
                 arrays.append(array)
         return values, arrays
 
+    def _label(self, i: int) -> str:
+        return f"{self.name}, argument {i} ({self.parameter_names[i]})"
+
     def _struct(self, i: int, num_bytes: int, arg: Any) -> Any:
         is_struct = type(arg) is np.ndarray and arg.shape == () and arg.dtype.names
         if not is_struct or arg.nbytes != num_bytes:
             raise TypeError(
-                f"{self.name}, argument {i}: the kernel takes a 0-d array of a structured dtype of "
+                f"{self._label(i)}: the kernel takes a 0-d array of a structured dtype of "
                 f"{num_bytes} bytes, {_describe(arg)} was given"
             )
         return (ctypes.c_char * num_bytes).from_buffer_copy(arg.tobytes())
@@ -219,13 +225,12 @@ class EmulatedKernel:
         wanted = np.dtype(_DTYPES[code])
         if not isinstance(arg, np.generic) or arg.dtype != wanted:
             raise TypeError(
-                f"{self.name}, argument {i}: the kernel takes a {wanted}, "
-                f"{_describe(arg)} was given"
+                f"{self._label(i)}: the kernel takes a {wanted}, {_describe(arg)} was given"
             )
         return (ctypes.c_char * wanted.itemsize).from_buffer_copy(arg.tobytes())
 
     def _array(self, i: int, code: str, arg: Any) -> _GlobalArray:
-        label = f"{self.name}, argument {i}"
+        label = self._label(i)
         if not isinstance(arg, EmulatedArray):
             raise TypeError(
                 f"{label}: the kernel takes an EmulatedArray, {_describe(arg)} was given"
@@ -239,13 +244,19 @@ class EmulatedKernel:
             raise TypeError(
                 f"{label}: the kernel takes {_DTYPES[code]} elements, {_describe(arg)} was given"
             )
-        return _global_array(i, arg, memory)
+        return _global_array(self.parameter_names[i], arg, memory)
 
 
-def _global_array(i: int, arg: EmulatedArray, memory: DeviceMemory) -> _GlobalArray:
-    # The checker remembers accesses by element; a 64-bit element counts as two.
-    granule = min(arg.itemsize, 4)
-    return _GlobalArray(arg.ctypes.data, arg.nbytes, memory.begin, memory.num_bytes, granule, i)
+def _global_array(name: str, arg: EmulatedArray, memory: DeviceMemory) -> _GlobalArray:
+    return _GlobalArray(
+        arg.ctypes.data,
+        arg.nbytes,
+        memory.begin,
+        memory.num_bytes,
+        min(arg.itemsize, 4),  # accesses are remembered by element; one of 64 bits counts as two
+        arg.itemsize,
+        name.encode()[:47],
+    )
 
 
 def _is_null(arg: Any) -> bool:

@@ -52,6 +52,8 @@ class Entry:
     name: str
     max_threads: str
     """The expression in its __launch_bounds__, or "1024"."""
+    parameters: tuple[str, ...]
+    """The names of its parameters."""
 
 
 def user_lines(text: str) -> Iterator[tuple[str, int, str]]:
@@ -83,8 +85,23 @@ def find_entries(text: str) -> list[Entry]:
         if not before.rstrip().endswith('extern "C"'):
             raise CompileError(f'kernel {match["name"]}: entry points must be extern "C"')
         bounds = (match["before"] or match["after"] or "1024").split(",")[0]
-        entries.append(Entry(match["name"], bounds))
+        entries.append(Entry(match["name"], bounds, _parameters(body, match.end())))
     return entries
+
+
+def _parameters(text: str, start: int) -> tuple[str, ...]:
+    """The names in a list of parameters, whose first character stands at `start`."""
+    parts, depth = [""], 0
+    for letter in text[start:]:
+        depth += (letter in "([{<") - (letter in ")]}>")
+        if depth < 0:
+            break
+        if letter == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    found = [re.search(r"(\w+)[\s\])[]*$", part) for part in parts if part.strip()]
+    return tuple(name[1] if name else f"argument {i}" for i, name in enumerate(found))
 
 
 def uses_dynamic_shared(text: str) -> bool:

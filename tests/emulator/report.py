@@ -26,7 +26,8 @@ class KernelFault(EmulatorError):
             divergent_warp, early_exit, deadlock, async_copy, trap, unsupported, warp, timeout
             or crash.
         kernel: name of the entry point.
-        where: source line of the access or barrier that was caught; None if unknown.
+        where: line of the .cu file that holds the access or barrier that was caught, or that calls
+            the header where it stands; None if unknown.
         other: the line that it conflicts with: the earlier access of a race, the other barrier.
         block: (x, y, z) of the block; None if no thread was running.
         thread: (x, y, z) of the thread in its block; None if no thread was running.
@@ -48,10 +49,9 @@ class KernelFault(EmulatorError):
         self.block, self.thread = block, thread
         lines = [f"{kind} in kernel {kernel} at {where or 'an unknown line'}: {detail}"]
         if where is not None:
-            lines += [f"    called from {caller}" for caller in where.callers]
+            lines += where.surroundings("    ")
         if other is not None:
-            lines.append(f"    conflicts with {other}")
-            lines += [f"        called from {caller}" for caller in other.callers]
+            lines += [f"    conflicts with {other}", *other.surroundings("        ")]
         if block is not None:
             lines.append(f"    block {block}, thread {thread}")
         super().__init__("\n".join(lines))
@@ -60,19 +60,27 @@ class KernelFault(EmulatorError):
     def lines(self) -> set[int]:
         """All source lines that the report names."""
         places = [p for p in (self.where, self.other) if p is not None]
-        return {q.line for p in places for q in (p, *p.callers)}
+        return {q.line for p in places for q in (p, *p.inside, *p.callers)}
 
 
 @dataclass(frozen=True)
 class Place:
-    """A line of a kernel's source, and the lines it was inlined from, innermost first."""
+    """A line of a kernel's own file, the lines in headers below it, and those it is called from."""
 
     file: Path
     line: int
+    inside: tuple[Place, ...] = ()
+    """In functions that this line calls and that were inlined, outermost first."""
     callers: tuple[Place, ...] = ()
+    """Innermost first."""
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}"
+
+    def surroundings(self, indent: str) -> list[str]:
+        """What a report says below this line."""
+        below = [f"{indent}inside, at {place}" for place in self.inside]
+        return below + [f"{indent}called from {place}" for place in self.callers]
 
 
 class _RawPlace(ctypes.Structure):
@@ -98,14 +106,25 @@ class RawReport(ctypes.Structure):
     ]
 
 
-def _resolve(raw: _RawPlace, library: Path) -> Place | None:
-    """File and line of a raw place; frames inside the emulator's own headers are left out."""
+def _resolve(raw: _RawPlace, library: Path, source: Path) -> Place | None:
+    """The place in the author's own file; frames inside the emulator's headers are left out."""
+    frames = _frames(raw.pc, library) if raw.pc else []
     if raw.file:
-        return Place(Path(raw.file.decode()), raw.line)
-    if not raw.pc:
+        innermost = Place(Path(raw.file.decode()), raw.line)
+        if innermost not in frames:
+            frames.insert(0, innermost)
+    if not frames:
         return None
+    own = next((i for i, frame in enumerate(frames) if frame.file == source), 0)
+    return Place(
+        frames[own].file, frames[own].line, tuple(frames[:own][::-1]), tuple(frames[own + 1 :])
+    )
+
+
+def _frames(pc: int, library: Path) -> list[Place]:
+    """The line at an offset into a library, and those that it was inlined from, innermost first."""
     output = subprocess.run(
-        ["addr2line", "-i", "-e", str(library), hex(raw.pc)],
+        ["addr2line", "-i", "-e", str(library), hex(pc)],
         capture_output=True,
         text=True,
         check=True,
@@ -115,19 +134,19 @@ def _resolve(raw: _RawPlace, library: Path) -> Place | None:
         name, _, number = row.split(" (")[0].rpartition(":")
         if number.isdigit() and int(number) and INCLUDE_DIR not in Path(name).parents:
             frames.append(Place(Path(name), int(number)))
-    return Place(frames[0].file, frames[0].line, tuple(frames[1:])) if frames else None
+    return frames
 
 
-def fault_from(raw: RawReport, kernel: str, library: Path) -> KernelFault:
-    """The exception for a report that the runtime has written."""
+def fault_from(raw: RawReport, kernel: str, library: Path, source: Path) -> KernelFault:
+    """The exception for a report that the runtime has written about a kernel of `source`."""
     block = (raw.block[0], raw.block[1], raw.block[2])
     thread = (raw.thread[0], raw.thread[1], raw.thread[2])
     return KernelFault(
         raw.kind.decode(),
         kernel,
         raw.message.decode(errors="replace"),
-        _resolve(raw.where, library),
-        _resolve(raw.other, library),
+        _resolve(raw.where, library, source),
+        _resolve(raw.other, library, source),
         block if raw.in_thread else None,
         thread if raw.in_thread else None,
     )

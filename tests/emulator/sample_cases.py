@@ -29,11 +29,6 @@ def random(seed: int, *shape: int) -> EmulatedArray:
     return emulated(np.random.default_rng(seed).standard_normal(shape), np.float32)
 
 
-def full_of_nan(*shape: int) -> EmulatedArray:
-    """An output: an element that the kernel misses stays NaN."""
-    return emulated(np.full(shape, np.nan, np.float32))
-
-
 def bf16_bits(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """float32 rounded to bfloat16, as uint16; no NaN."""
     u = np.ascontiguousarray(x, np.float32).view(np.uint32)
@@ -54,7 +49,7 @@ def check(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any], terms: int = 1)
 @case("matmul.cu")
 def matmul(options: Sequence[str] = (), M: int = 33, N: int = 70, K: int = 36) -> None:
     """Tiled product whose sizes the tiles do not divide."""
-    out, a, b = full_of_nan(M, N), random(1, M, K), random(2, N, K)
+    out, a, b = emulated_empty((M, N)), random(1, M, K), random(2, N, K)
     sizes = (np.int32(M), np.int32(N), np.int32(K))
     kernel("matmul.cu", "matmul", options)((-(-N // 32), -(-M // 32)), (64,), (out, a, b, *sizes))
     check(out, np.asarray(a, np.float64) @ np.asarray(b, np.float64).T, 4 * K)
@@ -63,7 +58,7 @@ def matmul(options: Sequence[str] = (), M: int = 33, N: int = 70, K: int = 36) -
 @case("reduction.cu")
 def moments(options: Sequence[str] = (), rows: int = 3, C: int = 300) -> None:
     """Two sums over a block, one after the other."""
-    mean, var, inp = full_of_nan(rows), full_of_nan(rows), random(3, rows, C)
+    mean, var, inp = emulated_empty(rows), emulated_empty(rows), random(3, rows, C)
     kernel("reduction.cu", "moments", options)((rows,), (128,), (mean, var, inp, np.int32(C)))
     wide = np.asarray(inp, np.float64)
     check(mean, wide.mean(1), C)
@@ -73,7 +68,7 @@ def moments(options: Sequence[str] = (), rows: int = 3, C: int = 300) -> None:
 @case("reduction.cu")
 def reverse_rows(options: Sequence[str] = ()) -> None:
     """Warps that exchange data through shared memory, each for itself."""
-    out, inp = full_of_nan(16, 32), random(4, 16, 32)
+    out, inp = emulated_empty((16, 32)), random(4, 16, 32)
     kernel("reduction.cu", "reverse_rows", options)((2,), (128,), (out, inp))
     check(out, np.asarray(inp)[:, ::-1])
 
@@ -91,7 +86,7 @@ def histogram(options: Sequence[str] = ()) -> None:
 @case("pipeline.cu")
 def add_mirrored(options: Sequence[str] = (), n: int = 1900) -> None:
     """cp.async through two buffers; the last tile lies partly outside."""
-    out, inp = full_of_nan(n), random(6, n)
+    out, inp = emulated_empty(n), random(6, n)
     kernel("pipeline.cu", "add_mirrored", options)((2,), (64,), (out, inp, np.int32(n)))
     padded = np.zeros(-(-n // 256) * 256, np.float32)
     padded[:n] = inp
@@ -103,7 +98,7 @@ def add_mirrored(options: Sequence[str] = (), n: int = 1900) -> None:
 def mma_bf16(options: Sequence[str] = ()) -> None:
     """ldmatrix and mma against a plain product."""
     a, b = (bf16_bits(np.asarray(random(seed, n, 16))) for seed, n in ((7, 16), (8, 8)))
-    c, d = random(9, 16, 8), full_of_nan(16, 8)
+    c, d = random(9, 16, 8), emulated_empty((16, 8))
     args = (d, emulated(a), emulated(b), c)
     kernel("fragments.cu", "mma_bf16", options)((1,), (32,), args)
     wide = bf16_values(a).astype(np.float64) @ bf16_values(b).astype(np.float64).T
@@ -115,7 +110,7 @@ def mma_tf32(options: Sequence[str] = ()) -> None:
     """mma for tf32; the operands are rounded by NumPy first, so that the product is exact."""
     a, b = (np.asarray(random(seed, n, 8)) for seed, n in ((10, 16), (11, 8)))
     rounded = [((x.view(np.uint32) + 0x1000) & 0xFFFFE000).view(np.float32) for x in (a, b)]
-    c, d = random(12, 16, 8), full_of_nan(16, 8)
+    c, d = random(12, 16, 8), emulated_empty((16, 8))
     args = (d, emulated(a), emulated(b), c)
     kernel("fragments.cu", "mma_tf32", options)((1,), (32,), args)
     check(d, rounded[0].astype(np.float64) @ rounded[1].astype(np.float64).T + np.asarray(c), 32)

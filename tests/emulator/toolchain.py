@@ -18,6 +18,7 @@ from pathlib import Path
 
 from emulator.preprocessed import (
     DYNAMIC_SHARED,
+    Entry,
     find_entries,
     reject_unsupported,
     uses_dynamic_shared,
@@ -72,9 +73,11 @@ class SharedSymbol:
 class CompiledModule:
     """A shared library made from one .cu file."""
 
+    source: Path
     library: Path
     runtime: Path
-    entries: tuple[str, ...]
+    parameters: dict[str, tuple[str, ...]]
+    """The names of the parameters of each kernel, in the file's order."""
     shared: tuple[SharedSymbol, ...]
     anchor_offset: int
     """Offset of the variable whose address emu_shared_anchor() returns."""
@@ -102,14 +105,17 @@ def compile_module(
     record = library.with_suffix(".json")
     if not record.exists():
         entries = _build(source, flags, library, runtime)
-        _write(record, json.dumps({"entries": entries, "shared": _shared_symbols(library)}))
+        parameters = {entry.name: entry.parameters for entry in entries}
+        facts = {"parameters": parameters, "shared": _shared_symbols(library)}
+        _write(record, json.dumps(facts))
     facts = json.loads(record.read_text())
     symbols = [SharedSymbol(*row) for row in facts["shared"]]
     anchor = next(s for s in symbols if s.name == "emu_anchor")
     return CompiledModule(
+        source,
         library,
         runtime,
-        tuple(facts["entries"]),
+        {name: tuple(names) for name, names in facts["parameters"].items()},
         tuple(s for s in symbols if s is not anchor),
         anchor.offset,
     )
@@ -256,8 +262,8 @@ def _with_gaps(assembly: str) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _build(source: Path, flags: list[str], library: Path, runtime: Path) -> list[str]:
-    """Preprocess, check, compile and link; returns the names of the kernels."""
+def _build(source: Path, flags: list[str], library: Path, runtime: Path) -> list[Entry]:
+    """Preprocess, check, compile and link; returns the kernels."""
     text = _preprocess(source, flags)
     reject_unsupported(text)
     entries = find_entries(text)
@@ -279,10 +285,11 @@ def _build(source: Path, flags: list[str], library: Path, runtime: Path) -> list
             )
             objects.append(folder / "dynamic.o")
             _run([_compiler(), *_COMMON, "-c", str(definition), "-o", str(objects[1])])
-        # Resolved now: otherwise a missing function would end the process at its first call.
-        rules = ["-Wl,--no-undefined", f"-Wl,-rpath,{runtime.parent}"]
+        # Resolved now: otherwise a missing function would end the process at its first call. To the
+        # module's own functions: a kernel may have the name of one of the C library.
+        rules = ["-Wl,--no-undefined", "-Wl,-Bsymbolic", f"-Wl,-rpath,{runtime.parent}"]
         _link([*map(str, objects), str(runtime), *rules], library)
-    return [e.name for e in entries]
+    return entries
 
 
 def _shared_symbols(library: Path) -> list[tuple[int, int, str]]:

@@ -4,13 +4,13 @@ A test gets its arrays from the `dev` fixture: `dev.input` remembers what it han
 fixture checks after the test that it came back unchanged.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
+from emulator.arrays import unwritten
 from emulator.emulate import EmulatedArray, emulated, load, loader
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
@@ -54,8 +54,9 @@ class Device:
         return array
 
     def output(self, shape: int | tuple[int, ...], dtype: str | None = None) -> Any:
-        """For a written output: NaN everywhere, so that an element that is missed stays NaN."""
-        return self.array(np.full(shape, math.nan), dtype)
+        """For a written output: an element that the op misses is reported as never written."""
+        dtype = dtype or self.floatX
+        return self.put(unwritten(shape, "uint16" if dtype == "bfloat16" else dtype))
 
     def accumulated(self, shape: int | tuple[int, ...], dtype: str | None = None) -> Any:
         """For an accumulated output: STARTED_AT everywhere."""

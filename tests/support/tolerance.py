@@ -14,6 +14,7 @@ import math
 from typing import Any
 
 import numpy as np
+from emulator.arrays import never_written
 
 EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-7}
 """The unit in the last place of 1, by dtype."""
@@ -47,14 +48,36 @@ def limit(
 
 
 def assert_close(name: str, found: np.ndarray, want: np.ndarray, allowed: Any) -> None:
-    """Every element of `found` is within `allowed` of `want`; NaN is not."""
+    """Every element of `found` is within `allowed` of `want`; NaN is not.
+
+    The message names the worst element: one that was never written, one that is NaN, or the one
+    that is furthest off.
+    """
     assert found.shape == want.shape, f"{name}: {found.shape} for {want.shape}"
     error = np.abs(np.asarray(found, np.float64) - want)
     good = error <= allowed
-    if not good.all():
-        worst = np.unravel_index(np.argmax(np.where(good, 0.0, error)), error.shape)
-        most = np.broadcast_to(allowed, error.shape)[worst]
+    if good.all():
+        return
+    missing = never_written(found) & ~good
+    if missing.any():
+        worst = _first(missing)
         raise AssertionError(
-            f"{name}[{', '.join(map(str, worst))}] is {found[worst]:.6g}, not {want[worst]:.6g}: "
-            f"off by {error[worst]:.2e}, allowed are {most:.2e}; {np.sum(~good)} elements are off"
+            f"{_element(name, worst)} was never written, want {want[worst]:.6g}; "
+            f"{missing.sum()} of {missing.size} elements were never written, "
+            f"{(~good & ~missing).sum()} others are off"
         )
+    worst = np.unravel_index(np.argmax(np.where(good, 0.0, error)), error.shape)
+    most = np.broadcast_to(allowed, error.shape)[worst]
+    raise AssertionError(
+        f"{_element(name, worst)}: got {found[worst]:.6g}, want {want[worst]:.6g}, "
+        f"off by {error[worst]:.2e}, allowed are {most:.2e}; "
+        f"{(~good).sum()} of {good.size} elements are off"
+    )
+
+
+def _first(mask: np.ndarray) -> tuple[Any, ...]:
+    return np.unravel_index(np.argmax(mask), mask.shape)
+
+
+def _element(name: str, index: tuple[Any, ...]) -> str:
+    return f"{name}[{', '.join(map(str, index))}]"

@@ -1,6 +1,7 @@
 #include "checker.h"
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <sys/mman.h>
 #include <vector>
@@ -28,7 +29,7 @@ struct Shadow {
 struct Array {
     uintptr_t begin, end;
     Shadow* shadow;
-    int argument;
+    const GlobalArray* given;
 };
 
 const Memory* checked_memory = nullptr;
@@ -38,6 +39,7 @@ static std::vector<Shadow> shadows;
 static std::vector<Array> arrays;
 
 uint64_t module_offset(uintptr_t pc) {
+    if (!checked_memory) return 0;
     const Memory& memory = *checked_memory;
     // One byte before the return address lies inside the call, so on its line.
     return pc > memory.module_begin && pc <= memory.module_end ? pc - memory.module_begin - 1 : 0;
@@ -70,7 +72,7 @@ void start_checking(const Memory& memory) {
         }
         if (given.granule < found->granule) found->granule = given.granule;
         arrays.push_back(
-            {uintptr_t(given.begin), uintptr_t(given.begin + given.bytes), found, given.argument});
+            {uintptr_t(given.begin), uintptr_t(given.begin + given.bytes), found, &given});
     }
     for (Shadow& shadow : shadows) shadow.cells = map_cells(shadow.bytes, shadow.granule);
 }
@@ -86,13 +88,22 @@ struct Access {
     int kind;
     Stamp now;
     const char* shared_array;  // the array that is accessed: this shared one, or else an argument
-    int argument;
+    const GlobalArray* argument;
     uint64_t offset;  // in bytes, from the start of the array
 
     Place place() const { return {nullptr, 0, module_offset(pc)}; }
 };
 
-// "4-byte read at shared tile + 12"
+// "inp[25]", or "inp + 101 bytes" for an address inside an element. Negative before its start.
+static void name_element(char* text, size_t size, const GlobalArray& array, long offset) {
+    const long item = array.item_bytes;
+    if (offset % item == 0)
+        snprintf(text, size, "%s[%ld]", array.name, offset / item);
+    else
+        snprintf(text, size, "%s %c %ld bytes", array.name, offset < 0 ? '-' : '+', labs(offset));
+}
+
+// "4-byte read at inp[25]", "4-byte read at shared tile + 12"
 struct Description {
     char text[128];
     explicit Description(const Access& a) {
@@ -100,7 +111,7 @@ struct Description {
         if (a.shared_array)
             snprintf(text + n, sizeof text - n, "shared %s + %lu", a.shared_array, a.offset);
         else
-            snprintf(text + n, sizeof text - n, "argument %d + %lu", a.argument, a.offset);
+            name_element(text + n, sizeof text - n, *a.argument, long(a.offset));
     }
 };
 
@@ -197,10 +208,12 @@ static void check_shared(Access& access) {
     if (!nearest)
         fail("out_of_bounds", access.place(), {}, "%s of %zu bytes: the kernel has no such array",
              verb(access.kind), access.bytes);
-    fail("out_of_bounds", access.place(), {},
-         "%s of %zu bytes at argument %d %c %lu bytes; the array has %lu bytes", verb(access.kind),
-         access.bytes, nearest->argument, access.address < nearest->begin ? '-' : '+',
-         (unsigned long)distance, (unsigned long)(nearest->end - nearest->begin));
+    char element[96];
+    name_element(element, sizeof element, *nearest->given, long(access.address - nearest->begin));
+    fail("out_of_bounds", access.place(), {}, "%zu-byte %s at %s; %s has %lu elements of %u bytes",
+         access.bytes, verb(access.kind), element, nearest->given->name,
+         (unsigned long)(nearest->given->bytes / nearest->given->item_bytes),
+         nearest->given->item_bytes);
 }
 
 static void check_global(Access& access) {
@@ -214,7 +227,7 @@ static void check_global(Access& access) {
             if (holds(array)) last = &array;
     }
     if (!last) report_wild(access);
-    access.argument = last->argument;
+    access.argument = last->given;
     access.offset = access.address - last->begin;
     check_alignment(access);
     for_cells(*last->shadow, access.address, access.bytes,
@@ -231,7 +244,7 @@ void check_access(uintptr_t pc, const void* pointer, size_t bytes, int kind) {
     if (!memory || !block.running || !bytes) return;
     const auto address = uintptr_t(pointer);
     if (inside(address, uintptr_t(memory->stacks), memory->stacks_bytes)) return;
-    Access access{pc, address, bytes, kind, stamp_now(), nullptr, 0, 0};
+    Access access{pc, address, bytes, kind, stamp_now(), nullptr, nullptr, 0};
     if (inside(address, uintptr_t(memory->shared), memory->shared_bytes))
         return check_shared(access);
     if (inside(address, memory->module_begin, memory->module_end - memory->module_begin)) {

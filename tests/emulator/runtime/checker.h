@@ -14,7 +14,8 @@ struct GlobalArray {
     uint64_t begin, bytes;
     uint64_t allocation_begin, allocation_bytes;  // arguments may be views of one allocation
     uint32_t granule;                             // bytes per shadow cell: 1, 2 or 4
-    int32_t argument;
+    uint32_t item_bytes;                          // of an element
+    char name[48];                                // of the kernel's parameter
 };
 
 struct Memory {
@@ -45,7 +46,7 @@ void end_async_write(uintptr_t pc, const void* address, size_t bytes);
 // The place of the latest checked access, for a thread that is interrupted inside the checker.
 extern uintptr_t last_access_pc;
 
-// The return address as an offset into the kernel's library, for Place::pc.
+// The return address as an offset into the kernel's library, for Place::pc; 0 without the checker.
 uint64_t module_offset(uintptr_t pc);
 
 }  // namespace emu

@@ -43,7 +43,8 @@ struct SourceLocation {
 };
 
 void __ubsan_handle_out_of_bounds(SourceLocation* place, uintptr_t index) {
-    fail("out_of_bounds", {place->file, int32_t(place->line)}, {},
+    const uint64_t pc = module_offset(uintptr_t(__builtin_return_address(0)));
+    fail("out_of_bounds", {place->file, int32_t(place->line), pc}, {},
          "array index %ld is outside the array's declared size", long(index));
 }
 
@@ -55,7 +56,8 @@ struct TypeMismatch {
 
 void __ubsan_handle_type_mismatch_v1(TypeMismatch* data, uintptr_t address) {
     const unsigned alignment = 1u << data->log_alignment;
-    fail(address ? "misaligned" : "out_of_bounds", {data->place.file, int32_t(data->place.line)},
+    const uint64_t pc = module_offset(uintptr_t(__builtin_return_address(0)));
+    fail(address ? "misaligned" : "out_of_bounds", {data->place.file, int32_t(data->place.line), pc},
          {},
          address ? "the address %#lx is no multiple of %u, which its type needs"
                  : "access through a null pointer (address %#lx, alignment %u)",

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "block.h"
+#include "checker.h"
 
 namespace emu {
 
@@ -37,5 +38,6 @@ void fail(const char* kind, const Place& where, const Place& other, const char* 
 }  // namespace emu
 
 extern "C" void emu_fail(const char* kind, const char* message, const char* file, int line) {
-    emu::fail(kind, {file, line}, {}, "%s", message);
+    const uint64_t pc = emu::module_offset(uintptr_t(__builtin_return_address(0)));
+    emu::fail(kind, {file, line, pc}, {}, "%s", message);
 }

@@ -5,8 +5,8 @@
 
 namespace emu {
 
-// A place in the source: either file and line, or an address inside the kernel's library (an
-// offset from its start) that the loader turns into file and line. All zero: unknown.
+// A place in the source: file and line, or an address inside the kernel's library (an offset from
+// its start) that the loader turns into a line and those it was inlined from. All zero: unknown.
 struct Place {
     const char* file = nullptr;
     int32_t line = 0;

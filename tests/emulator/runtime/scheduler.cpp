@@ -2,6 +2,7 @@
 #include <cstring>
 
 #include "block.h"
+#include "checker.h"
 
 namespace emu {
 
@@ -109,15 +110,23 @@ void run_block(uint3 index, uint32_t number) {
 
 using namespace emu;
 
+// Where a thread waits: the line of the barrier, and the call of the runtime, from which the lines
+// of the functions around it follow.
+#define EMU_WAITING_PLACE {file, line, module_offset(uintptr_t(__builtin_return_address(0)))}
+
+static bool same_line(const Place& place, const char* file, int line) {
+    return place.line == line && (place.file == file || !strcmp(place.file, file));
+}
+
 void emu_barrier(const char* file, int line) {
     Thread& self = *block.running;
-    self.place = {file, line};
+    self.place = EMU_WAITING_PLACE;
     if (block.finished)
         fail("early_exit", self.place, {},
              "%u thread(s) of the block returned before this __syncthreads()", block.finished);
     if (block.at_barrier) {
         Thread* other = block.first_at_barrier;
-        if (other->place.line != line || strcmp(other->place.file, file) != 0)
+        if (!same_line(other->place, file, line))
             fail("divergent_barrier", self.place, other->place,
                  "threads of one block wait at different __syncthreads(): this one and thread "
                  "(%u, %u, %u)",
@@ -138,7 +147,7 @@ void emu_warp(const char* operation, unsigned mask, void* data, emu_combine comb
               int orders_memory, const char* file, int line) {
     Thread& self = *block.running;
     Warp& warp = block.warps[self.warp];
-    self.place = {file, line};
+    self.place = EMU_WAITING_PLACE;
     self.operation = operation;
     self.warp_data = data;
     if (mask != ~0u)
@@ -149,8 +158,8 @@ void emu_warp(const char* operation, unsigned mask, void* data, emu_combine comb
              warp.exited, operation);
     if (warp.arrived) {
         Thread& other = block.threads[self.warp * 32 + __builtin_ctz(warp.arrived)];
-        if (strcmp(other.operation, operation) || other.place.line != line ||
-            strcmp(other.place.file, file))
+        const bool same = other.operation == operation || !strcmp(other.operation, operation);
+        if (!same || !same_line(other.place, file, line))
             fail("divergent_warp", self.place, other.place,
                  "lanes of one warp are at different operations: this %s and lane %u's %s",
                  operation, other.lane, other.operation);
