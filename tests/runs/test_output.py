@@ -1,7 +1,7 @@
 """A run whose output is closed, full or narrow trains and saves as any other."""
 
+import io
 import os
-import pty
 import re
 import shlex
 import signal
@@ -20,16 +20,15 @@ from cupygpt.prepare import main as prepare
 from cupygpt.sample import main as sample
 from cupygpt.train import main
 
-pytestmark = pytest.mark.skipif(os.name == "nt", reason="a shell of POSIX")
+pty = pytest.importorskip("pty", reason="terminals and shells of POSIX")
 
 
-def shell(command: str, folder: Path, **environ: str) -> "subprocess.CompletedProcess[bytes]":
+def shell(command: str, folder: Path) -> "subprocess.CompletedProcess[bytes]":
     """`command` in a shell; `train` in it is the command."""
     line = f'train() {{ {shlex.quote(sys.executable)} -m cupygpt.train "$@"; }}; {command}'
     return subprocess.run(
         ["bash", "-o", "pipefail", "-c", line],
         cwd=folder,
-        env={**os.environ, **environ},
         capture_output=True,
         timeout=60,
         check=False,
@@ -41,7 +40,7 @@ def flags(folder: Path, *more: str, config: GPTConfig = TINY) -> str:
     return shlex.join([*files, "-n", "12", "--log-every", "1", "-o", "run", *more])
 
 
-@pytest.mark.parametrize("where", [">/dev/full", ">&-", ">/dev/full 2>&-"])
+@pytest.mark.parametrize("where", [">/dev/full", ">&- 2>&-"])
 def test_no_output_stops_no_run(tmp_path: Path, where: str) -> None:
     result = shell(f"train {flags(tmp_path, '-s', '6')} {where}", tmp_path)
     assert result.returncode == 0, result.stderr
@@ -93,23 +92,70 @@ def test_ctrl_c_reaches_the_reader_of_a_pipe_too(tmp_path: Path) -> None:
     assert "stopped by SIGINT; continue:  python -m cupygpt.train --resume run" in said.decode()
 
 
+def test_a_terminal_that_is_gone_stops_no_run(tmp_path: Path) -> None:
+    terminal, other = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cupygpt.train", *shlex.split(flags(tmp_path, "-n", "200"))],
+        cwd=tmp_path,
+        env={**os.environ, "TERM": "xterm"},
+        stdout=other,
+        stderr=other,
+    )
+    os.close(other)
+    text = b""
+    while b"ms/step" not in text:  # the bar is there
+        text += os.read(terminal, 4096)
+    os.close(terminal)
+    assert process.wait(timeout=60) == 0
+    assert checkpoint_steps(tmp_path / "run")[-1] == 200
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
-def test_any_encoding_of_stdout_will_do(tmp_path: Path, encoding: str) -> None:
+def test_any_encoding_of_stdout_will_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
     """The samples of the first steps are noise: few of their characters exist in cp1252."""
-    command = flags(tmp_path, "-s", "6", config=GPTConfig(maxT=16, V=257, L=1, NH=1, C=8))
-    result = shell(f"train {command}", tmp_path, PYTHONIOENCODING=encoding)
-    assert result.returncode == 0, result.stderr
-    assert "sample at step 6" in result.stdout.decode(encoding)
+    config = GPTConfig(maxT=16, V=257, L=1, NH=1, C=8)
+    monkeypatch.chdir(tmp_path)
+    data = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(data, encoding))
+    assert main(shlex.split(flags(tmp_path, "-s", "6", config=config))) == 0
+    assert "sample at step 6" in data.getvalue().decode(encoding)
     samples = metrics(tmp_path / "run", "sample")
     assert [event["step"] for event in samples] == [6, 12]
     assert any("\ufffd" in str(event["text"]) for event in samples)  # the logs are UTF-8
 
 
-def test_help_and_errors_need_no_unicode(tmp_path: Path) -> None:
-    for command in ("train --help", f"train {flags(tmp_path, '-d', '50')}"):
-        result = shell(command, tmp_path, PYTHONIOENCODING="ascii:strict")
-        assert b"B x T x GPUs" in result.stdout or b"4 x 8 = 32" in result.stderr
-        assert b"Traceback" not in result.stderr
+def test_help_and_errors_need_no_unicode(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = io.BytesIO(), io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(out, "ascii"))
+    monkeypatch.setattr(sys, "stderr", io.TextIOWrapper(err, "ascii"))
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    sys.stdout.flush()
+    assert b"B x T x GPUs" in out.getvalue()
+    assert main(shlex.split(flags(tmp_path, "-d", "50"))) == 2
+    assert b"4 x 8 = 32" in err.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("no_bar", [False, True])
+def test_no_bar_gives_lines_on_a_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, no_bar: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("JPY_PARENT_PID", "PAGER", "GIT_PAGER"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert main(shlex.split(flags(tmp_path, *(["--no-bar"] if no_bar else [])))) == 0
+    assert ("\x1b[" in stream.getvalue()) == (not no_bar)
+    assert ("step   12/12 | epoch" in stream.getvalue()) == no_bar
 
 
 def test_printed_commands_can_be_pasted(
@@ -133,31 +179,3 @@ def test_printed_commands_can_be_pasted(
     assert sample([*printed("sample"), "--tokens", "3"]) == 0
     assert main(["-i", text]) == 2
     assert printed("prepare") == [text]
-
-
-@pytest.mark.parametrize("no_bar", [False, True])
-def test_no_bar_gives_lines_on_a_terminal(tmp_path: Path, *, no_bar: bool) -> None:
-    more = ["--no-bar"] if no_bar else []
-    terminal, other = pty.openpty()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "cupygpt.train", *shlex.split(flags(tmp_path, *more))],
-        cwd=tmp_path,
-        env={**os.environ, "TERM": "xterm"},
-        stdout=other,
-        stderr=other,
-    )
-    os.close(other)
-    text = b""
-    while piece := read(terminal):
-        text += piece
-    os.close(terminal)
-    assert process.wait() == 0
-    assert (b"\x1b[" in text) == (not no_bar)
-    assert (b"step   12/12 | epoch" in text) == no_bar
-
-
-def read(terminal: int) -> bytes:
-    try:
-        return os.read(terminal, 4096)
-    except OSError:  # Linux's word for: no process has it open any more
-        return b""
