@@ -57,8 +57,8 @@ struct TypeMismatch {
 void __ubsan_handle_type_mismatch_v1(TypeMismatch* data, uintptr_t address) {
     const unsigned alignment = 1u << data->log_alignment;
     const uint64_t pc = module_offset(uintptr_t(__builtin_return_address(0)));
-    fail(address ? "misaligned" : "out_of_bounds", {data->place.file, int32_t(data->place.line), pc},
-         {},
+    const Place where{data->place.file, int32_t(data->place.line), pc};
+    fail(address ? "misaligned" : "out_of_bounds", where, {},
          address ? "the address %#lx is no multiple of %u, which its type needs"
                  : "access through a null pointer (address %#lx, alignment %u)",
          (unsigned long)address, alignment);
