@@ -15,7 +15,7 @@ from types import TracebackType
 
 from cupygpt.distributed.handshake import Guest, Identity
 from cupygpt.distributed.launcher_env import PORT, RankInfo
-from cupygpt.distributed.messages import Closed, MessageSocket
+from cupygpt.distributed.messages import MessageSocket
 from cupygpt.errors import ConfigError
 
 GREETING_S = 5.0
@@ -78,7 +78,7 @@ class Reception:
     def _hear(self, guest: Guest) -> Identity | None:
         try:
             identity = guest.hear()
-        except Closed:
+        except OSError:  # Closed, or no file descriptor is left to wait with
             self._turn_away(guest)
             return None
         if identity is not None:

@@ -1,6 +1,7 @@
 """Rank 0 listens at one address, and hears all who connect side by side."""
 
 import contextlib
+import errno
 import socket
 import struct
 import sys
@@ -14,7 +15,7 @@ import pytest
 from support.rank_threads import KEY, rank_infos
 
 from cupygpt.distributed import reception
-from cupygpt.distributed.handshake import Identity, introduce
+from cupygpt.distributed.handshake import Guest, Identity, introduce
 from cupygpt.distributed.launcher_env import LOOPBACK, RankInfo
 from cupygpt.distributed.messages import MessageSocket
 from cupygpt.distributed.reception import Reception, listen
@@ -86,6 +87,25 @@ def test_a_flood_of_strangers_takes_no_more_than_its_places(
     assert seconds_to_join(rank0) < 5.0
     for stranger in strangers:
         stranger.close()
+
+
+def test_strangers_who_take_all_file_descriptors_do_not_end_the_run(
+    monkeypatch: pytest.MonkeyPatch, rank0: RankInfo
+) -> None:
+    """Neither accepting nor waiting raises; a rank comes in when there is room again."""
+    hear, failures = Guest.hear, [OSError(errno.EMFILE, "Too many open files")] * 3
+
+    def sometimes(guest: Guest) -> Identity | None:
+        if failures:
+            raise failures.pop()
+        return hear(guest)
+
+    monkeypatch.setattr(Guest, "hear", sometimes)
+    for _ in range(3):
+        with connect(rank0) as stranger:
+            stranger.sendall(b"x")
+            assert stranger.recv(1) == b""
+    assert seconds_to_join(rank0) < 5.0
 
 
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere 127.0.0.2 is no address")
