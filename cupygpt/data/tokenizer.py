@@ -5,8 +5,9 @@ Ids fit in 16 bits, because token files hold uint16. tiktoken is imported only w
 
 import functools
 import hashlib
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     import tiktoken
 
 END_OF_TEXT = b"<|endoftext|>"
+
+# What Unicode calls White_Space, as \\s does in Rust; in Python, \\s is more than that.
+BLANKS = "\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000"
+LONG_BLANKS = re.compile(f"[{BLANKS}]{{10000,}}")
 
 
 class Tokenizer(ABC):
@@ -116,7 +121,38 @@ class BPETokenizer(Tokenizer):
 
     def encode(self, text: str) -> npt.NDArray[np.uint16]:
         """BPE tokens of the text; the id of end of text never occurs."""
-        return np.array(self._encoding.encode_ordinary(_encodable(text)), np.uint16)
+        parts = [self._encode_part(part) for part in split_at_long_blanks(_encodable(text))]
+        return np.array([token for part in parts for token in part], np.uint16)
+
+    def _encode_part(self, text: str) -> list[int]:
+        try:
+            return self._encoding.encode_ordinary(text)
+        except BaseException as error:
+            # A panic of tiktoken's Rust code is no Exception.
+            if type(error).__name__ != "PanicException":
+                raise
+            raise TokenizerError(
+                f"tiktoken failed ({error}) on a text of {len(text):,} characters that begins with "
+                f"{text[:40]!r}. Break the text into lines, or use --tokenizer bytes."
+            ) from error
+
+
+def split_at_long_blanks(text: str) -> Iterator[str]:
+    """Parts of `text` that are tokenised like the whole, each with few blanks before a non-blank.
+
+    tiktoken looks for the last of all blanks before a word by stepping back from each of them, and
+    fails when there are some 10**6. GPT-2's pattern makes all of them but the last one piece of
+    text, and that last one begins the next piece, so the text can be cut around that piece.
+    """
+    done = 0
+    for run in LONG_BLANKS.finditer(text):
+        last = run.end() if run.end() == len(text) else run.end() - 1
+        for end in (run.start(), last):
+            if end > done:
+                yield text[done:end]
+                done = end
+    if done < len(text):
+        yield text[done:]
 
 
 class DecodeOnlyTokenizer(Tokenizer):

@@ -8,8 +8,9 @@ from cupygpt.config import GPT2_VOCAB, MAX_VOCAB
 from cupygpt.errors import TokenizerError
 from cupygpt.files import HEADER_BYTES, FileKind, check_can_end, check_kind, kind_of, parse_header
 
-# GPT-2's pattern, in the form without possessive quantifiers (openai/gpt-2, src/encoder.py).
-GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+# GPT-2's pattern in the form without possessive quantifiers (openai/gpt-2, src/encoder.py), but for
+# \s++$, which takes the blanks at the end of a text without stepping back, however many they are.
+GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s++$|\s+(?!\S)|\s+"
 
 
 def read(path: Path) -> bytes:

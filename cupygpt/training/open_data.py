@@ -65,7 +65,62 @@ def open_data(config: TrainConfig, folder: Path, *, new: bool) -> Data:
         return _demo_data(config, folder, new=new)
     train = open_shards(config.train_data)
     val = open_shards(config.val_data) if config.val_data else []
-    return Data(train, val, None, made_with=read_token_record([*train, *val]))
+    data = Data(train, val, None, made_with=read_token_record([*train, *val]))
+    data.warnings += _doubts_on_files(data)
+    return data
+
+
+def _doubts_on_files(data: Data) -> list[str]:
+    """What is there twice: files in training and validation, texts in both, files in training."""
+    doubts = []
+    train: dict[str, TokenShard] = {}
+    again = []
+    for shard in data.train:
+        first = train.setdefault(shard.fingerprint["sha256"], shard)
+        if first is not shard:
+            again.append(f"{shard.path} has the same tokens as {first.path}")
+    if again:
+        doubts.append(
+            f"{again[0]}{_and_more(again)}: training sees these tokens more often than others"
+        )
+    shared = [
+        f"{shard.path} has the same tokens as {train[sha256].path}"
+        for shard in data.val
+        if (sha256 := shard.fingerprint["sha256"]) in train
+    ]
+    if shared:
+        doubts.append(
+            f"{shared[0]}{_and_more(shared)}: the model is trained on what validates it, so the "
+            f"validation loss is too low. Leave it out of -i"
+        )
+    return doubts + ([] if shared else _doubts_on_texts(data))
+
+
+def _doubts_on_texts(data: Data) -> list[str]:
+    """Training and validation files made from the same texts, which were split in two ways."""
+    if data.made_with is None:
+        return []
+    files = data.made_with.files
+    trained = {
+        file.origin.sources_sha256: (shard, file.origin.split)
+        for shard, file in zip(data.train, files[: len(data.train)], strict=True)
+        if file is not None
+    }
+    for shard, file in zip(data.val, files[len(data.train) :], strict=True):
+        if file is None or file.origin.sources_sha256 not in trained:
+            continue
+        other, split = trained[file.origin.sources_sha256]
+        if split != file.origin.split:
+            return [
+                f"{shard.path} and {other.path} come from the same text, with other parts held out "
+                f"({file.origin.split}; {split}): the model may be trained on what validates it. "
+                f"Prepare both in one run"
+            ]
+    return []
+
+
+def _and_more(found: list[str]) -> str:
+    return f" (and {len(found) - 1:,} more)" if len(found) > 1 else ""
 
 
 def vocabulary(config: TrainConfig, data: Data) -> int:

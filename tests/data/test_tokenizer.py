@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import subprocess
 import sys
 import threading
@@ -19,11 +20,13 @@ from hypothesis import strategies as st
 from support.data_files import use_gpt2_files, write_ranks
 
 from cupygpt.data import gpt2_bpe
+from cupygpt.data import tokenizer as tokenizer_module
 from cupygpt.data.tokenizer import (
     ByteTokenizer,
     Tokenizer,
     default_tokenizer_spec,
     load_tokenizer,
+    split_at_long_blanks,
 )
 from cupygpt.errors import TokenizerError
 
@@ -291,3 +294,52 @@ def test_tiktoken_is_imported_only_when_needed() -> None:
         "sys.exit('tiktoken' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    text=st.text(alphabet=" \n\t\u3000\x85\x1c\u200bxé1!'", max_size=30),
+    shortest=st.integers(2, 5),
+)
+def test_cutting_at_long_blanks_changes_no_token(bpe: Tokenizer, text: str, shortest: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        pattern = re.compile(f"[{tokenizer_module.BLANKS}]{{{shortest},}}")
+        patch.setattr(tokenizer_module, "LONG_BLANKS", pattern)
+        parts = list(split_at_long_blanks(text))
+        ids = bpe.encode(text).tolist()
+    assert "".join(parts) == text
+    assert "" not in parts
+    original = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+    ranks = bpe._encoding._mergeable_ranks
+    reference = tiktoken.Encoding("x", pat_str=original, mergeable_ranks=ranks, special_tokens={})
+    assert ids == reference.encode_ordinary(text)
+
+
+@pytest.mark.parametrize("blank", [" ", "\n", "\u3000"])
+def test_a_million_blanks_are_tokenised(bpe: Tokenizer, blank: str) -> None:
+    text = "x" + blank * 1_000_001 + "x"
+    ids = bpe.encode(text)
+    assert bpe.decode(ids) == text
+    short = bpe.encode("x" + blank * 101 + "x")
+    np.testing.assert_array_equal(ids[:50], short[:50])
+    np.testing.assert_array_equal(ids[-4:], short[-4:])
+
+
+def test_a_panic_of_tiktoken_is_one_message(
+    bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class PanicException(BaseException):
+        pass
+
+    class Failing:
+        error: BaseException = PanicException("StackOverflow")
+
+        def encode_ordinary(self, text: str) -> list[int]:
+            raise self.error
+
+    monkeypatch.setattr(bpe, "_encoding", Failing())
+    with pytest.raises(TokenizerError, match=r"failed \(StackOverflow\) .* 3 char.*'abc'"):
+        bpe.encode("abc")
+    Failing.error = KeyboardInterrupt()
+    with pytest.raises(KeyboardInterrupt):
+        bpe.encode("abc")

@@ -135,13 +135,44 @@ def test_ids_of_a_smaller_vocabulary_are_noticed(
     text: Path, monkeypatch: pytest.MonkeyPatch, largest: int, *, warned: bool
 ) -> None:
     monkeypatch.setattr(open_data, "load_tokenizer", unavailable)
-    for name in ("a_train.bin", "a_val.bin"):
-        write_shard(Path(name), np.array([largest, *range(100)]))
+    for name, count in (("a_train.bin", 100), ("a_val.bin", 50)):
+        write_shard(Path(name), np.array([largest, *range(count)]))
     config, data = opened()
     attach_tokenizer(config, GPT2_MODEL, data)
     assert [f"the largest token id is {largest:,}" in text for text in data.warnings] == [
         True
     ] * warned
+
+
+def test_what_is_trained_on_must_not_validate(text: Path) -> None:
+    assert prepare.main([str(text), "--tokenizer", "bytes"]) == 0
+    assert opened()[1].warnings == []
+    for flags in ({"train_data": "a_*.bin"}, {"val_data": "a_train.bin"}):
+        [warning] = opened(**flags)[1].warnings
+        assert "the validation loss is too low" in warning
+    val = "a_val.bin has the same tokens as a_val.bin"
+    assert opened(train_data="a_*.bin")[1].warnings[0].startswith(val)
+    without_records(text)
+    assert opened(train_data="a_*.bin")[1].warnings[0].startswith(val)
+
+
+def test_the_same_tokens_twice_are_noticed(text: Path) -> None:
+    for name in "abc":
+        assert prepare.main([str(text), "--tokenizer", "bytes", "--name", name]) == 0
+    [warning] = opened(train_data="?_train.bin")[1].warnings
+    assert warning == (
+        "b_train.bin has the same tokens as a_train.bin (and 1 more): training sees these tokens "
+        "more often than others"
+    )
+
+
+def test_the_same_text_with_other_parts_held_out_is_noticed(text: Path) -> None:
+    for name, fraction in (("a", "0.05"), ("b", "0.2"), ("c", "0")):
+        flags = ["--tokenizer", "bytes", "--name", name, "--val-fraction", fraction]
+        assert prepare.main([str(text), *flags]) == 0
+    for name in "bc":
+        [warning] = opened(train_data=f"{name}_train.bin")[1].warnings
+        assert warning.startswith(f"a_val.bin and {name}_train.bin come from the same text")
 
 
 def test_the_order_of_the_rows_is_part_of_the_memory_plan(tmp_path: Path) -> None:
