@@ -14,15 +14,15 @@ from cupygpt.flags.command_line import CommandLine, read_command_line
 from cupygpt.flags.config import TrainConfig
 from cupygpt.training.start import train
 
-EXIT_CODES = {"SIGTERM": 143, "SIGPIPE": 141}
+EXIT_CODES = {"SIGTERM": 143, "SIGPIPE": 141, "SIGHUP": 129}
 """What shells report for processes that these signals ended; SIGINT's stands in cli.py."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code.
 
-    A run that was stopped and has saved gives 130 after Ctrl-C, 143 after SIGTERM, and 141 if the
-    reader of its output is gone.
+    A run that was stopped and has saved gives 130 after Ctrl-C, 143 after SIGTERM, 129 after
+    SIGHUP, and 141 if the reader of its output is gone.
     """
     words = sys.argv[1:] if arguments is None else arguments
     read: list[CommandLine] = []

@@ -56,8 +56,9 @@ def _is_of_type(item: "Field[Any]", value: Any) -> bool:
         return type(value) in (int, str) and value in argument["choices"]
     kind = argument.get("type", str)
     if kind in (int, float):
-        is_number = type(value) is int or (kind is float and type(value) is float)
-        return is_number and abs(value) <= LARGEST_INT
+        if kind is float and type(value) is float:
+            return True
+        return type(value) is int and abs(value) <= LARGEST_INT
     return isinstance(value, str) and _can_be_a_path(value)
 
 

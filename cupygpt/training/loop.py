@@ -12,6 +12,7 @@ from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.bar import StepLine
 from cupygpt.console.console import Console
 from cupygpt.console.paste import shell_command
+from cupygpt.console.stop_signal import StopSignal
 from cupygpt.data.document_start import document_start
 from cupygpt.data.loader import START, Packed, Position, Prefetcher, StepLoader, pack
 from cupygpt.distributed.collectives import make_collectives
@@ -23,11 +24,11 @@ from cupygpt.run_folder.record import update_record
 from cupygpt.run_folder.saver import Saver
 from cupygpt.training.baselines import bits_per_byte, bytes_per_token
 from cupygpt.training.compile_ahead import compile_ahead
+from cupygpt.training.diverged import diverged, has_finite_moments, is_finite
 from cupygpt.training.length import Clock, seconds_per_step, steps_that_fit
 from cupygpt.training.open_data import Data
 from cupygpt.training.plan import Plan, train_loader, validation_batches
-from cupygpt.training.stop_signal import StopSignal
-from cupygpt.training.trainer import OptimizerSettings, PendingStep, StepResult, Trainer, mean_loss
+from cupygpt.training.trainer import OptimizerSettings, PendingStep, Trainer, mean_loss
 
 MAX_PENDING = 3
 """Most steps that are queued before their losses are read."""
@@ -107,6 +108,7 @@ class Run:
             saved_step=progress.step if is_resumed else None,
         )
         self._log = RunLog(None)
+        self._saves_seen, self._save_is_asked = 0, False
 
     def open_log(self) -> None:
         """Rank 0 logs from now on: the folder belongs to this run."""
@@ -146,16 +148,21 @@ class Run:
             validates = self._due(config.val_every, is_last=is_last) and not stops
             samples = self._due(config.sample_every, is_last=is_last) and not stops
             saves = self._due(config.checkpoint_every or 0, is_last=is_last) or stops
+            saves = saves or self._save_is_asked
             if validates or samples or saves or is_last:
                 self._report(0)  # also: nothing that is not finite gets saved
                 improved = validates and self._validate()
+                if not validates or self._validation is None:
+                    self._require_finite_loss()
                 if samples and self.progress.step and self.ranks.rank == 0:
                     with self.clock.measure("sample"):
                         self._sample()
                 stops = self._stops(stop)  # a signal may have come meanwhile
                 is_last = is_last or self.ran_out_of_patience
-                if is_last or stops or ((saves or improved) and self.progress.step):
+                saves = saves or improved or self._save_is_asked
+                if is_last or stops or (saves and self.progress.step):
                     self._save()
+                    self._save_is_asked = False
                 self._last_report = time.perf_counter()
             if is_last or stops:
                 break
@@ -202,8 +209,13 @@ class Run:
     def _stops(self, stop: StopSignal) -> bool:
         """Whether any rank has got a signal: all hear of it here, at the same step."""
         received = stop.received or (READER_GONE if self.console.reader_gone else None)
-        received = received or self._log.failure
-        names = [name for name in self.ranks.all_gather_object(received) if name]
+        asked = stop.saves_asked
+        everyone = self.ranks.all_gather_object(
+            [received or self._log.failure, asked > self._saves_seen]
+        )
+        self._saves_seen = asked
+        self._save_is_asked |= any(is_asked for _, is_asked in everyone)
+        names = [name for name, _ in everyone if name]
         self.stopped_by = names[0] if names else None
         return bool(names)
 
@@ -236,7 +248,10 @@ class Run:
 
     def _report_step(self, queued: "_Queued") -> None:
         result, position, plan = queued.result.result(), queued.position, self.plan
-        self._require_finite(queued.step, result)
+        if not is_finite(result.loss, result.grad_norm):
+            raise self._diverged(
+                f"step {queued.step}: loss {result.loss}, gradient norm {result.grad_norm}"
+            )
         now = time.perf_counter()
         elapsed, self._last_report = now - self._last_report, now
         self.clock.add("step", elapsed)
@@ -262,14 +277,15 @@ class Run:
             )
         )
 
-    def _require_finite(self, step: int, result: StepResult) -> None:
-        if math.isfinite(result.loss) and math.isfinite(result.grad_norm):
-            return
-        raise RunError(
-            f"step {step}: loss {result.loss}, gradient norm {result.grad_norm}. The run stops; "
-            f"{self._saver.last_checkpoint()} Try a smaller learning rate (-l), more warm-up "
-            f"(-u), or gradient clipping."
-        )
+    def _require_finite_loss(self) -> None:
+        """Raise RunError if the run has diverged in its last update."""
+        losses = self.ranks.all_gather_object(str(self.trainer.loss_of_input()))
+        for loss in map(float, losses):
+            if not is_finite(loss):
+                raise self._diverged(f"step {self.progress.step}: the loss is {loss}")
+
+    def _diverged(self, what: str) -> RunError:
+        return diverged(what, self.plan, self.data, self.folder)
 
     def _validate(self) -> bool:
         """Evaluate, print and log; True if this is the lowest loss so far."""
@@ -282,6 +298,8 @@ class Run:
             )
         # Added in the order of the batches: then the mean equals that of one rank to the last bit.
         loss = mean_loss(of_rank for batch in zip(*sums, strict=True) for of_rank in batch)
+        if not is_finite(loss):
+            raise self._diverged(f"step {step}: validation loss {loss}")
         improved = loss < self.progress.best_loss
         if improved:
             self.progress = replace(self.progress, best_loss=loss, best_step=step)
@@ -311,6 +329,8 @@ class Run:
             return
         best = self.progress.best_step if self._validation is not None else None
         state = self.trainer.state(self.progress)
+        if not has_finite_moments(state):
+            raise self._diverged(f"step {self.progress.step}: AdamW's moments are not finite")
         with self.clock.measure("save"):
             self._saver.save(state, self._log, best)
 

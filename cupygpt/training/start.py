@@ -14,6 +14,7 @@ from cupygpt.checkpoint.checkpoint import load_checkpoint, remove_leftovers
 from cupygpt.checkpoint.done import checkpoint_steps
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.console import Console
+from cupygpt.console.stop_signal import StopSignal
 from cupygpt.console.stream import say
 from cupygpt.distributed.launcher_env import imitates_terminal
 from cupygpt.distributed.rank_device import choose_rank_device
@@ -51,7 +52,6 @@ from cupygpt.training.resume import (
     resumed_record,
 )
 from cupygpt.training.startup_table import header_rows
-from cupygpt.training.stop_signal import StopSignal
 
 LAUNCHER_ECHO_S = 1.0
 """With several ranks a signal may come twice, from the terminal and from the launcher."""
@@ -104,7 +104,8 @@ def _finish_run(run: Run, signals: list[str], ranks: Ranks) -> None:
                 f"bigram {baselines[1]:.4f} (a table of how often each token occurs, alone and "
                 f"after another)"
             )
-        with StopSignal(echo_s=LAUNCHER_ECHO_S if ranks.world > 1 else 0.0) as stop:
+        echo_s = LAUNCHER_ECHO_S if ranks.world > 1 else 0.0
+        with StopSignal(console, echo_s=echo_s) as stop:
             run.loop(stop)
     finally:
         run.close()

@@ -220,20 +220,25 @@ class Trainer:
         self, batches: Iterable[tuple[np.ndarray, np.ndarray]]
     ) -> list[tuple[float, int]]:
         """Sum of the losses, and number of targets that count, of each batch."""
-        tokens, targets = self._batches[0, 0], self._batches[1, 0]
-        losses = self.model.acts.losses
         sums = []
-        with np.errstate(over="ignore", invalid="ignore"):
-            for inputs, wanted in batches:
-                losses.fill(0)
-                self.device.upload(tokens, inputs)
-                self.device.upload(targets, wanted)
-                self.model.forward(tokens)
-                self.model.loss(targets)
-                loss_mean(self._results[:1], losses.reshape(-1), 1.0)
-                total = float(self.device.download(self._results)[0])
-                sums.append((total, int(np.count_nonzero(wanted >= 0))))
+        for inputs, wanted in batches:
+            self.device.upload(self._batches[0, 0], inputs)
+            self.device.upload(self._batches[1, 0], wanted)
+            sums.append((self.loss_of_input(), int(np.count_nonzero(wanted >= 0))))
         return sums
+
+    def loss_of_input(self) -> float:
+        """The summed loss of what the input buffer holds, without dropout.
+
+        It is finite unless the weights have diverged. Of a step only the first micro-batch counts.
+        """
+        losses = self.model.acts.losses
+        losses.fill(0)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self.model.forward(self._batches[0, 0])
+            self.model.loss(self._batches[1, 0])
+            loss_mean(self._results[:1], losses.reshape(-1), 1.0)
+        return float(self.device.download(self._results)[0])
 
     def _compute(self, collectives: Collectives) -> None:
         """The step itself, from the input buffer to loss and norm; nothing here waits."""

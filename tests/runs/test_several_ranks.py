@@ -156,7 +156,7 @@ def test_suspended_ranks_end_with_a_launcher_that_is_killed(tmp_path: Path) -> N
 def test_a_signal_that_the_launcher_repeats_counts_once() -> None:
     program = """
 import os, signal, sys, time
-from cupygpt.training.stop_signal import StopSignal
+from cupygpt.console.stop_signal import StopSignal
 with StopSignal(echo_s=30.0) as stop:
     os.kill(os.getpid(), signal.SIGINT)
     os.kill(os.getpid(), signal.SIGTERM)
