@@ -152,6 +152,7 @@ class Console:
         lines = Text(shown).wrap(self._rich, width - 4)  # of the panel's border
         more = "" if len(lines) <= SAMPLE_LINES else "first lines of the "
         body = Text("\n").join(lines[:SAMPLE_LINES])
+        body.rstrip()
         title = f"{more}sample at step {step}"
         self._rich.print(Panel(body, title=title, title_align="left", width=width))
 

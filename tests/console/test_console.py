@@ -98,6 +98,12 @@ def test_a_terminal_shows_what_happens_in_few_lines(width: int) -> None:
     assert "runs/x" not in text  # the bar says what was saved, and the header where
 
 
+def test_a_sample_has_no_blank_lines_at_its_end() -> None:
+    stream = io.StringIO()
+    make_console(stream, terminal=True, width=80, clock=Clock()).sample(7, "one\n\ntwo\n\n\n")
+    assert len(stream.getvalue().splitlines()) == 5
+
+
 def test_a_long_sample_is_cut_on_a_terminal_only() -> None:
     sample = "\n".join(f"line {i}" for i in range(50))
     for terminal, wanted in ((True, 8), (False, 50)):
