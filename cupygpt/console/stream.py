@@ -78,8 +78,7 @@ def draws_bar(stream: IO[str], environ: Mapping[str, str]) -> bool:
     )
     if in_notebook or not stream.isatty():
         return False
-    # Windows sets no TERM.
-    return os.name == "nt" or environ.get("TERM", "dumb") not in ("", "dumb", "unknown")
+    return environ.get("TERM", "") not in ("dumb", "unknown")
 
 
 class SafeStream:

@@ -226,8 +226,7 @@ class Terminal(io.StringIO):
         ({"TERM": "xterm-256color", "NO_COLOR": "1"}, True),
         ({"TERM": "dumb"}, False),
         ({"TERM": "unknown"}, False),
-        ({"TERM": ""}, False),
-        ({}, False),
+        ({}, True),  # of Windows, and of containers
         ({"TERM": "xterm-color", "JPY_PARENT_PID": "17"}, False),  # a cell of a notebook
         ({"TERM": "xterm-color", "PAGER": "cat", "GIT_PAGER": "cat"}, False),  # VS Code's
         ({"TERM": "xterm-color", "PAGER": "cat"}, True),
