@@ -172,7 +172,7 @@ def test_the_cursor_is_never_hidden() -> None:
 
 
 def test_a_line_for_grep_or_for_a_shell_stays_whole() -> None:
-    for text, terminal in (("x " * 300, False), ("python -m x " * 30, True)):
+    for text, terminal in (("x " * 300, False), ("python -m x " * 30 + "y", True)):
         stream = io.StringIO()
         Console(stream, terminal=terminal, width=80).note(text)
         assert stream.getvalue() == text + "\n"
