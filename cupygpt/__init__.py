@@ -38,6 +38,7 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     step            one update of the parameters, from one or several micro-batches
     token group     neighbouring entries of the sorted rows that have the same token (encoder)
     tile            a block of a matrix, in shared memory or in registers
+    token record    the JSON file beside a shard: its tokenizer, its texts, what was held out
     vocab split     a block's share of the vocabulary
     window          32 neighbouring entries of the rows sorted by token (encoder)
     world           the number of ranks

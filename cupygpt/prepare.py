@@ -1,6 +1,7 @@
 """Text to token files: python -m cupygpt.prepare NAME or FILE..."""
 
 import argparse
+import glob
 import re
 import sys
 from collections.abc import Sequence
@@ -118,7 +119,8 @@ def prepare(args: argparse.Namespace) -> None:
 def _next_command(train: Sequence[Path], val: Sequence[Path]) -> str:
     pattern = str(train[0])
     if len(train) > 1:
-        pattern = re.sub(r"_\d{6}\.bin$", "_*.bin", pattern)
+        stem = re.sub(r"_\d{6}\.bin$", "", train[0].name)
+        pattern = str(train[0].with_name(glob.escape(stem) + "_*.bin"))
     command = ["python", "-m", "cupygpt.train", "-i", pattern]
     command += [word for path in val for word in ("-j", str(path))]
     return shell_command(command)

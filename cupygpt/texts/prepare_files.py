@@ -79,9 +79,10 @@ class Request:
             raise ConfigError(f"--val-fraction {fraction}: must be at least 0 and below 1.")
         if not 2 <= self.shard_tokens < 2**31:
             raise ConfigError(f"--shard-tokens {self.shard_tokens}: must be from 2 to 2**31 - 1.")
-        if self.name is not None and not re.fullmatch(r"[^/\\:*?\"<>|\0]+", self.name):
+        if self.name is not None and not re.fullmatch(r"(?!-)[^/\\:*?\"<>|\0]+", self.name):
             raise ConfigError(
-                f"--name {self.name!r}: must be part of a file name. Use -o for folders."
+                f"--name {self.name!r}: must be part of a file name, and not begin with a dash. "
+                f"Use -o for folders."
             )
 
     def _of_text_files(self) -> dict[str, bool]:
@@ -285,7 +286,7 @@ def _default_name(request: Request) -> str:
     if request.built_in:
         return FILE_PREFIXES[request.built_in]
     stem = Path(request.what[0]).stem if len(request.what) == 1 else ""
-    return stem if re.fullmatch(r"[\w.-]+", stem) else "text"
+    return stem if re.fullmatch(r"\w[\w.-]*", stem) else "text"
 
 
 def _make_folder(folder: Path) -> None:

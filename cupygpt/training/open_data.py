@@ -141,8 +141,7 @@ def attach_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> None:
     """
     if data.made_with is not None:
         _check_model("the data's", data.made_with.tokenizer, model)
-    else:
-        _doubt_ids(model, data)
+    _doubt_ids(model, data)
     try:
         data.tokenizer = data.tokenizer or _find_tokenizer(config, model, data)
     except TokenizerError as error:
@@ -179,20 +178,30 @@ def _check_model(whose: str, tokenizer: Tokenizer | RecordedTokenizer, model: GP
 
 def _doubt_ids(model: GPTConfig, data: Data) -> None:
     """Warn if token files without a record hold only small ids of a large vocabulary."""
-    largest = largest_id([*data.train, *data.val])
-    if model.V <= LARGE_VOCAB or largest >= model.V // 2:
+    files = data.made_with.files if data.made_with else [None] * len(data.train + data.val)
+    unknown = {
+        shard.path for shard, file in zip(data.train + data.val, files, strict=True) if not file
+    }
+    for part in (data.train, data.val):
+        shards = [shard for shard in part if shard.path in unknown]
+        if not shards or model.V <= LARGE_VOCAB:
+            continue
+        largest = largest_id(shards)
+        if largest >= model.V // 2:
+            continue
+        if largest < BYTES_VOCAB:
+            found = f"all token ids are below {BYTES_VOCAB}"
+            advice = (
+                f"is it bytes? Then leave out -e or name a model of {BYTES_VOCAB} ids, and pass "
+                f"--tokenizer bytes"
+            )
+        else:
+            found = f"the largest token id is {largest:,}"
+            advice = "was it made with another tokenizer? Name it with --tokenizer"
+        data.warnings.append(
+            f"{shards[0].path}: {found}, but the model has {model.V:,} ids: {advice}"
+        )
         return
-    if largest < BYTES_VOCAB:
-        data.warnings.append(
-            f"all token ids are below {BYTES_VOCAB}, but the model has {model.V:,} ids: the data "
-            f"is probably bytes. Then leave out -e or name a model of {BYTES_VOCAB} ids, and pass "
-            f"--tokenizer bytes"
-        )
-    else:
-        data.warnings.append(
-            f"the largest token id is {largest:,}, but the model has {model.V:,} ids: was the data "
-            f"made with another tokenizer? Name it with --tokenizer"
-        )
 
 
 def _demo_data(config: TrainConfig, folder: Path, *, new: bool) -> Data:

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,6 +99,38 @@ def test_shards_of_an_earlier_run_are_replaced(
     ]
 
 
+def test_the_next_command_finds_the_files_under_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("book.txt").write_text("0123456789" * 10)
+    arguments = ["book.txt", "-o", "my [data]", "--name", "x[1]"]
+    assert prepare.main([*arguments, "--shard-tokens", "40", *BYTES]) == 0
+    words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert len(open_shards(words[words.index("-i") + 1])) == 3
+    assert len(open_shards(words[words.index("-j") + 1])) == 1
+
+
+def test_prepare_expands_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    for folder in (home, elsewhere):
+        folder.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.setenv("USERPROFILE", str(home))
+    monkeypatch.chdir(elsewhere)
+    (home / "book.txt").write_text("0123456789" * 5000)
+    write_ranks(home / "my.tiktoken", [b"01", b"23"])
+    paths = ["--output=~/out", "--tokenizer=~/my.tiktoken"]
+    assert prepare.main(["~/book.txt", *paths]) == 0
+    assert prepare.main(["tinyshakespeare", "--source=~/book.txt", *paths]) == 0
+    assert not list(elsewhere.iterdir())
+    names = {path.name for path in (home / "out").iterdir()}
+    assert {"book_train.bin", "book_val.bin", "book_tokenizer.tiktoken"} < names
+    assert "tiny_shakespeare_train.bin" in names
+
+
 def test_a_failed_run_leaves_the_earlier_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -173,6 +206,7 @@ ERRORS = [
     (["ok.txt", "--val-fraction", "nan"], r"must be at least 0 and below 1"),
     (["ok.txt", "--shard-tokens", "1"], r"from 2 to"),
     (["ok.txt", "--name", "a/b"], r"Use -o for folders"),
+    (["ok.txt", "--name=-b"], r"not begin with a dash"),
     (["ok.txt", "-o", "ok.txt"], r"ok\.txt: cannot hold the output"),
     (["ok.txt", "--source", "ok.txt"], r"--source names the text of tinyshakespeare"),
     (["ok.txt", "--tokenizer", "gpt9"], r"tokenizer gpt9: could not be read"),

@@ -122,8 +122,8 @@ def test_bytes_for_a_model_of_gpt2_are_noticed(text: Path, monkeypatch: pytest.M
     config, data = opened()
     attach_tokenizer(config, GPT2_MODEL, data)
     assert len(data.warnings) == 1
-    assert "all token ids are below 257" in data.warnings[0]
-    assert "probably bytes" in data.warnings[0]
+    assert data.warnings[0].startswith("a_train.bin: all token ids are below 257")
+    assert "is it bytes?" in data.warnings[0]
 
 
 def unavailable(spec: str) -> None:
@@ -188,6 +188,17 @@ def test_the_order_of_the_rows_is_part_of_the_memory_plan(tmp_path: Path) -> Non
         assert plan.rows_per_epoch >= 299_999
         planned = memory_plan(plan.shape).get("row order")
         assert planned == (4 * plan.rows_per_epoch if shuffled else None)
+
+
+def test_bytes_among_files_with_a_record_are_noticed(text: Path) -> None:
+    write_ranks(Path("my.tiktoken"), [bytes([65 + i // 36, 65 + i % 36]) for i in range(1000)])
+    assert prepare.main([str(text), "--tokenizer", "my.tiktoken", "--name", "b"]) == 0
+    assert prepare.main([str(text), "--tokenizer", "bytes"]) == 0
+    without_records(text)
+    config, data = opened(train_data="b_train.bin")
+    attach_tokenizer(config, model_for(config, data), data)
+    [warning] = data.warnings
+    assert "a_val.bin: all token ids are below 257, but the model has 1,257 ids" in warning
 
 
 def test_a_new_demo_never_uses_the_tokens_of_an_earlier_one(text: Path) -> None:
