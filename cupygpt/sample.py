@@ -22,7 +22,7 @@ from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.memory_plan import check_decoding_fits
 from cupygpt.model.tensors import cut_packed, parameter_specs
 from cupygpt.run_folder.folder import newest_run
-from cupygpt.run_folder.record import RECORD, read_record
+from cupygpt.run_folder.record import RECORD, TOKENIZER_COPY, read_record
 
 RANGES = {
     "tokens": AT_LEAST_1,
@@ -179,9 +179,9 @@ def find_source(name: str | None) -> Source:
     record = read_record(folder)
     # Earlier versions recorded the length only where a flag set it.
     trained_length = record.get("trained_length") or record["config"].get("seq_len")
-    return Source(
-        weights, record["data"].get("tokenizer"), record.get("text_start"), trained_length
-    )
+    copy = folder / TOKENIZER_COPY
+    tokenizer = str(copy) if copy.is_file() else record["data"].get("tokenizer")
+    return Source(weights, tokenizer, record.get("text_start"), trained_length)
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -31,7 +31,6 @@ class ModelAndDataFlags:
     out: str | None = flag("-o", "--out", help="run folder (default: runs/<date>-<time>)")
     tokenizer: str | None = flag(
         "--tokenizer",
-        fixed=True,
         help="gpt2, bytes or a file (default: by the model's vocabulary)",
     )
     seq_len: int | None = flag(

@@ -1,10 +1,12 @@
 """The data of a run: its token files, and the tokenizer that made them."""
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB, GPTConfig
+from cupygpt.data import tokenizer_files
 from cupygpt.data.token_files import (
     TokenShard,
     fingerprint,
@@ -22,7 +24,9 @@ from cupygpt.data.token_record import (
 )
 from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
 from cupygpt.errors import ConfigError, TokenizerError
+from cupygpt.files import atomic_write
 from cupygpt.flags.config import TrainConfig, flags_of
+from cupygpt.run_folder.record import TOKENIZER_COPY
 from cupygpt.texts.corpora import python_docs_origin, python_docs_tokens
 from cupygpt.texts.python_docs import python_docs_text
 
@@ -47,10 +51,19 @@ class Data:
 
     def record(self) -> dict[str, Any]:
         """For the run's record: a changed file is noticed on resume."""
+        return {**self.files(), **self.tokenizer_record()}
+
+    def files(self) -> dict[str, Any]:
+        """What identifies the token files."""
+        return {"train": fingerprint(self.train), "val": fingerprint(self.val)}
+
+    def tokenizer_record(self) -> dict[str, Any]:
+        """What identifies the tokenizer, as far as it is known: its content, not its name."""
+        recorded = self.made_with.tokenizer if self.made_with else None
+        known = self.tokenizer or recorded
         return {
-            "train": fingerprint(self.train),
-            "val": fingerprint(self.val),
             "tokenizer": self.tokenizer.name if self.tokenizer else None,
+            "tokenizer_sha256": known.sha256 if known else None,
         }
 
 
@@ -134,10 +147,13 @@ def vocabulary(config: TrainConfig, data: Data) -> int:
     return load_tokenizer(config.tokenizer).vocab_size
 
 
-def attach_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> None:
+def attach_tokenizer(
+    config: TrainConfig, model: GPTConfig, data: Data, *, is_needed: bool = True
+) -> None:
     """Find the tokenizer for samples and bits per byte; note a missing one, refuse a wrong one.
 
-    A wrong one is another than the data was made with, or one that the model was not made for.
+    A wrong one is another than the data was made with, or one that the model was not made for. One
+    that the flags name may be missing only if it is not needed.
     """
     if data.made_with is not None:
         _check_model("the data's", data.made_with.tokenizer, model)
@@ -145,13 +161,50 @@ def attach_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> None:
     try:
         data.tokenizer = data.tokenizer or _find_tokenizer(config, model, data)
     except TokenizerError as error:
-        if config.tokenizer:
+        if config.tokenizer and is_needed:
             raise
         data.notes.append(f"samples show ids: {error}")
     if data.tokenizer is not None:
         if data.made_with is not None:
             check_tokenizer(data.tokenizer, data.made_with, [*data.train, *data.val])
         _check_model("the", data.tokenizer, model)
+
+
+def attach_tokenizer_of_run(
+    config: TrainConfig,
+    model: GPTConfig,
+    data: Data,
+    folder: Path,
+    recorded: Mapping[str, Any],
+    *,
+    is_asked_for: bool,
+) -> None:
+    """Find the tokenizer of a resumed run, which needs it only to show text.
+
+    The run's own copy in `folder` comes first, unless --tokenizer `is_asked_for` now. A tokenizer
+    that cannot be loaded is noted. Raises TokenizerError if its content is not the `recorded` one.
+    """
+    copy = folder / TOKENIZER_COPY
+    if copy.is_file() and not is_asked_for:
+        config = replace(config, tokenizer=str(copy))
+    attach_tokenizer(config, model, data, is_needed=is_asked_for)
+    now, then = data.tokenizer_record()["tokenizer_sha256"], recorded.get("tokenizer_sha256")
+    if None not in (now, then) and now != then:
+        name = data.tokenizer.name if data.tokenizer else "of the data"
+        raise TokenizerError(
+            f"the tokenizer {name} is not the one that this run was started with: its content is "
+            f"another one. Name the right file with --tokenizer, or bring it back."
+        )
+
+
+def copy_tokenizer_to(folder: Path, data: Data) -> None:
+    """Keep a copy of a tokenizer that came from a file, so that the run can be moved."""
+    if data.tokenizer is None or data.tokenizer.file is None:
+        return
+    copy = folder / TOKENIZER_COPY
+    if data.tokenizer.file != copy:
+        with atomic_write(copy) as file:
+            file.write(tokenizer_files.read(data.tokenizer.file))
 
 
 def _find_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> Tokenizer | None:

@@ -88,7 +88,7 @@ def _changes(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def resumed_record(
-    record: dict[str, Any], given: dict[str, Any], plan: Plan, progress: Progress
+    record: dict[str, Any], given: dict[str, Any], plan: Plan, data: Data, progress: Progress
 ) -> dict[str, Any]:
     """The record of a run that is resumed with the `given` flags: they hold from now on.
 
@@ -106,6 +106,8 @@ def resumed_record(
     new = {**record, "config": {**saved, **changes}}
     if plan.validation:
         new["validation"] = plan.validation.as_dict()
+    if data.tokenizer and ("tokenizer" in given or not record["data"].get("tokenizer")):
+        new["data"] = {**record["data"], **data.tokenizer_record()}
     if {"batch_size", "total_batch"} & changes.keys():
         new["tokens_per_step"] = plan.tokens_per_step
     return {**new, "resumes": [*record.get("resumes", []), entry]}
@@ -145,6 +147,23 @@ def check_same(kind: str, saved: Any, found: Any) -> None:
         + "\n".join(lines)
         + "\nBring back the old files, or start a new run with -e."
     )
+
+
+def check_same_files(saved: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise ConfigError unless the token files have the content that the run began with.
+
+    Their names do not count: files may be moved.
+    """
+    check_same(
+        "data", *({part: _contents(of.get(part)) for part in found} for of in (saved, found))
+    )
+
+
+def _contents(files: Any) -> Any:
+    try:
+        return [{key: file[key] for key in ("tokens", "sha256", "hashed")} for file in files]
+    except (TypeError, KeyError):
+        return files
 
 
 def resume_warnings(record: dict[str, Any], plan: Plan, progress: Progress) -> list[str]:

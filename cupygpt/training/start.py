@@ -40,11 +40,19 @@ from cupygpt.run_folder.record import read_record, write_record, written_by
 from cupygpt.training.baselines import ngram_baselines
 from cupygpt.training.length import Clock
 from cupygpt.training.loop import Run, closing_lines
-from cupygpt.training.open_data import DEMO_NAME, Data, attach_tokenizer, open_data
+from cupygpt.training.open_data import (
+    DEMO_NAME,
+    Data,
+    attach_tokenizer,
+    attach_tokenizer_of_run,
+    copy_tokenizer_to,
+    open_data,
+)
 from cupygpt.training.plan import ModelChoice, Plan, choose_model, make_plan
 from cupygpt.training.resume import (
     check_precision_is_known,
     check_same,
+    check_same_files,
     decisive_entries,
     new_record,
     resume_warnings,
@@ -160,6 +168,7 @@ def start_run(config: TrainConfig, ranks: Ranks, clock: Clock, held: ExitStack) 
     run.trainer.load_new(weights)
     if made:
         made.claim()
+        copy_tokenizer_to(folder, data)
         record = new_record(run.plan, data)
         write_record(folder, record, decisive_entries(record))
     run.open_log()
@@ -190,9 +199,11 @@ def resume_run(
     step = broadcast_object(ranks, checkpoint_steps(folder)[-1])
     checkpoint = load_checkpoint(folder, step, ranks=ranks, zero_stage=config.zero_stage)
     model, state = checkpoint.config, checkpoint.state
-    attach_tokenizer(config, model, data)
+    attach_tokenizer_of_run(
+        config, model, data, folder, record["data"], is_asked_for="tokenizer" in given
+    )
     check_same("model", record["model"], asdict(model))
-    check_same("data", record["data"], data.record())
+    check_same_files(record["data"], data.files())
     choice = choose_rank_device(config.device, ranks)
     if any(name in given for name in LENGTHS):
         record = {**record, "steps": None}
@@ -216,7 +227,8 @@ def resume_run(
         remove_leftovers(folder, keep=Path(config.model) if config.model else None)
         for missing in cut_logs(folder, state.progress.step):
             console.warn(missing)
-        record = resumed_record(record, given, plan, state.progress)
+        copy_tokenizer_to(folder, data)
+        record = resumed_record(record, given, plan, data, state.progress)
         write_record(folder, record, decisive_entries(record))
     run.open_log()
     return run
@@ -255,5 +267,5 @@ def _common_folder(ranks: Ranks, folder: Path | None) -> Path:
 def _check_equal_files(ranks: Ranks, data: Data, weights: np.ndarray) -> None:
     """Raise ConfigError unless all ranks have read the same tokens and weights."""
     if ranks.world > 1:
-        facts = {**data.record(), "weights": zlib.crc32(weights.data)}
+        facts = {**data.files(), "weights": zlib.crc32(weights.data)}
         check_equal_on_ranks(ranks, "files", facts)
