@@ -146,8 +146,12 @@ def processor_name() -> str:
     return ", ".join([name, *found[-1:]])
 
 
-def environment(device: str) -> dict[str, str]:
-    """What the numbers of a run depend on, in addition to its settings."""
+def environment(device: str, blas: str | None) -> dict[str, str]:
+    """What the numbers of a run depend on, in addition to its settings.
+
+    `blas` computes the matrix products of a run on the CPU.
+    """
+    of_cpu = {} if blas is None else {"blas": blas}
     return {
         "cupygpt": cupygpt.__version__,
         "python": platform.python_version(),
@@ -155,6 +159,7 @@ def environment(device: str) -> dict[str, str]:
         "system": platform.platform(),
         "processor": processor_name(),
         "device": device,
+        **of_cpu,
         "command": " ".join(sys.argv),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

@@ -6,6 +6,7 @@ from typing import Any
 
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.data.document_start import document_start
+from cupygpt.device.blas import blas_in_use
 from cupygpt.device.precision import PRECISIONS
 from cupygpt.errors import CheckpointError, ConfigError
 from cupygpt.flags.config import FIXED, LENGTHS, TrainConfig, flags_of
@@ -20,7 +21,7 @@ _NOT_RECORDED = ("resume", "out", "model", "overwrite", "debug")
 _DECISIVE = ("model", "data", "precision", "steps", "validation", "tokens_per_step", "extensions")
 """Parts of the record that decide over the numbers of a run, beside some settings."""
 
-BITS_DEPEND_ON = ("cupygpt", "numpy", "processor", "device")
+BITS_DEPEND_ON = ("cupygpt", "numpy", "processor", "blas", "device")
 """The entries of a run's environment that decide over the last bits of its losses."""
 
 
@@ -37,7 +38,7 @@ def new_record(plan: Plan, data: Data) -> dict[str, Any]:
         "ranks": plan.world,
         "tokens_per_step": plan.tokens_per_step,
         "text_start": document_start(data.train, data.tokenizer),
-        "environment": environment(plan.device.describe()),
+        "environment": _environment(plan),
     }
 
 
@@ -194,9 +195,15 @@ def resume_warnings(record: dict[str, Any], plan: Plan, progress: Progress) -> l
 
 def _changed_environment(record: dict[str, Any], plan: Plan) -> dict[str, tuple[Any, Any]]:
     """What decides over the last bits and is not as it was: (then, now) by name."""
-    saved, now = record.get("environment", {}), environment(plan.device.describe())
+    saved, now = record.get("environment", {}), _environment(plan)
     return {
         name: (saved[name], now[name])
         for name in BITS_DEPEND_ON
-        if name in saved and saved[name] != now[name]
+        if name in saved and name in now and saved[name] != now[name]
     }
+
+
+def _environment(plan: Plan) -> dict[str, str]:
+    """The environment of this process; the device's description names the number of cores."""
+    device = plan.device
+    return environment(device.describe(), None if device.is_gpu else blas_in_use())
