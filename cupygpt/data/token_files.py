@@ -255,8 +255,26 @@ def _scanned_blocks(shards: Sequence[TokenShard]) -> Iterator[tuple[TokenShard, 
     whole = sum(shard.num_tokens for shard in shards) <= SCAN_BUDGET_TOKENS
     for shard in shards:
         last = shard.num_tokens if whole else min(shard.num_tokens, share)
-        for start in range(0, last, SCAN_BLOCK_TOKENS):
-            yield shard, start, shard.tokens[start : min(start + SCAN_BLOCK_TOKENS, last)]
+        start = 0
+        for block in token_blocks(shard, last):
+            yield shard, start, block
+            start += block.size
+
+
+def token_blocks(shard: TokenShard, count: int) -> Iterator[Tokens]:
+    """The first `count` tokens in blocks of 2**22.
+
+    They are read, not mapped: pages of a mapped file count as memory of this process.
+    """
+    with _reading(shard.path), shard.path.open("rb") as file:
+        file.seek(HEADER_BYTES)
+        while count > 0:
+            size = min(count, SCAN_BLOCK_TOKENS)
+            block = np.frombuffer(file.read(size * TOKEN_DTYPE.itemsize), TOKEN_DTYPE)
+            if block.size < size:
+                raise DataError(f"{shard.path}: the file was cut short while it was read.")
+            yield block
+            count -= size
 
 
 def id_error(shard: TokenShard, position: int, token: int, V: int) -> DataError:

@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cupygpt.data import tokenizer_files
-from cupygpt.data.token_files import SCAN_BLOCK_TOKENS, TokenShard, open_shards, record_path
+from cupygpt.data.token_files import TokenShard, open_shards, record_path, token_blocks
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
 from cupygpt.errors import DataError, TokenizerError
 from cupygpt.files import atomic_write, remove_quietly
@@ -133,8 +133,7 @@ def _write_record(
     shard: TokenShard, tokenizer: Tokenizer, copy: Path | None, part: str, origin: Origin
 ) -> None:
     text_bytes = documents = 0
-    for start in range(0, shard.num_tokens, SCAN_BLOCK_TOKENS):
-        block = shard.tokens[start : start + SCAN_BLOCK_TOKENS]
+    for block in token_blocks(shard, shard.num_tokens):
         text_bytes += tokenizer.text_bytes(block)
         documents += int(np.count_nonzero(block == tokenizer.eot))
     fingerprint = {key: value for key, value in shard.fingerprint.items() if key != "name"}
@@ -161,6 +160,8 @@ def _write_record(
 
 def read_token_record(shards: Sequence[TokenShard]) -> TokenRecord | None:
     """What the records beside `shards` say; None if none of them has a record.
+
+    The record of a link to a token file is looked for beside the link, then beside the file.
 
     Raises DataError for a record that is damaged, that describes another content than the file has
     (it was written anew without a record), and for files that were made with different tokenizers.
@@ -223,6 +224,8 @@ def _told_apart(one: Tokenizer | RecordedTokenizer, other: RecordedTokenizer) ->
 
 def _read(shard: TokenShard) -> FileRecord | None:
     path = record_path(shard.path)
+    if shard.path.is_symlink() and not path.exists():
+        path = record_path(shard.path.resolve())
     remedy = (
         f"Prepare the text again; or delete {path.name}, and name the tokenizer with --tokenizer."
     )

@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupygpt.data import token_files
-from cupygpt.data.token_files import check_ids, fingerprint, open_shards, shard_writer, write_shard
+from cupygpt.data.token_files import (
+    check_ids,
+    fingerprint,
+    largest_id,
+    open_shards,
+    shard_writer,
+    token_blocks,
+    write_shard,
+)
 from cupygpt.errors import DataError, RunError
 
 
@@ -253,6 +261,25 @@ def test_ids_beyond_the_vocabulary_are_found(
     monkeypatch.setattr(token_files, "SCAN_BUDGET_TOKENS", 40)
     with pytest.raises(DataError, match="token 21"):
         check_ids(opened, 257)
+
+
+def test_looking_at_all_ids_maps_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a gigabyte of mapped pages would count as memory of the process."""
+    write_shard(tmp_path / "a.bin", np.arange(100))
+
+    def mapped(path: Path, num_tokens: int) -> None:
+        raise AssertionError(path)
+
+    monkeypatch.setattr(token_files, "_map_tokens", mapped)
+    monkeypatch.setattr(token_files, "SCAN_BLOCK_TOKENS", 8)
+    opened = open_shards(str(tmp_path / "a.bin"))
+    check_ids(opened, 100)
+    assert largest_id(opened) == 99
+    assert [int(block[0]) for block in token_blocks(opened[0], 20)] == [0, 8, 16]
+    with (tmp_path / "a.bin").open("r+b") as file:
+        file.truncate(1024 + 60)
+    with pytest.raises(DataError, match="cut short while it was read"):
+        check_ids(opened, 100)
 
 
 def test_the_fingerprint_of_a_small_file_is_its_hash(tmp_path: Path) -> None:

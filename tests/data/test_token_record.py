@@ -95,6 +95,13 @@ def test_a_tokenizer_from_a_file_is_copied_and_found_after_a_move() -> None:
         load_recorded_tokenizer(recorded)
 
 
+def test_a_link_to_a_token_file_has_the_record_of_the_file() -> None:
+    prepared("a.txt", "-o", "data")
+    Path("link.bin").symlink_to("data/a_train.bin")
+    _, record = known("link.bin")
+    assert record.tokenizer.name == "bytes"
+
+
 def test_the_built_in_texts_have_records_too() -> None:
     Path("play.txt").write_text("".join(f"Line {i}:\nwords\n\n" for i in range(3000)))
     prepared("tinyshakespeare", "--source", "play.txt")
