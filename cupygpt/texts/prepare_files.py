@@ -178,7 +178,7 @@ def _tinyshakespeare(source: Path | None, tokenizer: Tokenizer) -> tuple[Origin,
 
 def _text_files(request: Request, tokenizer: Tokenizer, note: Note) -> tuple[Origin, Pieces]:
     split = request.split_at_endoftext
-    paths = _input_paths(request, "text files", "*.txt", note)
+    paths = _input_paths(request, "text files", "**/*.txt", note)
     texts = [look_at_text(path, split=split) for path in paths]
     if not any(text.documents for text in texts):
         raise DataError(f"{texts[0].path}: the file is empty. Give files with text.")

@@ -224,8 +224,8 @@ def _check_model(whose: str, tokenizer: Tokenizer | RecordedTokenizer, model: GP
     if tokenizer.vocab_size != model.V:
         raise TokenizerError(
             f"{whose} tokenizer {tokenizer.name} has {tokenizer.vocab_size:,} ids, but the model's "
-            f"vocabulary has {model.V:,}. Pass the model or the --tokenizer that the data was made "
-            f"with, or prepare the text again for this model."
+            f"vocabulary has {model.V:,}. Use a model of {tokenizer.vocab_size:,} ids (without -e "
+            f"one is made for the data), or the data and --tokenizer that belong to this model."
         )
 
 
