@@ -79,8 +79,8 @@ def two_books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     real_open = Path.open
 
     def small_open(path: Path, mode: str = "r", *args: Any) -> Any:
-        if mode == "wb":
-            return io.BufferedWriter(SmallDisk(path, "w"))
+        if mode == "xb":
+            return io.BufferedWriter(SmallDisk(path, "x"))
         return real_open(path, mode, *args)
 
     monkeypatch.setattr(Path, "open", small_open)
