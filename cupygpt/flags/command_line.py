@@ -12,6 +12,7 @@ from typing import Any
 
 from cupygpt.errors import ConfigError
 from cupygpt.flags.config import TrainConfig, flags_of, parse_given
+from cupygpt.flags.effect import check_have_effect
 from cupygpt.flags.llmc import LLMC_ONLY, GivenFlag, translate
 
 _FIELDS: dict[str, Field[Any]] = {
@@ -58,7 +59,9 @@ def read_command_line(arguments: Sequence[str]) -> CommandLine:
         name = _FIELDS[flag.name].metadata["names"][-1]
         words.append(name if flag.value is None else f"{name}={flag.value}")
     notes = [*translation.notes, *_repeated(translation.flags)]
-    return CommandLine(parse_given(words), tuple(notes), translation.claims)
+    given = parse_given(words)
+    check_have_effect(given)
+    return CommandLine(given, tuple(notes), translation.claims)
 
 
 def split_flags(arguments: Sequence[str]) -> list[GivenFlag]:

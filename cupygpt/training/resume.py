@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from cupygpt.checkpoint.state_file import Progress
@@ -79,6 +80,28 @@ def resumed_config(
     if world == 1:
         saved["zero_stage"] = 0
     return TrainConfig(**{**saved, **_changes(saved, given)})
+
+
+def check_names_this_run(given: dict[str, Any], saved: dict[str, Any], folder: Path) -> None:
+    """Raise ConfigError if -e or -o names something else than the run in `folder` has.
+
+    They would have no effect. A script may repeat the flags that the run was started with.
+    """
+    model, out = given.get("model"), given.get("out")
+    if model is not None and not _is_same_path(model, saved.get("model")):
+        raise ConfigError(
+            f"-e {model} has no effect: the run in {folder} continues with the weights of its "
+            f"checkpoint. Leave -e out; or leave --resume out, and start a new run with -e."
+        )
+    if out is not None and not _is_same_path(out, str(folder)):
+        raise ConfigError(
+            f"-o {out} has no effect: the run continues in its own folder, {folder}. Leave -o out; "
+            f"or copy the folder, and resume the copy."
+        )
+
+
+def _is_same_path(one: str, other: str | None) -> bool:
+    return other is not None and (one == other or Path(one).resolve() == Path(other).resolve())
 
 
 def _changes(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

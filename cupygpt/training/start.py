@@ -50,6 +50,7 @@ from cupygpt.training.open_data import (
 )
 from cupygpt.training.plan import ModelChoice, Plan, choose_model, make_plan
 from cupygpt.training.resume import (
+    check_names_this_run,
     check_precision_is_known,
     check_same,
     check_same_files,
@@ -192,6 +193,7 @@ def resume_run(
     lock = held.enter_context(FolderLock(folder)) if ranks.rank == 0 else None
     record = read_record(folder)
     check_precision_is_known(record)
+    check_names_this_run(given, record["config"], folder)
     config = resumed_config(record["config"], given, world=ranks.world, writer=written_by(record))
     console = _console(config, ranks)
     _warn_of_no_lock(lock, console)

@@ -25,7 +25,7 @@ from cupygpt.flags.command_line import read_command_line
         (["-y", "runs/a b"], {"resume": "runs/a b"}),
         (["-o", "a=b"], {"out": "a=b"}),
         (["--out=a=b"], {"out": "a=b"}),
-        (["--overwrite", "--debug"], {"overwrite": True, "debug": True}),
+        (["--no-shuffle", "--debug"], {"no_shuffle": True, "debug": True}),
         ([], {}),
     ],
 )
