@@ -3,7 +3,7 @@
 A flag with llm.c's default value is never refused: scripts pass many.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from cupygpt.errors import ConfigError
@@ -35,26 +35,40 @@ _NO_DEFAULT = object()
 
 def _without_effect(asked: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The fields without effect, and why."""
-    starts = "resume" not in asked
     if asked.get("schedule") == "constant":
-        for name in ("warmup", "final_fraction"):
-            if name in asked:
-                yield name, "the learning rate of -k constant is the same at every step."
-    if starts and "train_data" in asked and "val_data" not in asked:
-        for name in ("val_every", "val_batches", "patience"):
-            if asked.get(name):
-                yield name, "there are no validation data (-j)."
-    elif asked.get("val_every") == 0:
-        for name in ("val_batches", "patience"):
-            if name in asked:
-                yield name, "-v 0 means that the run never validates."
-    if asked.get("sample_every") == 0 and "sample_length" in asked:
-        yield "sample_length", "-s 0 means that no sample is written."
-    if asked.get("keep") == 0 and "keep_every" in asked:
-        yield "keep_every", "--keep 0 keeps all checkpoints."
-    if starts and asked.get("overwrite") and "out" not in asked:
-        yield "overwrite", "without -o a run gets a folder of its own."
-    if asked.get("overwrite") and not starts and asked["resume"] != RESUME_IF_ANY:
-        yield "overwrite", "--resume continues the run in its folder."
-    if starts and "extend" in asked:
-        yield "extend", "it makes a run longer that is continued with --resume."
+        yield from _named(
+            asked,
+            ("warmup", "final_fraction"),
+            "the learning rate of -k constant is the same at every step.",
+        )
+    if asked.get("sample_every") == 0:
+        yield from _named(asked, ("sample_length",), "-s 0 means that no sample is written.")
+    if asked.get("keep") == 0:
+        yield from _named(asked, ("keep_every",), "--keep 0 keeps all checkpoints.")
+    yield from _without_validation(asked)
+    yield from _without_folder(asked)
+
+
+def _without_validation(asked: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if asked.get("val_every") == 0:
+        reason = "-v 0 means that the run never validates."
+        yield from _named(asked, ("val_batches", "patience"), reason)
+    elif "train_data" in asked and not {"val_data", "resume"} & asked.keys():
+        reason = "there are no validation data (-j)."
+        yield from _named(asked, ("val_every", "val_batches", "patience"), reason)
+
+
+def _without_folder(asked: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    if "resume" not in asked:
+        reason = "it makes a run longer that is continued with --resume."
+        yield from _named(asked, ("extend",), reason)
+        if "out" not in asked:
+            yield from _named(asked, ("overwrite",), "without -o a run gets a folder of its own.")
+    elif asked["resume"] != RESUME_IF_ANY:
+        yield from _named(asked, ("overwrite",), "--resume continues the run in its folder.")
+
+
+def _named(
+    asked: Mapping[str, Any], names: Sequence[str], reason: str
+) -> Iterator[tuple[str, str]]:
+    return ((name, reason) for name in names if name in asked)

@@ -40,6 +40,14 @@ class LearningFlags:
         "are timed, and then the number of steps is fixed (default for a new model: 2 on a CPU; on "
         "a GPU the length that suits text and model)",
     )
+    extend: int | None = flag(
+        "--extend",
+        type=int,
+        range=AT_LEAST_1,
+        help="with --resume: train so many steps beyond the end. In the first tenth of them the "
+        "learning rate rises to half of its peak, then it falls again to its last value; a rate "
+        "that does not decay stays",
+    )
     patience: int | None = flag(
         "--patience",
         type=int,

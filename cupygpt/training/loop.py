@@ -71,8 +71,8 @@ class Run:
     ) -> None:
         if progress.step >= plan.steps:
             raise ConfigError(
-                f"this run already has its {plan.steps} steps. Pass a larger -n where the "
-                f"schedule allows it, or start a new run from its weights with -e."
+                f"this run already has its {plan.steps} steps. Train it longer with --extend N: N "
+                f"more steps, for which the learning rate rises and falls again."
             )
         self.plan, self.data, self.folder, self.console = plan, data, folder, console
         self.progress, self.ranks, self.clock = progress, ranks, clock

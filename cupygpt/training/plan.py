@@ -70,6 +70,7 @@ class Plan:
     device_warning: str | None = None
     steps: int = 0
     steps_are_fixed: bool = True
+    extensions: tuple[int, ...] = ()
 
     @property
     def schedule(self) -> Schedule:
@@ -79,8 +80,9 @@ class Plan:
             config.schedule,
             config.learning_rate,
             config.warmup,
-            self.steps,
+            self.steps - sum(self.extensions),
             config.final_fraction,
+            self.extensions,
         )
 
     @property
@@ -207,7 +209,9 @@ def make_plan(
         peak_flops=_peak_flops(device, precision, ranks.world),
     )
     is_fixed = config.minutes is None or bool((record or {}).get("steps"))
-    return replace(plan.with_steps(_steps(plan, record)), steps_are_fixed=is_fixed)
+    plan = replace(plan.with_steps(_steps(plan, record)), steps_are_fixed=is_fixed)
+    extensions = tuple((record or {}).get("extensions", ()))
+    return replace(plan, steps=plan.steps + sum(extensions), extensions=extensions)
 
 
 def _steps(plan: Plan, record: Mapping[str, Any] | None) -> int:

@@ -16,7 +16,7 @@ from cupygpt.run_folder.record import environment, written_by
 from cupygpt.training.open_data import Data
 from cupygpt.training.plan import Plan
 
-_NOT_RECORDED = ("resume", "out", "model", "overwrite", "debug")
+_NOT_RECORDED = ("resume", "out", "model", "overwrite", "debug", "extend")
 """Flags that are no settings of the run."""
 
 _DECISIVE = ("model", "data", "precision", "steps", "validation", "tokens_per_step", "extensions")
@@ -111,6 +111,27 @@ def _changes(saved: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in asked.items() if saved.get(name) != value}
 
 
+def extended(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run with the extension that the flags ask for."""
+    if "extend" not in given:
+        return record
+    lengths = [flags_of(name) for name in LENGTHS if name in given]
+    if lengths:
+        raise ConfigError(
+            f"--extend and {lengths[0]} both set the length of the run; pass one of them."
+        )
+    return {**record, "extensions": [*record.get("extensions", []), given["extend"]]}
+
+
+def check_can_be_extended(given: dict[str, Any], plan: Plan) -> None:
+    """Raise ConfigError if the end of the run, at which an extension begins, is not known yet."""
+    if "extend" in given and not plan.steps_are_fixed:
+        raise ConfigError(
+            "--extend: this run has not yet reached the step at which its number of steps is fixed "
+            "(--minutes). Resume it without --extend first."
+        )
+
+
 def resumed_record(
     record: dict[str, Any], given: dict[str, Any], plan: Plan, data: Data, progress: Progress
 ) -> dict[str, Any]:
@@ -120,11 +141,17 @@ def resumed_record(
     """
     saved = record["config"]
     changes = _changes(saved, given)
+    if plan.extensions and plan.config.minutes is None:
+        # An extension begins at a fixed step, whatever batch the epochs are counted in later.
+        length = {"steps": plan.steps - sum(plan.extensions), "epochs": None}
+        changes |= {name: value for name, value in length.items() if saved.get(name) != value}
     entry = {
         "step": progress.step,
         "when": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "changes": {name: [saved.get(name), value] for name, value in changes.items()},
     }
+    if "extend" in given:
+        entry["extended_by"] = given["extend"]
     if changed := _changed_environment(record, plan):
         entry["environment"] = {name: now for name, (_, now) in changed.items()}
     new = {**record, "config": {**saved, **changes}}

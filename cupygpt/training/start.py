@@ -50,11 +50,13 @@ from cupygpt.training.open_data import (
 )
 from cupygpt.training.plan import ModelChoice, Plan, choose_model, make_plan
 from cupygpt.training.resume import (
+    check_can_be_extended,
     check_names_this_run,
     check_precision_is_known,
     check_same,
     check_same_files,
     decisive_entries,
+    extended,
     new_record,
     resume_warnings,
     resumed_config,
@@ -191,7 +193,7 @@ def resume_run(
     found = find_run(resume, out, NEWEST_RUN) if ranks.rank == 0 else None
     folder = _common_folder(ranks, found)
     lock = held.enter_context(FolderLock(folder)) if ranks.rank == 0 else None
-    record = read_record(folder)
+    record = extended(read_record(folder), given)
     check_precision_is_known(record)
     check_names_this_run(given, record["config"], folder)
     config = resumed_config(record["config"], given, world=ranks.world, writer=written_by(record))
@@ -211,6 +213,7 @@ def resume_run(
         record = {**record, "steps": None}
     chosen = ModelChoice(config, model, None, f"checkpoint of step {state.progress.step}")
     plan = make_plan(chosen, data, choice, ranks, record)
+    check_can_be_extended(given, plan)
     _show_plan(console, plan, data, chosen.origin, folder)
     for warning in (
         *data.warnings,

@@ -49,6 +49,8 @@ def _without_effect(plan: Plan) -> list[str]:
         notes.append(
             f"the model has {maxT} positions, of which {T} are trained (-t); sample uses {T}"
         )
+    if plan.extensions:
+        notes.append(_describe_extension(plan))
     if schedule.kind != "constant" and schedule.warmup > plan.steps:
         notes.append(
             f"the warm-up (-u {schedule.warmup}) is longer than the run's {plan.steps:,} steps: "
@@ -117,3 +119,16 @@ def _describe_shards(shards: Sequence[TokenShard]) -> str:
     tokens = sum(shard.num_tokens for shard in shards)
     name = shards[0].path.name if len(shards) == 1 else f"{len(shards)} files"
     return f"{name}, {tokens:,} tokens"
+
+
+def _describe_extension(plan: Plan) -> str:
+    """How long the run has become, and the learning rate of the last extension."""
+    *_, length = plan.extensions
+    start, course = plan.steps - length, plan.schedule.extension(length)
+    text = f"the run was extended by {length:,} steps from step {start:,} to {plan.steps:,}: "
+    if course.final_fraction == 1.0:
+        return text + f"the learning rate stays {course.peak:g}"
+    return text + (
+        f"the learning rate rises in {course.warmup} steps from {plan.schedule.last:.3g} to "
+        f"{course.peak:.3g}, and falls again ({course.kind}) to {plan.schedule.last:.3g}"
+    )

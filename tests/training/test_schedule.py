@@ -28,3 +28,33 @@ def test_rates_equal_llmc(kind: str, step: int, rate: float) -> None:
 def test_warmup_as_long_as_the_run_is_all_warmup() -> None:
     schedule = Schedule("cosine", peak=1.0, warmup=4, total=4, final_fraction=0.0)
     assert [schedule(step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "wsd"])
+def test_an_extension_rises_to_half_of_the_peak_and_falls_to_the_same_end(kind: str) -> None:
+    ended = Schedule(kind, peak=1.0, warmup=5, total=50, final_fraction=0.1)
+    extended = Schedule(kind, 1.0, 5, 50, 0.1, extensions=(20, 100))
+    assert [extended(step) for step in range(50)] == [ended(step) for step in range(50)]
+    for start, length in ((50, 20), (70, 100)):
+        rates = [extended(start + step) for step in range(length)]
+        top = length // 10
+        assert rates[:top] == sorted(rates[:top])
+        assert rates[0] == pytest.approx(0.1 + 0.4 / top)
+        assert max(rates) == rates[top - 1] == rates[top] == 0.5
+        assert rates[top:] == sorted(rates[top:], reverse=True)
+        assert 0.1 < rates[-1] < 0.2
+    assert len({round(extended(step), 12) for step in (50, 70)}) == 2  # two courses, not one
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [Schedule("constant", 0.3, 0, 50, 1.0, (10,)), Schedule("cosine", 0.3, 0, 50, 1.0, (10,))],
+)
+def test_an_extension_keeps_a_rate_that_does_not_decay(schedule: Schedule) -> None:
+    assert {schedule(step) for step in range(60)} == {0.3}
+
+
+def test_an_extension_of_a_decay_to_zero_is_trained() -> None:
+    schedule = Schedule("cosine", 1.0, 0, 50, 0.0, (3,))
+    assert schedule(49) < 0.01
+    assert schedule(50) == 0.5
