@@ -105,11 +105,16 @@ def write_token_records(
     """Write the records of the token files `<name>_*.bin` in `folder`; returns what was written.
 
     `parts` are the finished token files, "train" and "val". A tokenizer from a file is copied. If
-    something cannot be written, no record stays, and RunError says what.
+    something cannot be written, nothing of it stays, and RunError says what.
     """
-    copy = None if tokenizer.file is None else _copy_tokenizer(tokenizer.file, folder, name)
-    written = [] if copy is None else [copy]
+    copy, written = None, []
     with contextlib.ExitStack() as undo:
+        if tokenizer.file is not None:
+            copy = tokenizer_copy_path(folder, name)
+            if not copy.exists():
+                undo.callback(remove_quietly, copy)
+            _copy_tokenizer(tokenizer.file, copy)
+            written.append(copy)
         for part, paths in parts.items():
             for path in paths:
                 [shard] = open_shards(str(path))
@@ -120,13 +125,11 @@ def write_token_records(
     return written
 
 
-def _copy_tokenizer(file: Path, folder: Path, name: str) -> Path:
-    path = tokenizer_copy_path(folder, name)
+def _copy_tokenizer(file: Path, path: Path) -> None:
     content = tokenizer_files.read(file)
     if not path.is_file() or path.read_bytes() != content:
         with atomic_write(path) as copy:
             copy.write(content)
-    return path
 
 
 def _write_record(

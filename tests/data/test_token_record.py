@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from support.data_files import write_ranks
 
 from cupygpt import prepare
+from cupygpt.data import token_record
 from cupygpt.data.token_files import TokenShard, open_shards, record_path, write_shard
 from cupygpt.data.token_record import (
     TokenRecord,
@@ -19,7 +21,7 @@ from cupygpt.data.token_record import (
     read_token_record,
 )
 from cupygpt.data.tokenizer import ByteTokenizer, load_tokenizer
-from cupygpt.errors import DataError, TokenizerError
+from cupygpt.errors import DataError, RunError, TokenizerError
 
 TEXT = "Thé cat.\n" * 200
 
@@ -93,6 +95,20 @@ def test_a_tokenizer_from_a_file_is_copied_and_found_after_a_move() -> None:
     recorded.file.unlink()
     with pytest.raises(TokenizerError, match=r"a_tokenizer\.tiktoken: could not be read"):
         load_recorded_tokenizer(recorded)
+
+
+def test_records_that_cannot_be_written_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    ranks = write_ranks(Path("my.tiktoken"), [b"at", b"cat"])
+    real = token_record.atomic_write
+
+    def full(path: Path) -> Any:
+        if path.name == "a_val.bin.json":
+            raise RunError("the disk is full.")
+        return real(path)
+
+    monkeypatch.setattr(token_record, "atomic_write", full)
+    assert prepare.main(["a.txt", "--tokenizer", str(ranks)]) == 1
+    assert sorted(path.name for path in Path().iterdir()) == ["a.txt", "my.tiktoken"]
 
 
 def test_a_link_to_a_token_file_has_the_record_of_the_file() -> None:

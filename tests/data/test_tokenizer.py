@@ -343,3 +343,26 @@ def test_a_panic_of_tiktoken_is_one_message(
     Failing.error = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
         bpe.encode("abc")
+
+
+def test_the_hash_is_that_of_the_vocabulary_in_any_form(bpe: Tokenizer, tmp_path: Path) -> None:
+    table = [bpe.decode_bytes([i]) for i in range(bpe.vocab_size)]
+    path = tmp_path / "same.bin"
+    path.write_bytes(llmc_bytes(table, eot=bpe.eot))
+    same = load_tokenizer(str(path))
+    assert same.sha256 == bpe.sha256
+    assert (same.file, ByteTokenizer().file) == (path, None)
+    others = [
+        load_tokenizer(str(write_ranks(tmp_path / "other.tiktoken", MERGES[:-1]))),
+        load_tokenizer(str(write_ranks(tmp_path / "swapped.tiktoken", MERGES[::-1]))),
+        ByteTokenizer(),
+    ]
+    path.write_bytes(llmc_bytes(table, eot=0))
+    others.append(load_tokenizer(str(path)))
+    assert len({tokenizer.sha256 for tokenizer in [bpe, *others]}) == 5
+
+
+def test_the_bytes_of_text_leave_out_end_of_text(bpe: Tokenizer) -> None:
+    ids = np.concatenate([[bpe.eot], bpe.encode("the é\n\n"), [bpe.eot]]).astype(np.uint16)
+    assert bpe.text_bytes(ids) == len("the é\n\n".encode())
+    assert bpe.text_bytes(ids[:0]) == 0
