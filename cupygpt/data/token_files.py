@@ -215,7 +215,10 @@ def matching_files(pattern: str, *, kind: str, example: str, hint: str) -> list[
         paths = list({os.path.realpath(path): path for path in shortest_last}.values())
     files = sorted((path for path in paths if not path.is_dir()), key=os.fsencode)
     if not files:
-        raise DataError(f"{pattern}: no such file, and no file matches it as a pattern. {hint}")
+        bracket = " In a pattern, write [[] for the character [." if "[" in pattern else ""
+        raise DataError(
+            f"{pattern}: no such file, and no file matches it as a pattern.{bracket} {hint}"
+        )
     for path in files:
         check_can_end(path, DataError)
     return files

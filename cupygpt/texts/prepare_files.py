@@ -79,7 +79,7 @@ class Request:
             raise ConfigError(f"--val-fraction {fraction}: must be at least 0 and below 1.")
         if not 2 <= self.shard_tokens < 2**31:
             raise ConfigError(f"--shard-tokens {self.shard_tokens}: must be from 2 to 2**31 - 1.")
-        if self.name is not None and not re.fullmatch(r"(?!-)[^/\\:*?\"<>|\0]+", self.name):
+        if self.name is not None and not re.fullmatch(r"(?!-)[^/\\:*?\"<>|\0-\x1f]+", self.name):
             raise ConfigError(
                 f"--name {self.name!r}: must be part of a file name, and not begin with a dash. "
                 f"Use -o for folders."

@@ -197,6 +197,7 @@ OFFLINE = {"https_proxy": "http://127.0.0.1:9", "TIKTOKEN_CACHE_DIR": "none"}
 ERRORS = [
     (["no.txt"], r"no\.txt: no such file, .*Built-in texts: tinyshakespeare"),
     (["*.none"], r"no file matches"),
+    (["a[1]*.txt"], r"no file matches .* write \[\[\] for the character \["),
     (["folder"], r"is a folder\. Name the text files in it, for example '.*\*\.txt'"),
     (["latin.txt"], r"latin\.txt: not UTF-8 text: byte 0xe9 at offset 3"),
     (["empty.txt"], r"empty\.txt: the file is empty"),
@@ -206,6 +207,7 @@ ERRORS = [
     (["ok.txt", "--val-fraction", "nan"], r"must be at least 0 and below 1"),
     (["ok.txt", "--shard-tokens", "1"], r"from 2 to"),
     (["ok.txt", "--name", "a/b"], r"Use -o for folders"),
+    (["ok.txt", "--name", "a\nb"], r"part of a file name"),
     (["ok.txt", "--name=-b"], r"not begin with a dash"),
     (["ok.txt", "-o", "ok.txt"], r"ok\.txt: cannot hold the output"),
     (["ok.txt", "--source", "ok.txt"], r"--source names the text of tinyshakespeare"),
