@@ -2,8 +2,8 @@
 
 The rooms of cupygpt/, from top to bottom:
 
-    commands > training > flags, run_folder, model > checkpoint, ops, texts > data, distributed,
-    kernels > device > files
+    commands > training > planning > flags, run_folder, model > checkpoint, ops, texts > data,
+    distributed, kernels > device > files
     the ground floor: the files directly in cupygpt/, and console
 
 MAY_IMPORT says which of the rooms below it each room may use.
@@ -24,8 +24,12 @@ PACKAGE = ROOT / "cupygpt"
 
 MAY_IMPORT = {
     "training": {
-        *("flags", "run_folder", "model", "checkpoint", "ops"),
-        *("texts", "data", "distributed", "kernels", "device"),
+        *("planning", "flags", "run_folder", "model", "checkpoint", "ops"),
+        *("data", "distributed", "kernels", "device"),
+    },
+    "planning": {
+        *("flags", "run_folder", "model", "checkpoint", "texts"),
+        *("data", "distributed", "device"),
     },
     "flags": {"device"},
     "run_folder": {"checkpoint", "distributed"},

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from support.data_files import shakespeare_file, use_gpt2_files
 
-from cupygpt.training.loop import OWN_TEXT
+from cupygpt.training.finish import OWN_TEXT
 
 ROOT = Path(__file__).parents[1]
 SHORTER = {

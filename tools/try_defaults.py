@@ -19,7 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cupygpt.config import BYTES_VOCAB, GPTConfig
-from cupygpt.training.defaults import CPU_SIZES
+from cupygpt.planning.defaults import CPU_SIZES
 
 B, T = 16, 64
 FLOPS_PER_S = 9e10

@@ -134,12 +134,19 @@ class Console:
             self._line(self._plain(self._latest))
 
     def validation(
-        self, step: int, loss: float, bits_per_byte: float | None, *, best: bool
+        self,
+        step: int,
+        loss: float,
+        bits_per_byte: float | None,
+        *,
+        best: bool,
+        reference: float | None = None,
     ) -> None:
-        """A validation loss, in nats per token and bits per byte."""
+        """A validation loss, in nats per token and bits per byte; the reference run's, if known."""
         bits = f" | {bits_per_byte:.4f} bits/byte" if bits_per_byte is not None else ""
+        known = f" | reference {reference:.4f}" if reference is not None else ""
         mark = " | best so far" if best else ""
-        line = f"step {step:>{self._digits}} | validation loss {loss:.4f}{bits}{mark}"
+        line = f"step {step:>{self._digits}} | validation loss {loss:.4f}{bits}{known}{mark}"
         self._line(line, style="green")
 
     def sample(self, step: int, text: str) -> None:

@@ -2,8 +2,8 @@
 
 A field holds the flag's names (llm.c's short ones are kept), type, default, range, help text, its
 label on the console, and whether a resumed run may change it. What is open (None) is chosen in
-training/defaults.py, when model and data are known. Two rules need more than one flag: the length
-of a resumed run (training/resume.py), and what `-e` may name (training/plan.py). training/loop.py
+planning/defaults.py, when model and data are known. Two rules need more than one flag: the length
+of a resumed run (training/resume.py), and what `-e` may name (planning/plan.py). training/loop.py
 hands the values to the trainer.
 """
 

@@ -13,7 +13,7 @@ from cupygpt.flags.field import (
 )
 
 SCHEDULES = ("cosine", "linear", "constant", "wsd")
-"""The learning-rate schedules; training/schedule.py computes them."""
+"""The learning-rate schedules; planning/schedule.py computes them."""
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ class ReportFlags:
         "--val-batches",
         type=int,
         range=AT_LEAST_1_OR_ALL,
-        help="validation rows, in batches of -b rows, -1 = all (default: all, at most 131,072 "
-        "tokens, evenly spread)",
+        help="validation rows, in batches of -b rows, -1 = all (default: all, but at most 5 % of "
+        "what the run trains on, 8,192 to 131,072 tokens, evenly spread)",
     )
     sample_every: int = flag(
         "-s",

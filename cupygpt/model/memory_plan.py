@@ -107,6 +107,12 @@ def memory_plan(shape: RunShape) -> dict[str, int]:
     return plan
 
 
+def checkpoint_bytes(shape: RunShape) -> int:
+    """The size of a checkpoint: the weights, and the optimizer's state of all ranks."""
+    plan = memory_plan(shape)
+    return plan["parameters"] + plan["optimizer"] * shape.zero_shards
+
+
 def fits(shape: RunShape, free_bytes: int | None) -> bool:
     """Whether the plan fits into so much free memory; None means: nobody knows how much."""
     if free_bytes is None:

@@ -10,8 +10,8 @@ from cupygpt.checkpoint.done import checkpoint_steps
 from cupygpt.checkpoint.state_file import TrainState
 from cupygpt.console.paste import shell_command
 from cupygpt.errors import RunError
-from cupygpt.training.open_data import Data
-from cupygpt.training.plan import Plan
+from cupygpt.planning.open_data import Data
+from cupygpt.planning.plan import Plan
 
 MODEST_RATE = 1e-3
 """A learning rate that rarely diverges; a lower one is advised if the run had less than this."""

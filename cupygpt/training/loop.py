@@ -1,6 +1,5 @@
 """The training loop: what happens at which step, what is kept, and what a person is told."""
 
-import math
 import time
 from collections import deque
 from dataclasses import dataclass, replace
@@ -8,40 +7,35 @@ from pathlib import Path
 
 import numpy as np
 
-from cupygpt.checkpoint.state_file import Progress
+from cupygpt.checkpoint.state_file import Progress, TrainState
 from cupygpt.console.bar import StepLine
 from cupygpt.console.console import Console
-from cupygpt.console.paste import shell_command
 from cupygpt.console.stop_signal import StopSignal
 from cupygpt.data.document_start import document_start
-from cupygpt.data.loader import START, Packed, Position, Prefetcher, StepLoader, pack
+from cupygpt.data.loader import START, Packed, Position, Prefetcher, StepLoader
 from cupygpt.distributed.collectives import make_collectives
-from cupygpt.distributed.ranks import Ranks, broadcast_object, rank0_first
+from cupygpt.distributed.ranks import Ranks, rank0_first
 from cupygpt.errors import ConfigError, RunError
 from cupygpt.model.generate import Generator, Sampling
+from cupygpt.model.memory_plan import checkpoint_bytes
+from cupygpt.planning.open_data import Data
+from cupygpt.planning.plan import Plan, train_loader
 from cupygpt.run_folder.log import RunLog
 from cupygpt.run_folder.record import update_record
 from cupygpt.run_folder.saver import Saver
-from cupygpt.training.baselines import bits_per_byte, bytes_per_token
+from cupygpt.training.clock import Clock
 from cupygpt.training.compile_ahead import compile_ahead
 from cupygpt.training.diverged import diverged, has_finite_moments, is_finite
-from cupygpt.training.length import Clock, seconds_per_step, steps_that_fit
-from cupygpt.training.open_data import Data
-from cupygpt.training.plan import Plan, train_loader, validation_batches
-from cupygpt.training.trainer import OptimizerSettings, PendingStep, Trainer, mean_loss
+from cupygpt.training.keeper import Keeper
+from cupygpt.training.length import final_plan, fixed_at, measured_plan
+from cupygpt.training.trainer import OptimizerSettings, PendingStep, Trainer
+from cupygpt.training.validator import Validator
 
 MAX_PENDING = 3
 """Most steps that are queued before their losses are read."""
 
 READER_GONE = "SIGPIPE"
 """What stops a run whose console is a pipe that its reader has closed."""
-
-TRAIN, SAMPLE = ["python", "-m", "cupygpt.train"], ["python", "-m", "cupygpt.sample"]
-OWN_TEXT = (
-    "python -m cupygpt.prepare mytext.txt --tokenizer bytes",
-    "python -m cupygpt.train -i mytext_train.bin -j mytext_val.bin -b 16 -t 64",
-)
-"""README's commands for a text of one's own."""
 
 TRAIN_SAMPLING = Sampling(temperature=0.8, top_p=0.95)
 
@@ -83,17 +77,18 @@ class Run:
         console.memory = plan.device.used_bytes
         self.trainer = _make_trainer(plan, ranks)
         self._generator = Generator(
-            plan.device, plan.shape.config, self.trainer.params, plan.shape.precision
+            plan.device,
+            plan.shape.config,
+            self.trainer.params,
+            plan.shape.precision,
+            window=plan.shape.T,
         )
         # Rank 0 compiles, and chooses algorithms, first; the others find its results on disk.
         rank0_first(
             ranks,
             lambda: compile_ahead(plan.device, self.trainer, self._generator, console, folder),
         )
-        self._validation = validation_batches(plan, data, ranks.rank)
-        self._bytes_per_token = bytes_per_token(
-            plan.validation, data.tokenizer, plan.shape.config.V
-        )
+        self.validator = Validator(plan, data, ranks)
         self._batches = _step_batches(plan, data, progress, ranks.rank)
         self._overfit_batch: np.ndarray | None = None
         self._pending: deque[_Queued] = deque()
@@ -107,6 +102,14 @@ class Run:
             keep_every=plan.config.keep_every,
             saved_step=progress.step if is_resumed else None,
         )
+        self._keeper = Keeper(
+            self._saver,
+            self._read_state,
+            clock,
+            ranks,
+            is_timed=plan.config.checkpoint_every is None,
+            num_bytes=checkpoint_bytes(plan.shape),
+        )
         self._log = RunLog(None)
         self._saves_seen, self._save_is_asked = 0, False
 
@@ -116,23 +119,13 @@ class Run:
             self._log = RunLog(self.folder)
 
     def measure_steps(self) -> None:
-        """Plan the steps of a run of so many minutes by a few that are timed.
-
-        They leave weights and moments that the run must not use.
-        """
+        """Plan a run of so many minutes by steps that are timed, before weights are loaded."""
         if self.plan.steps_are_fixed:
             return
-        plan, (A, B, T) = self.plan, self.trainer.batch_shape
-        tokens = np.random.default_rng(0).integers(0, plan.shape.config.V, (A, B, T), np.int32)
-        packed = pack([(batch, batch) for batch in tokens])
-        seconds = seconds_per_step(self.trainer, packed, self.ranks)
-        minutes = plan.minutes
-        left = 60 * minutes - self.clock.elapsed()
-        steps = broadcast_object(self.ranks, max(1, int(0.95 * left / seconds)))
-        self.plan = plan.with_steps(steps)
+        self.plan, seconds = measured_plan(self.plan, self.trainer, self.clock, self.ranks)
         self.console.note(
-            f"{1e3 * seconds:.1f} ms a step: about {steps:,} steps in {minutes:g} "
-            f"minutes; the number is fixed after the warm-up"
+            f"{1e3 * seconds:.1f} ms a step: about {self.plan.steps:,} steps in "
+            f"{self.plan.minutes:g} minutes; the number is fixed after the warm-up"
         )
 
     def loop(self, stop: StopSignal) -> None:
@@ -141,7 +134,7 @@ class Run:
         console.start(self.progress.step, self.plan.steps)
         self._last_report = time.perf_counter()
         while True:
-            if not self.plan.steps_are_fixed and self.progress.step >= self._fixed_at:
+            if not self.plan.steps_are_fixed and self.progress.step >= fixed_at(self.plan):
                 self._fix_steps()
             is_last = self.progress.step == self.plan.steps
             stops = self._stops(stop)
@@ -152,17 +145,19 @@ class Run:
             if validates or samples or saves or is_last:
                 self._report(0)  # also: nothing that is not finite gets saved
                 improved = validates and self._validate()
-                if not validates or self._validation is None:
+                if not validates or not self.validator.is_there:
                     self._require_finite_loss()
                 if samples and self.progress.step and self.ranks.rank == 0:
                     with self.clock.measure("sample"):
                         self._sample()
                 stops = self._stops(stop)  # a signal may have come meanwhile
                 is_last = is_last or self.ran_out_of_patience
-                saves = saves or improved or self._save_is_asked
+                saves = saves or self._save_is_asked
                 if is_last or stops or (saves and self.progress.step):
-                    self._save()
+                    self._keeper.save(self._log, self.progress.step, self._best_step)
                     self._save_is_asked = False
+                elif improved and self.progress.step:
+                    self._keeper.keep_best(self._log, self.progress.step)
                 self._last_report = time.perf_counter()
             if is_last or stops:
                 break
@@ -171,31 +166,22 @@ class Run:
         if self._log.failure:
             raise RunError(f"{self._log.failure} {self._saver.last_checkpoint()}")
 
-    @property
-    def _fixed_at(self) -> int:
-        """The step at which the number of steps is fixed: where the warm-up ends, as a rule."""
-        steps = self.plan.steps
-        return min(max(self.plan.config.warmup, 10), max(1, steps // 5))
-
     def _fix_steps(self) -> None:
         """From here on a run of so many minutes has its number of steps."""
         self._report(0)
-        config = self.plan.config
-        steps = steps_that_fit(
-            self.plan.minutes,
+        self.plan = final_plan(
+            self.plan,
             self.clock,
+            self.ranks,
             step=self.progress.step,
             steps_before=self._first_step,
-            val_every=config.val_every if self._validation is not None else 0,
-            sample_every=config.sample_every,
         )
-        steps = broadcast_object(self.ranks, steps)
-        self.plan = replace(self.plan, steps=steps, steps_are_fixed=True)
+        steps, minutes = self.plan.steps, self.plan.minutes
         if self.ranks.rank == 0:
             update_record(self.folder, steps=steps)
         self.console.set_total(steps)
         self.console.note(
-            f"{steps:,} steps: so many fit into {config.minutes:g} minutes at "
+            f"{steps:,} steps: so many fit into {minutes:g} minutes at "
             f"{1e3 * self.clock.mean('step'):.1f} ms a step"
         )
         self._last_report = time.perf_counter()
@@ -211,7 +197,7 @@ class Run:
         received = stop.received or (READER_GONE if self.console.reader_gone else None)
         asked = stop.saves_asked
         everyone = self.ranks.all_gather_object(
-            [received or self._log.failure, asked > self._saves_seen]
+            [received or self._log.failure, asked > self._saves_seen or self._keeper.is_due()]
         )
         self._saves_seen = asked
         self._save_is_asked |= any(is_asked for _, is_asked in everyone)
@@ -289,26 +275,21 @@ class Run:
 
     def _validate(self) -> bool:
         """Evaluate, print and log; True if this is the lowest loss so far."""
-        if self._validation is None:
+        if not self.validator.is_there:
             return False
-        step, patience = self.progress.step, self.plan.config.patience
+        step, config = self.progress.step, self.plan.config
         with self.clock.measure("validation"):
-            sums = self.ranks.all_gather_object(
-                self.trainer.sum_losses((x, y) for x, y, _ in self._validation)
-            )
-        # Added in the order of the batches: then the mean equals that of one rank to the last bit.
-        loss = mean_loss(of_rank for batch in zip(*sums, strict=True) for of_rank in batch)
-        if not is_finite(loss):
-            raise self._diverged(f"step {step}: validation loss {loss}")
-        improved = loss < self.progress.best_loss
+            found = self.validator.validate(self.trainer, step)
+        if not is_finite(found.loss):
+            raise self._diverged(f"step {step}: validation loss {found.loss}")
+        improved = found.loss < self.progress.best_loss
         if improved:
-            self.progress = replace(self.progress, best_loss=loss, best_step=step)
-        bits = bits_per_byte(loss, self._bytes_per_token)
-        self.console.validation(step, loss, bits, best=improved)
-        more = {} if bits is None else {"bits_per_byte": bits}
-        self._log.validation(step, loss, **more)
-        since = (step - self.progress.best_step) // max(1, self.plan.config.val_every)
-        self.ran_out_of_patience = patience is not None and since >= patience
+            self.progress = replace(self.progress, best_loss=found.loss, best_step=step)
+        bits = found.bits_per_byte
+        self.console.validation(step, found.loss, bits, best=improved, reference=found.reference)
+        self._log.validation(step, found.loss, **({} if bits is None else {"bits_per_byte": bits}))
+        since = (step - self.progress.best_step) // max(1, config.val_every)
+        self.ran_out_of_patience = config.patience is not None and since >= config.patience
         return improved
 
     def _sample(self) -> None:
@@ -323,16 +304,16 @@ class Run:
         self.console.sample(step, text)
         self._log.sample(step, text)
 
-    def _save(self) -> None:
-        """Write the checkpoint of this step, unless the run was resumed from it."""
-        if self.progress.step == self._saver.saved_step:
-            return
-        best = self.progress.best_step if self._validation is not None else None
+    def _read_state(self) -> TrainState:
+        """What this rank saves at this step; nothing of it may have diverged."""
         state = self.trainer.state(self.progress)
         if not has_finite_moments(state):
             raise self._diverged(f"step {self.progress.step}: AdamW's moments are not finite")
-        with self.clock.measure("save"):
-            self._saver.save(state, self._log, best)
+        return state
+
+    @property
+    def _best_step(self) -> int | None:
+        return self.progress.best_step if self.validator.is_there else None
 
     def _farewell(self) -> str:
         """When another rank dies: restore the terminal, and say where the run can continue."""
@@ -372,24 +353,3 @@ class _Queued:
     lr: float
     position: Position
     result: PendingStep
-
-
-def closing_lines(run: Run, baselines: tuple[float, float] | None) -> list[str]:
-    """What came of the run, and what to do next."""
-    progress, plan, folder = run.progress, run.plan, run.folder
-    lines = [f"{progress.step} of {plan.steps} steps in {run.console.elapsed_s():.0f} s."]
-    if math.isfinite(progress.best_loss):
-        best = (
-            f"best validation loss {progress.best_loss:.4f} nats/token at step {progress.best_step}"
-        )
-        if baselines:
-            best += f" (unigram {baselines[0]:.4f}, bigram {baselines[1]:.4f})"
-        lines.append(best)
-    if run.stopped_by and progress.step < plan.steps:
-        command = [*TRAIN, "--resume", folder]
-        command += ["--gpus", plan.world] if plan.world > 1 else []
-        lines.append(f"stopped by {run.stopped_by}; continue:  {shell_command(command)}")
-    lines.append(f"write text:  {shell_command([*SAMPLE, folder])}")
-    if plan.config.is_demo:
-        lines += ["your own text:", *(f"    {command}" for command in OWN_TEXT)]
-    return lines

@@ -12,9 +12,9 @@ from cupygpt.device.precision import PRECISIONS
 from cupygpt.errors import CheckpointError, ConfigError
 from cupygpt.flags.config import FIXED, LENGTHS, TrainConfig, flags_of
 from cupygpt.flags.recorded import config_from_record
+from cupygpt.planning.open_data import Data
+from cupygpt.planning.plan import Plan
 from cupygpt.run_folder.record import environment, written_by
-from cupygpt.training.open_data import Data
-from cupygpt.training.plan import Plan
 
 _NOT_RECORDED = ("resume", "out", "model", "overwrite", "debug", "extend")
 """Flags that are no settings of the run."""

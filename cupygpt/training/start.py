@@ -32,15 +32,8 @@ from cupygpt.flags.llmc import RESUME_IF_ANY, check_claims
 from cupygpt.flags.model_and_data import NEWEST_RUN
 from cupygpt.kernels import matmul_plan
 from cupygpt.model.init_weights import initial_parameters
-from cupygpt.run_folder.folder import find_run, has_checkpoint
-from cupygpt.run_folder.lock import FolderLock
-from cupygpt.run_folder.log import cut_logs
-from cupygpt.run_folder.new_folder import NewFolder
-from cupygpt.run_folder.record import read_record, write_record, written_by
-from cupygpt.training.baselines import ngram_baselines
-from cupygpt.training.length import Clock
-from cupygpt.training.loop import Run, closing_lines
-from cupygpt.training.open_data import (
+from cupygpt.planning.choose_model import ModelChoice, choose_model
+from cupygpt.planning.open_data import (
     DEMO_NAME,
     Data,
     attach_tokenizer,
@@ -48,7 +41,16 @@ from cupygpt.training.open_data import (
     copy_tokenizer_to,
     open_data,
 )
-from cupygpt.training.plan import ModelChoice, Plan, choose_model, make_plan
+from cupygpt.planning.plan import Plan, make_plan
+from cupygpt.planning.startup_table import header_rows
+from cupygpt.run_folder.folder import find_run, has_checkpoint
+from cupygpt.run_folder.lock import FolderLock
+from cupygpt.run_folder.log import cut_logs
+from cupygpt.run_folder.new_folder import NewFolder
+from cupygpt.run_folder.record import read_record, write_record, written_by
+from cupygpt.training.clock import Clock
+from cupygpt.training.finish import closing_lines
+from cupygpt.training.loop import Run
 from cupygpt.training.resume import (
     check_can_be_extended,
     check_names_this_run,
@@ -62,7 +64,6 @@ from cupygpt.training.resume import (
     resumed_config,
     resumed_record,
 )
-from cupygpt.training.startup_table import header_rows
 
 LAUNCHER_ECHO_S = 1.0
 """With several ranks a signal may come twice, from the terminal and from the launcher."""
@@ -108,7 +109,7 @@ def _finish_run(run: Run, signals: list[str], ranks: Ranks) -> None:
     """Train to the end, and say what came of it."""
     console = run.console
     try:
-        baselines = ngram_baselines(run.plan.validation, run.data.train, run.plan.shape.config.V)
+        baselines = run.validator.baselines
         if baselines:
             console.note(
                 f"baselines on the validation rows, nats per token: unigram {baselines[0]:.4f}, "
@@ -120,7 +121,7 @@ def _finish_run(run: Run, signals: list[str], ranks: Ranks) -> None:
             run.loop(stop)
     finally:
         run.close()
-    for line in closing_lines(run, baselines):
+    for line in closing_lines(run):
         console.note(line)
         if console.reader_gone:
             say(line)

@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cupygpt.training.reference import ReferenceCurve
+
 FALLING, LEVEL, OVERFITTING = "falling", "level", "overfitting"
 
 NOISE = 0.005
@@ -32,11 +34,12 @@ class Outcome:
     validations: Sequence[tuple[int, float]]
     baselines: tuple[float, float] | None
     minutes: float | None
+    reference: ReferenceCurve | None = None
     ran_out_of_patience: bool = False
 
 
 def verdict(outcome: Outcome) -> list[str]:
-    """Two to four lines for the console."""
+    """Two to five lines for the console."""
     lines = [
         f"{outcome.step:,} of {outcome.steps:,} steps in {outcome.seconds:.0f} s: "
         f"{outcome.epochs:.3g} epochs, {outcome.tokens_per_parameter:.3g} tokens per parameter"
@@ -46,6 +49,13 @@ def verdict(outcome: Outcome) -> list[str]:
     if outcome.best is None or not math.isfinite(outcome.best[1]):
         return [*lines, "without validation nobody knows how good it is: pass -j"]
     lines.append(_against_the_baselines(outcome))
+    if outcome.reference is not None:
+        reference = outcome.reference
+        gap = round(outcome.best[1] - reference.best, 4) + 0.0  # not -0.0
+        lines.append(
+            f"reference on the same data: {reference.best:.4f} by {reference.name}; this run is "
+            f"{gap:+.4f} from it"
+        )
     trend = trend_of(outcome)
     if trend is not None:
         lines.append(_meaning(outcome, trend))

@@ -10,8 +10,8 @@ from support.small_runs import main_log, write_files
 from cupygpt import sample
 from cupygpt.config import GPTConfig
 from cupygpt.errors import TokenizerError
+from cupygpt.planning import open_data
 from cupygpt.train import main
-from cupygpt.training import open_data
 
 MERGES = GPTConfig(maxT=16, V=259, L=1, NH=1, C=8)
 """The 256 bytes, two merges, and end of text."""

@@ -18,7 +18,7 @@ import torch
 from peer_torch import PeerGPT
 
 from cupygpt.model.init_weights import initial_parameters
-from cupygpt.training.schedule import Schedule
+from cupygpt.planning.schedule import Schedule
 from support.golden_cases import CASES, GoldenCase, batches
 
 OUT = Path(__file__).parents[1] / "golden" / "torch_losses.json"

@@ -3,11 +3,13 @@
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
@@ -78,3 +80,19 @@ def change_record(
     if not keep_checksum:
         del record["checksum"]
     (run / "run.json").write_text(json.dumps(record))
+
+
+class StillTime:
+    """A clock that stands still: nothing passes but what a test adds to `now`, in seconds."""
+
+    now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+def still_time(monkeypatch: pytest.MonkeyPatch) -> StillTime:
+    """Let time.perf_counter stand still in this test."""
+    fake = StillTime()
+    monkeypatch.setattr(time, "perf_counter", fake.perf_counter)
+    return fake

@@ -11,7 +11,7 @@ from cupygpt.data.loader import pack
 from cupygpt.device.cpu import CPU
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.memory_plan import RunShape
-from cupygpt.training.schedule import Schedule
+from cupygpt.planning.schedule import Schedule
 from cupygpt.training.trainer import OptimizerSettings, Trainer
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "torch_losses.json").read_text())

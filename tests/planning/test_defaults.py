@@ -7,7 +7,7 @@ import pytest
 
 from cupygpt.config import GPTConfig
 from cupygpt.flags.config import TrainConfig
-from cupygpt.training.defaults import (
+from cupygpt.planning.defaults import (
     CPU_MINUTES,
     MOST_EPOCHS,
     batch_settings,

@@ -6,16 +6,15 @@ before memory of the device is allocated. startup_table.py shows the result.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
-from cupygpt.checkpoint.model_file import ModelFile, load_model
-from cupygpt.config import GPTConfig, config_from_descriptor
+from cupygpt.config import GPTConfig
 from cupygpt.data.loader import START, Position, TrainLoader
 from cupygpt.data.rows import order_bytes
-from cupygpt.data.token_files import check_ids, longest_row, num_tokens
+from cupygpt.data.token_files import check_ids, num_tokens
 from cupygpt.data.validation import ValidationBatches, ValidationRows
 from cupygpt.device.choose import DeviceChoice
+from cupygpt.device.cpu_threads import num_cores
 from cupygpt.device.device import Device
 from cupygpt.device.precision import (
     PRECISIONS,
@@ -30,19 +29,21 @@ from cupygpt.errors import ConfigError, DataError
 from cupygpt.flags.config import TrainConfig, flags_of
 from cupygpt.flags.llmc import ONE_EPOCH
 from cupygpt.model.memory_plan import RunShape, check_fits, fits, shape_of_run
-from cupygpt.training.defaults import (
-    batch_settings,
-    file_settings,
+from cupygpt.planning.choose_model import ModelChoice
+from cupygpt.planning.defaults import (
     length_settings,
     settle,
-    size_for,
 )
-from cupygpt.training.length import guess_steps
-from cupygpt.training.open_data import Data, vocabulary
-from cupygpt.training.schedule import Schedule
+from cupygpt.planning.open_data import Data
+from cupygpt.planning.schedule import Schedule
 
-MOST_VALIDATION_TOKENS = 2**17
-"""Without -m a validation reads at most so many tokens."""
+CPU_FLOPS_PER_CORE = 3e10
+GPU_SHARE_OF_PEAK = 0.3
+UNKNOWN_GPU_FLOPS = 5e12
+"""Usual speeds of training."""
+
+VALIDATION_SHARE, FEWEST_VALIDATION_TOKENS, MOST_VALIDATION_TOKENS = 0.05, 2**13, 2**17
+"""Without -m a validation reads this share of what the run trains on, between these bounds."""
 
 
 @dataclass(frozen=True)
@@ -118,48 +119,6 @@ class Plan:
         return replace(self, config=config, steps=steps)
 
 
-@dataclass(frozen=True)
-class ModelChoice:
-    """The model of a new run: its shape, its file if it has one, and where it comes from.
-
-    `config` has the rows and the batch that were chosen with it; `batch_is_open` says that no flag
-    asked for that batch, so that it may shrink to fit the memory.
-    """
-
-    config: TrainConfig
-    model: GPTConfig
-    loaded: ModelFile | None
-    origin: str
-    batch_is_open: bool = False
-
-
-def choose_model(config: TrainConfig, data: Data, *, on_gpu: bool, world: int) -> ModelChoice:
-    """The model that the flags name, or one that suits the time (CPU) or the text (GPU)."""
-    name = config.model
-    if name is not None and name.endswith(".bin"):
-        loaded = load_model(Path(name))
-        return ModelChoice(file_settings(config), loaded.config, loaded, f"weights from {name}")
-    tokens, V = num_tokens(data.train), vocabulary(config, data)
-    size = size_for(on_gpu=on_gpu, minutes=config.minutes, tokens=tokens, V=V)
-    longest = min(longest_row(data.train), longest_row(data.val or data.train))
-    T = config.seq_len or min(size.T, longest)
-    weights = f"new weights (seed {config.seed})"
-    if name is None:
-        model = GPTConfig(maxT=T, V=V, L=size.L, NH=size.NH, C=size.C)
-        origin = f"sized for {'the text' if on_gpu else 'the time'}, {weights}"
-    else:
-        model = config_from_descriptor(name, V=V, maxT=T)
-        origin = f"{name}, {weights}"
-        T = config.seq_len or min(model.maxT, longest)
-    return ModelChoice(
-        batch_settings(config, T=T, size=size, world=world),
-        model,
-        None,
-        origin,
-        batch_is_open=config.batch_size is None,
-    )
-
-
 def make_plan(
     chosen: ModelChoice,
     data: Data,
@@ -190,7 +149,6 @@ def make_plan(
     tokens, reason = num_tokens(data.train), ""
     if chosen.loaded is None and record is None:
         config, reason = length_settings(config, model, tokens, on_gpu=device.is_gpu)
-    validation = _validation_rows(config, data, shape.T, record)
     plan = Plan(
         config=config,
         asked=config,
@@ -203,13 +161,15 @@ def make_plan(
         length_reason=reason,
         rows_per_epoch=rows,
         train_tokens=tokens,
-        validation=validation,
+        validation=None,
         runtime_bytes=device.used_bytes() or 0,
         world=ranks.world,
         peak_flops=_peak_flops(device, precision, ranks.world),
     )
+    steps = _steps(plan, record)
     is_fixed = config.minutes is None or bool((record or {}).get("steps"))
-    plan = replace(plan.with_steps(_steps(plan, record)), steps_are_fixed=is_fixed)
+    validation = _validation_rows(plan, data, steps * plan.tokens_per_step, record)
+    plan = replace(plan, validation=validation, steps_are_fixed=is_fixed).with_steps(steps)
     extensions = tuple((record or {}).get("extensions", ()))
     return replace(plan, steps=plan.steps + sum(extensions), extensions=extensions)
 
@@ -219,7 +179,7 @@ def _steps(plan: Plan, record: Mapping[str, Any] | None) -> int:
     config = plan.config
     if config.minutes is not None:
         recorded = (record or {}).get("steps")
-        return recorded or guess_steps(config.minutes, plan.flops_per_step, plan.device)
+        return recorded or _guess_steps(config.minutes, plan.flops_per_step, plan.device)
     if config.steps == ONE_EPOCH:
         return _steps_of_llmc(plan.train_tokens, plan.tokens_per_step)
     return config.steps or _steps_of_epochs(
@@ -266,16 +226,19 @@ def validation_batches(plan: Plan, data: Data, rank: int) -> ValidationBatches |
 
 
 def _validation_rows(
-    config: TrainConfig, data: Data, T: int, record: Mapping[str, Any] | None
+    plan: Plan, data: Data, run_tokens: int, record: Mapping[str, Any] | None
 ) -> ValidationRows | None:
-    """The rows that the run validates on: those recorded, if it is resumed."""
+    """The rows that a run on so many tokens validates on: those recorded, if it is resumed."""
+    config, T = plan.config, plan.shape.T
     if not data.val:
         return None
     recorded = (record or {}).get("validation")
     if recorded is not None:
         return ValidationRows(data.val, T, recorded["rows"], evenly=recorded["evenly"])
     if config.val_batches is None:
-        return ValidationRows(data.val, T, max(1, MOST_VALIDATION_TOKENS // T), evenly=True)
+        share = int(VALIDATION_SHARE * run_tokens)
+        tokens = min(max(share, FEWEST_VALIDATION_TOKENS), MOST_VALIDATION_TOKENS)
+        return ValidationRows(data.val, T, max(1, tokens // T), evenly=True)
     # -m counts batches of -b rows as they were when the run began.
     began_with = record["config"]["batch_size"] if record else config.batch_size
     count = None if config.val_batches == -1 else config.val_batches * began_with
@@ -337,6 +300,16 @@ def _accumulation(config: TrainConfig, B: int, T: int, world: int) -> int:
             f"{at_once}. Nearest that work: {nearest}."
         )
     return total // at_once
+
+
+def _guess_steps(minutes: float, flops_per_step: int, device: Device) -> int:
+    """A guess before anything was measured, from the usual speed of such a device."""
+    if device.is_gpu:
+        peak = device.peak_flops("bf16")
+        flops = GPU_SHARE_OF_PEAK * peak if peak else UNKNOWN_GPU_FLOPS
+    else:
+        flops = CPU_FLOPS_PER_CORE * num_cores()
+    return max(1, int(60 * minutes * flops / flops_per_step))
 
 
 def _steps_of_epochs(epochs: float, rows: int, rows_per_step: int) -> int:

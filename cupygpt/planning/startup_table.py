@@ -7,9 +7,9 @@ from cupygpt.console.figures import format_bytes
 from cupygpt.data.token_files import TokenShard
 from cupygpt.flags.config import labelled_values
 from cupygpt.model.memory_plan import RunShape, memory_plan
-from cupygpt.training.open_data import Data
-from cupygpt.training.plan import Plan
-from cupygpt.training.schedule import Schedule
+from cupygpt.planning.open_data import Data
+from cupygpt.planning.plan import Plan
+from cupygpt.planning.schedule import Schedule
 
 
 def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple[str, str]]:

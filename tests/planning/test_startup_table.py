@@ -1,7 +1,7 @@
 import pytest
 
-from cupygpt.training.schedule import Schedule
-from cupygpt.training.startup_table import describe_lr
+from cupygpt.planning.schedule import Schedule
+from cupygpt.planning.startup_table import describe_lr
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 import pytest
 
-from cupygpt.training.schedule import Schedule
+from cupygpt.planning.schedule import Schedule
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ from cupygpt.distributed.ranks import OneRank
 from cupygpt.errors import TokenizerError
 from cupygpt.flags.config import TrainConfig
 from cupygpt.model.memory_plan import memory_plan
+from cupygpt.planning import open_data
+from cupygpt.planning.choose_model import ModelChoice, choose_model
+from cupygpt.planning.open_data import Data, attach_tokenizer
+from cupygpt.planning.plan import make_plan
 from cupygpt.train import main
-from cupygpt.training import open_data
-from cupygpt.training.open_data import Data, attach_tokenizer
-from cupygpt.training.plan import ModelChoice, choose_model, make_plan
 
 BYTES_MODEL = GPTConfig(maxT=16, V=257, L=1, NH=1, C=8)
 GPT2_MODEL = GPTConfig(maxT=16, V=50257, L=1, NH=1, C=8)

@@ -1,0 +1,1 @@
+"""What a run will do, before it begins: data, model, memory, length, and all that was left open."""
