@@ -1,14 +1,20 @@
 """Fixtures of all tests, and those of the op tests."""
 
+import os
 from collections.abc import Iterator
 
 import cupygpt  # noqa: F401  # isort: skip - before NumPy: see there
 import numpy as np
 import pytest
+from support.cache import cache_folder
 from support.devices import DEVICES, Device, make_device
 from support.gpu import turn_on_the_gpu
 
 from cupygpt.device.cpu_threads import num_cores
+
+if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):
+    # Tests start Python hundreds of times, and each time it would compile all modules again.
+    os.environ["PYTHONPYCACHEPREFIX"] = str(cache_folder("bytecode"))
 
 MOST_WORKERS = 4
 
@@ -31,6 +37,14 @@ def dev(request: pytest.FixtureRequest) -> Iterator[Device]:
     with np.errstate(over="ignore"):  # as in a step: exp may overflow to infinity
         yield device
     device.check_inputs()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _no_wait_for_the_disk() -> Iterator[None]:
+    """fsync matters when the power fails; tests that look for it put their own in its place."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
