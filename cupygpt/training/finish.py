@@ -4,7 +4,7 @@ import math
 
 from cupygpt.console.paste import shell_command
 from cupygpt.data.loader import START
-from cupygpt.training.loop import Run
+from cupygpt.training.loop import READER_GONE, Run
 from cupygpt.training.verdict import Outcome, verdict
 
 TRAIN, SAMPLE = ["python", "-m", "cupygpt.train"], ["python", "-m", "cupygpt.sample"]
@@ -22,7 +22,8 @@ def closing_lines(run: Run) -> list[str]:
     if run.stopped_by and progress.step < plan.steps:
         command = [*TRAIN, "--resume", folder]
         command += ["--gpus", plan.world] if plan.world > 1 else []
-        lines.append(f"stopped by {run.stopped_by}; continue:  {shell_command(command)}")
+        why = " (nobody reads the output any more)" if run.stopped_by == READER_GONE else ""
+        lines.append(f"stopped by {run.stopped_by}{why}; continue:  {shell_command(command)}")
     lines.append(f"write text:  {shell_command([*SAMPLE, folder])}")
     if plan.config.is_demo:
         lines += ["your own text:", *(f"    {command}" for command in OWN_TEXT)]

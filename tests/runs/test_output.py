@@ -59,7 +59,10 @@ def test_a_closed_pipe_saves_first_and_loses_nothing(tmp_path: Path) -> None:
     result = shell(f"train {command} | sed '/^step  *5\\//q'", tmp_path)  # quits at step 5
     assert result.returncode == 141
     said = result.stderr.decode()
-    assert "continue:  python -m cupygpt.train --resume run" in said
+    assert (
+        "stopped by SIGPIPE (nobody reads the output any more); "
+        "continue:  python -m cupygpt.train --resume run\n"
+    ) in said
     assert "Traceback" not in said
     assert "Exception" not in said
     (step,) = checkpoint_steps(tmp_path / "run")
