@@ -74,9 +74,10 @@ def _describe_length(plan: Plan) -> str:
     if not plan.steps_are_fixed:
         reason = plan.length_reason or f"{plan.minutes:g} minutes"
         return f"{reason}; the first steps are timed"
+    if plan.length_reason:
+        return f"{plan.steps:,} steps, {plan.length_reason}"
     epochs = plan.steps * plan.tokens_per_step / plan.train_tokens
-    steps = f"{plan.steps:,} steps, {epochs:.3g} epochs"
-    return f"{steps}: {plan.length_reason}" if plan.length_reason else steps
+    return f"{plan.steps:,} steps, {epochs:.3g} epochs"
 
 
 def _describe_optimizer(plan: Plan) -> str:

@@ -4,10 +4,14 @@ import math
 
 from cupygpt.console.paste import shell_command
 from cupygpt.data.loader import START
+from cupygpt.training.keeper import COPY
 from cupygpt.training.loop import READER_GONE, Run
 from cupygpt.training.verdict import Outcome, verdict
 
 TRAIN, SAMPLE = ["python", "-m", "cupygpt.train"], ["python", "-m", "cupygpt.sample"]
+PAUSES = ("validation", "sample", "save", COPY)
+"""What a run does between its steps, as its clock counts it."""
+
 OWN_TEXT = (
     "python -m cupygpt.prepare mytext.txt --tokenizer bytes",
     "python -m cupygpt.train -i mytext_train.bin -j mytext_val.bin",
@@ -24,10 +28,17 @@ def closing_lines(run: Run) -> list[str]:
         command += ["--gpus", plan.world] if plan.world > 1 else []
         why = " (nobody reads the output any more)" if run.stopped_by == READER_GONE else ""
         lines.append(f"stopped by {run.stopped_by}{why}; continue:  {shell_command(command)}")
-    lines.append(f"write text:  {shell_command([*SAMPLE, folder])}")
+    best = (
+        f" (from the best weights, step {progress.best_step:,})" if _is_past_its_best(run) else ""
+    )
+    lines.append(f"write text{best}:  {shell_command([*SAMPLE, folder])}")
     if plan.config.is_demo:
         lines += ["your own text:", *(f"    {command}" for command in OWN_TEXT)]
     return lines
+
+
+def _is_past_its_best(run: Run) -> bool:
+    return run.validator.is_there and run.progress.best_step != run.progress.step
 
 
 def outcome_of(run: Run) -> Outcome:
@@ -50,4 +61,5 @@ def outcome_of(run: Run) -> Outcome:
         minutes=plan.config.minutes,
         reference=validator.reference,
         ran_out_of_patience=run.ran_out_of_patience,
+        pauses=sum(map(run.clock.total, PAUSES)) / max(run.console.elapsed_s(), 1e-9),
     )

@@ -19,6 +19,9 @@ from cupygpt.training.clock import Clock
 SHARE = 0.02
 INTERVAL_S = 600.0
 
+COPY = "copy"
+"""What the clock calls the copy of a best validation's weights."""
+
 GUESSED_BYTES_PER_S = 5e8
 """How fast the first checkpoint is expected to be written."""
 
@@ -64,7 +67,7 @@ class Keeper:
         if not self._is_timed or broadcast_object(self._ranks, self._is_affordable()):
             self.save(log, best_step, best_step)
             return
-        with self._clock.measure("copy of the best"):
+        with self._clock.measure(COPY):
             self._best = _copy_of(self._read_state())
 
     def is_due(self) -> bool:

@@ -36,6 +36,8 @@ class Outcome:
     minutes: float | None
     reference: ReferenceCurve | None = None
     ran_out_of_patience: bool = False
+    pauses: float = 0.0
+    """The share of the time that validations, samples and checkpoints took."""
 
 
 def verdict(outcome: Outcome) -> list[str]:
@@ -44,6 +46,8 @@ def verdict(outcome: Outcome) -> list[str]:
         f"{outcome.step:,} of {outcome.steps:,} steps in {outcome.seconds:.0f} s: "
         f"{outcome.epochs:.3g} epochs, {outcome.tokens_per_parameter:.3g} tokens per parameter"
     ]
+    if outcome.pauses >= 0.005:
+        lines[0] += f"; {100 * outcome.pauses:.0f} % of it validating, sampling, saving"
     if outcome.ran_out_of_patience:
         lines[0] += "; stopped because validation no longer improved (--patience)"
     if outcome.best is None or not math.isfinite(outcome.best[1]):

@@ -45,6 +45,12 @@ def test_a_run_that_still_falls_should_be_longer() -> None:
     assert verdict(replace(RUN, minutes=2.0))[2].endswith("Next: --minutes 4")
 
 
+def test_pauses_are_said_where_they_count() -> None:
+    assert "validating" not in verdict(RUN)[0]
+    line = verdict(replace(RUN, pauses=0.034))[0]
+    assert line.endswith("; 3 % of it validating, sampling, saving")
+
+
 def test_a_run_that_overfits_names_the_step_and_the_weights() -> None:
     worse = [(0, 5.5), (500, 1.7), (750, 1.8), (1000, 2.0)]
     (*_, last) = verdict(replace(RUN, validations=worse, best=(500, 1.7)))
