@@ -14,24 +14,27 @@ RUNS = Path("runs")
 
 
 def find_run(resume: str, out: str | None, newest: str) -> Path:
-    """The folder that --resume means. Raises ConfigError if there is no run to continue."""
+    """The folder that --resume means. Raises ConfigError if there is none."""
     folder = Path(resume)
     if resume in (newest, "1"):  # llm.c writes -y 1
         folder = Path(out) if out else newest_run()
     if not folder.is_dir():
         raise ConfigError(f"--resume {folder}: there is no such folder.")
+    return folder
+
+
+def check_can_be_resumed(folder: Path) -> None:
+    """Raise CheckpointError if a folder, which no other process uses, holds no run to continue."""
     if not checkpoint_steps(folder):
         raise CheckpointError(
             f"--resume {folder}: the folder holds no complete checkpoint (no DONE_ file). "
-            f"Start again in it with -o {shell_word(folder)} --overwrite."
+            f"Start again in it with -o {folder} --overwrite."
         )
     if not (folder / RECORD).is_file():
         raise CheckpointError(
             f"--resume {folder}: {RECORD} is missing, so the run's settings are not known. "
-            f"Start a new run from its weights: "
-            f"-e {shell_word(folder / 'model_SSSSSSSS.bin')}"
+            f"Start a new run from its weights: -e {folder / 'model_SSSSSSSS.bin'}"
         )
-    return folder
 
 
 def has_checkpoint(out: str | None) -> bool:

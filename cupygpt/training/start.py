@@ -43,7 +43,7 @@ from cupygpt.planning.open_data import (
 )
 from cupygpt.planning.plan import Plan, make_plan
 from cupygpt.planning.startup_table import header_rows
-from cupygpt.run_folder.folder import find_run, has_checkpoint
+from cupygpt.run_folder.folder import check_can_be_resumed, find_run, has_checkpoint
 from cupygpt.run_folder.lock import FolderLock
 from cupygpt.run_folder.log import cut_logs
 from cupygpt.run_folder.new_folder import NewFolder
@@ -194,6 +194,7 @@ def resume_run(
     found = find_run(resume, out, NEWEST_RUN) if ranks.rank == 0 else None
     folder = _common_folder(ranks, found)
     lock = held.enter_context(FolderLock(folder)) if ranks.rank == 0 else None
+    check_can_be_resumed(folder)
     record = extended(read_record(folder), given)
     check_precision_is_known(record)
     check_names_this_run(given, record["config"], folder)

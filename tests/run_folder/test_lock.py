@@ -46,7 +46,7 @@ def test_a_folder_in_use_is_refused_with_who_has_it(
     run = tmp_path / "run"
     flags = [*write_files(tmp_path), "-n", "2", "-o", str(run)]
     before = sorted(path.name for path in run.iterdir())
-    for arguments in (flags, [*flags, "--overwrite"]):
+    for arguments in (flags, [*flags, "--overwrite"], ["--resume", str(run)]):
         assert main(arguments) == 2
         err = capsys.readouterr().err
         assert f"{run} is in use by process {holder.pid} on " in err
