@@ -175,6 +175,11 @@ def user_path(path: str | Path) -> Path:
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path's own fails for an unknown user)
 
 
+def user_text(path: str) -> str:
+    """`user_path` for a flag that may also hold another word than a path."""
+    return str(user_path(path)) if path.startswith("~") else path
+
+
 def check_can_end(path: Path, error: type[CupyGPTError]) -> None:
     """Raise `error` for a FIFO, a socket or a device: reading them may wait or go on for ever."""
     try:

@@ -17,6 +17,7 @@ from cupygpt.device.choose import choose_device
 from cupygpt.device.device import Device
 from cupygpt.device.precision import FP32, PRECISIONS, supports_precision
 from cupygpt.errors import CheckpointError, ConfigError, TokenizerError
+from cupygpt.files import user_path
 from cupygpt.flags.field import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.memory_plan import check_decoding_fits
@@ -169,7 +170,7 @@ def _print_texts(
 
 def find_source(name: str | None) -> Source:
     """The model file itself, or the best checkpoint of a run folder, else its newest."""
-    path = newest_run() if name is None else Path(name)
+    path = newest_run() if name is None else user_path(name)
     if not path.is_file() and not path.is_dir():
         raise CheckpointError(f"{path}: there is no such run folder or model file.")
     folder = path.parent if path.is_file() else path

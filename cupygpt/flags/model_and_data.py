@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from cupygpt.files import user_text
 from cupygpt.flags.field import AT_LEAST_1, SEED, flag, switch
 
 NEWEST_RUN = "newest"
@@ -15,8 +16,10 @@ class ModelAndDataFlags:
     model: str | None = flag(
         "-e",
         "--model",
+        type=user_text,
         help="model file (.bin) or descriptor: small, d12, gpt3:c768 ..., or any shape as "
-        "L6:H6:C384, layers, heads and channels (default: small)",
+        "L6:H6:C384, layers, heads and channels (default: by the time that a CPU has, by the text "
+        "on a GPU)",
     )
     train_data: str | None = flag(
         "-i",
@@ -28,7 +31,9 @@ class ModelAndDataFlags:
         "--val-data",
         help="token files to validate on, a path or a quoted pattern (default: none)",
     )
-    out: str | None = flag("-o", "--out", help="run folder (default: runs/<date>-<time>)")
+    out: str | None = flag(
+        "-o", "--out", type=user_text, help="run folder (default: runs/<date>-<time>)"
+    )
     tokenizer: str | None = flag(
         "--tokenizer",
         help="gpt2, bytes or a file (default: by the model's vocabulary)",
@@ -58,6 +63,7 @@ class ModelAndDataFlags:
     resume: str | None = flag(
         "-y",
         "--resume",
+        type=user_text,
         nargs="?",
         const=NEWEST_RUN,
         metavar="RUN",

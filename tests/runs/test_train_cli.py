@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from support.small_runs import TINY, command, main_log, metrics, write_files, write_tokens
 
+from cupygpt import sample
 from cupygpt.checkpoint.done import checkpoint_steps
 from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
@@ -36,6 +37,24 @@ def test_a_run_writes_its_files_and_says_how_to_sample(tmp_path: Path) -> None:
         assert expected in result.stdout
     assert "\x1b" not in result.stdout
     assert result.stderr == ""
+
+
+def test_the_home_folder_is_expanded_wherever_a_path_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also after `=`, where the shell does not do it: `--out='~/x'` made a folder named ~."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    flags = write_files(tmp_path)
+    flags[1] = "~/tiny.bin"
+    assert main([*flags, "-n", "2", "--out=~/run"]) == 0
+    assert main(["--resume", "~/run", "--extend", "2"]) == 0
+    assert sample.main(["~/run", "--tokens", "2", "--device", "cpu"]) == 2  # no tokenizer for V 65
+    assert checkpoint_steps(tmp_path / "run") == [2, 4]
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_overfitting_one_batch_learns_it(tmp_path: Path) -> None:
