@@ -3,13 +3,15 @@
 SIGUSR1 asks for a checkpoint, and the run goes on; Slurm can send it before the time is over.
 """
 
+import contextlib
 import math
 import os
 import signal
 import socket
 import threading
 import time
-from types import TracebackType
+from collections.abc import Iterator
+from types import FrameType, TracebackType
 from typing import Any, Protocol
 
 _ENDING = [
@@ -18,6 +20,29 @@ _ENDING = [
     if hasattr(signal, name)
 ]
 _SAVING = [getattr(signal, name) for name in ("SIGUSR1",) if hasattr(signal, name)]
+
+
+@contextlib.contextmanager
+def ending_cleanly() -> Iterator[None]:
+    """In the block SIGTERM and SIGHUP raise SystemExit, so that a start cleans up, as at Ctrl-C."""
+
+    def end(number: int, _frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    numbers = [
+        number
+        for number in _ENDING
+        if number != signal.SIGINT and signal.getsignal(number) == signal.SIG_DFL
+    ]
+    if threading.current_thread() is not threading.main_thread():
+        numbers = []  # only the main thread may set handlers
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 class Speaker(Protocol):

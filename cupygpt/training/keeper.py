@@ -70,6 +70,12 @@ class Keeper:
         with self._clock.measure(COPY):
             self._best = _copy_of(self._read_state())
 
+    def save_best(self, log: RunLog) -> None:
+        """Write the best validation that is kept in memory, because the run ends in an error."""
+        kept, self._best = self._best, None
+        if kept is not None:
+            self._saver.save(kept, log, kept.progress.step)
+
     def is_due(self) -> bool:
         """Whether the last checkpoint is so long ago that one should be written now."""
         is_old = self._clock.elapsed() - self._last_s >= INTERVAL_S

@@ -1,5 +1,6 @@
 """The training loop: what happens at which step, what is kept, and what a person is told."""
 
+import contextlib
 import time
 from collections import deque
 from dataclasses import dataclass, replace
@@ -271,6 +272,9 @@ class Run:
                 raise self._diverged(f"step {self.progress.step}: the loss is {loss}")
 
     def _diverged(self, what: str) -> RunError:
+        """The error that all ranks raise together, after the best weights are saved."""
+        with contextlib.suppress(RunError):
+            self._keeper.save_best(self._log)
         return diverged(what, self.plan, self.data, self.folder)
 
     def _validate(self) -> bool:
@@ -308,7 +312,8 @@ class Run:
         """What this rank saves at this step; nothing of it may have diverged."""
         state = self.trainer.state(self.progress)
         if not has_finite_moments(state):
-            raise self._diverged(f"step {self.progress.step}: AdamW's moments are not finite")
+            what = f"step {self.progress.step}: AdamW's moments are not finite"
+            raise diverged(what, self.plan, self.data, self.folder)
         return state
 
     @property

@@ -14,7 +14,7 @@ from cupygpt.checkpoint.checkpoint import load_checkpoint, remove_leftovers
 from cupygpt.checkpoint.done import checkpoint_steps
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.console import Console
-from cupygpt.console.stop_signal import StopSignal
+from cupygpt.console.stop_signal import StopSignal, ending_cleanly
 from cupygpt.console.stream import say
 from cupygpt.distributed.launcher_env import imitates_terminal
 from cupygpt.distributed.rank_device import choose_rank_device
@@ -98,10 +98,11 @@ def train_rank(
     """The whole run as this rank sees it; `began` is the time of the command's start."""
     clock = Clock(began)
     with ExitStack() as held:  # the lock of the run folder
-        if config.resume and _continues(config, ranks):
-            run = resume_run(config.resume, config.out, given, ranks, clock, held)
-        else:
-            run = start_run(config, ranks, clock, held)
+        with ending_cleanly():
+            if config.resume and _continues(config, ranks):
+                run = resume_run(config.resume, config.out, given, ranks, clock, held)
+            else:
+                run = start_run(config, ranks, clock, held)
         _finish_run(run, signals, ranks)
 
 

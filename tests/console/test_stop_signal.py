@@ -15,7 +15,8 @@ import pytest
 from support.small_runs import main_log, write_files
 
 from cupygpt.checkpoint.done import checkpoint_steps
-from cupygpt.console.stop_signal import StopSignal
+from cupygpt.console.stop_signal import StopSignal, ending_cleanly
+from cupygpt.run_folder.new_folder import NewFolder
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="uses POSIX signals")
 
@@ -82,6 +83,20 @@ def test_what_was_set_before_comes_back() -> None:
         pass
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGUSR1)] == before
     assert signal.set_wakeup_fd(-1) == -1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_during_the_start_leaves_no_folder(tmp_path: Path, number: signal.Signals) -> None:
+    def start() -> None:
+        with ending_cleanly(), NewFolder(str(tmp_path / "run"), overwrite=False):
+            os.kill(os.getpid(), number)
+            time.sleep(1.0)
+
+    with pytest.raises(SystemExit) as raised:
+        start()
+    assert raised.value.code == 128 + number
+    assert not (tmp_path / "run").exists()
+    assert signal.getsignal(number) == signal.SIG_DFL
 
 
 BUSY = """

@@ -11,8 +11,10 @@ from support.small_runs import main_log, write_files
 
 from cupygpt.checkpoint.done import checkpoint_steps
 from cupygpt.checkpoint.state_file import Progress, TrainState
+from cupygpt.planning.schedule import Schedule
 from cupygpt.train import main
 from cupygpt.training.diverged import has_finite_moments
+from cupygpt.training.keeper import Keeper
 
 HUGE = ["-l", "1e30", "-n", "3", "--grad-clip", "0"]
 
@@ -71,3 +73,16 @@ def test_moments_that_overflow_count_as_diverged() -> None:
     assert has_finite_moments(TrainState(Progress(1), m=fine, v=fine))
     assert not has_finite_moments(TrainState(Progress(1), m=fine, v=bad))
     assert has_finite_moments(TrainState(Progress(1)))
+
+
+def test_the_best_weights_in_memory_are_saved_before_the_run_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    flags = write_files(tmp_path)
+    del flags[flags.index("--checkpoint-every") :]  # the clock decides: never, in this test
+    monkeypatch.setattr(Keeper, "_is_affordable", lambda _: False)
+    monkeypatch.setattr(Schedule, "__call__", lambda _, step: 1e-3 if step < 4 else 1e30)
+    assert main([*flags, "-n", "9", "-v", "2", "-o", str(run)]) == 1
+    assert "Start a new run from the weights of step 4" in capsys.readouterr().err
+    assert checkpoint_steps(run) == [4]
