@@ -81,15 +81,20 @@ def _describe_length(plan: Plan) -> str:
 
 
 def _describe_optimizer(plan: Plan) -> str:
-    return ", ".join(["AdamW", describe_lr(plan.schedule), *labelled_values(plan.config)])
+    is_open = not plan.steps_are_fixed and plan.asked.warmup is None
+    warmup = "a tenth of the steps as warm-up" if is_open else None
+    return ", ".join(["AdamW", describe_lr(plan.schedule, warmup), *labelled_values(plan.config)])
 
 
-def describe_lr(schedule: Schedule) -> str:
-    """The course of the learning rate, without the parts that it does not have."""
+def describe_lr(schedule: Schedule, warmup: str | None = None) -> str:
+    """The course of the learning rate, without the parts that it does not have.
+
+    `warmup` describes a warm-up whose number of steps is still open.
+    """
     decays = schedule.kind != "constant" and schedule.final_fraction != 1.0
     lr = f"learning rate {schedule.peak:g}"
     if schedule.kind != "constant" and schedule.warmup:
-        lr += f" after {schedule.warmup} warm-up steps"
+        lr += f" after {warmup or f'{schedule.warmup} warm-up steps'}"
     if decays:
         return f"{lr}, {schedule.kind} to {schedule.peak * schedule.final_fraction:g}"
     return f"{lr}, constant"

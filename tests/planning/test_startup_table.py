@@ -22,3 +22,9 @@ def test_the_course_of_the_learning_rate(
     assert describe_lr(schedule) == shown
     rates = {schedule(step) for step in range(warmup, 1000)}
     assert (len(rates) == 1) == shown.endswith("constant")
+
+
+def test_a_warm_up_that_is_still_open_has_no_number() -> None:
+    schedule = Schedule("cosine", 1e-3, 71, 1000, 0.05)
+    shown = describe_lr(schedule, "a tenth of the steps as warm-up")
+    assert shown == "learning rate 0.001 after a tenth of the steps as warm-up, cosine to 5e-05"
