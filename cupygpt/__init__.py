@@ -21,6 +21,7 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     batch slice     the batch rows that one CPU core computes
     chunk           consecutive rows handled together: of logits, or of a matrix to be summed
     column split    the columns of dk and dv that one block of attention's backward computes
+    extension       steps that a run trains beyond its end (--extend)
     floatX          the type of weights and activations: float, or bfloat16 (uint16 in Python)
     head, lm_head   an attention head; the language-model head (logits and loss)
     lane            a thread of a warp, 0 to 31
@@ -30,6 +31,7 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
                     Pack is the same elements as floats in registers
     partial         a sum over some of the rows, which a second kernel adds up
     rank            one of the processes that train together, usually one per GPU
+    record          run.json: what a run was asked to do, on which data, and in which environment
     row group       the rows whose partial sum one block writes
     run             one training run, in one folder
     shard           a token file

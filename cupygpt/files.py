@@ -242,6 +242,14 @@ def check_kind(
     )
 
 
+def is_same_file(path: Path, other: Path | None) -> bool:
+    """Whether two paths lead to one file that exists."""
+    try:
+        return other is not None and path.samefile(other)
+    except OSError:
+        return False
+
+
 def remove_quietly(path: Path) -> None:
     """Delete a file if it is there and can be deleted."""
     with contextlib.suppress(OSError):

@@ -25,7 +25,7 @@ from cupygpt.config import GPTConfig
 from cupygpt.distributed.ranks import ONE_RANK, Ranks
 from cupygpt.distributed.zero import shard_of
 from cupygpt.errors import CheckpointError
-from cupygpt.files import PARTIAL_SUFFIX, remove_file
+from cupygpt.files import PARTIAL_SUFFIX, is_same_file, remove_file
 
 _CHECKPOINT_FILE = re.compile(
     r"(?:model|state|DONE)_(?P<step>\d{8})(?:_\d{5})?(?:\.bin)?"
@@ -154,9 +154,8 @@ def remove_leftovers(folder: Path, keep: Path | None = None) -> None:
     complete = checkpoint_steps(folder)
     for path in folder.iterdir():
         match = _CHECKPOINT_FILE.fullmatch(path.name)
-        if match and (match["partial"] or int(match["step"]) not in complete):
-            if keep is not None and keep.exists() and path.exists() and path.samefile(keep):
-                continue
+        is_leftover = match and (match["partial"] or int(match["step"]) not in complete)
+        if is_leftover and not is_same_file(path, keep):
             remove_file(path)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cupygpt.errors import ConfigError
-from cupygpt.files import PARTIAL_SUFFIX, remove_file, remove_quietly
+from cupygpt.files import PARTIAL_SUFFIX, is_same_file, remove_file, remove_quietly
 from cupygpt.run_folder.folder import RUNS, check_holds_no_run
 from cupygpt.run_folder.lock import FolderLock
 from cupygpt.run_folder.log import MAIN_LOG, METRICS
@@ -29,6 +29,7 @@ class NewFolder:
     that has saved no checkpoint, of which `claim` leaves the model files. Before `claim`, an
     exception that leaves the block removes what the start has made: the folder, if it was not there
     before, and files that match the patterns in `made_at_start`. Leaving the block frees the lock.
+    The file `keep` always stays: the run starts from it.
     Raises ConfigError if the folder cannot be written to, is in use, or holds a run.
     """
 
@@ -39,8 +40,9 @@ class NewFolder:
         overwrite: bool,
         may_restart: bool = False,
         made_at_start: Sequence[str] = (),
+        keep: Path | None = None,
     ) -> None:
-        self._made_at_start = made_at_start
+        self._made_at_start, self._keep = made_at_start, keep
         self._overwrite, self._may_restart = overwrite, may_restart
         self._new_folders: list[Path] = []
         self._claimed = False
@@ -65,7 +67,8 @@ class NewFolder:
         checkpoints = _CHECKPOINTS if self._overwrite else ()
         for pattern in (*checkpoints, *_OTHERS, *_PARTIAL):
             for path in self.path.glob(pattern):
-                remove_file(path)
+                if not is_same_file(path, self._keep):
+                    remove_file(path)
 
     def __enter__(self) -> "NewFolder":
         return self

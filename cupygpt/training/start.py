@@ -154,6 +154,7 @@ def start_run(config: TrainConfig, ranks: Ranks, clock: Clock, held: ExitStack) 
             overwrite=config.overwrite,
             may_restart=may_restart,
             made_at_start=MADE_AT_START,
+            keep=Path(config.model) if config.model else None,
         )
         _warn_of_no_lock(held.enter_context(made).lock, console)
     folder = _common_folder(ranks, made.path if made else None)
@@ -200,6 +201,8 @@ def resume_run(
     check_precision_is_known(record)
     check_names_this_run(given, record["config"], folder)
     config = resumed_config(record["config"], given, world=ranks.world, writer=written_by(record))
+    if ranks.rank == 0:
+        remove_leftovers(folder, keep=Path(config.model) if config.model else None)
     console = _console(config, ranks)
     _warn_of_no_lock(lock, console)
     data = open_data(config, folder, new=False)
@@ -232,7 +235,6 @@ def resume_run(
         )
     run.trainer.load(state)
     if ranks.rank == 0:
-        remove_leftovers(folder, keep=Path(config.model) if config.model else None)
         for missing in cut_logs(folder, state.progress.step):
             console.warn(missing)
         copy_tokenizer_to(folder, data)

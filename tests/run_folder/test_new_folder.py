@@ -50,6 +50,18 @@ def test_an_overwritten_run_stays_until_the_new_one_can_start(tmp_path: Path) ->
     assert len(main_log(run)) == 3
 
 
+def test_the_file_that_a_run_starts_from_stays(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = [*write_files(tmp_path), "-n", "5", "-v", "0", "-o", str(run)]
+    assert main(flags) == 0
+    start = run / "model_00000005.bin"
+    content = start.read_bytes()
+    assert main([*flags, "--overwrite", "-n", "3", "-e", str(start)]) == 0
+    assert start.read_bytes() == content
+    assert main(["--resume", str(run), "-n", "4"]) == 0  # where it belongs to no checkpoint
+    assert start.read_bytes() == content
+
+
 def test_what_a_killed_start_left_does_not_block_the_next(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
