@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import sys
 import time
@@ -161,5 +162,6 @@ def environment(device: str, blas: str | None) -> dict[str, str]:
         "device": device,
         **of_cpu,
         "command": " ".join(sys.argv),
+        "folder": os.path.abspath(os.curdir),  # noqa: PTH100 (a path as it was written)
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }

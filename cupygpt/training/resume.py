@@ -1,7 +1,8 @@
 """What a run records, and what a resumed run may change of it."""
 
+import glob
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +122,31 @@ def extended(record: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
             f"--extend and {lengths[0]} both set the length of the run; pass one of them."
         )
     return {**record, "extensions": [*record.get("extensions", []), given["extend"]]}
+
+
+def data_from_first_folder(
+    config: TrainConfig, given: dict[str, Any], record: dict[str, Any]
+) -> TrainConfig:
+    """The config with the paths of the data as they were meant in the folder of the first command.
+
+    This is for a run that is resumed from another working folder, and for data that lie only there.
+    """
+    first = record.get("environment", {}).get("folder")
+    if not isinstance(first, str):
+        return config  # earlier versions did not record it
+    moved: dict[str, Any] = {}
+    for name in ("train_data", "val_data"):
+        path = getattr(config, name)
+        if path is None or name in given or _finds_files(path):
+            continue
+        there = str(Path(glob.escape(first)) / path)
+        if _finds_files(there):
+            moved[name] = there
+    return replace(config, **moved)
+
+
+def _finds_files(pattern: str) -> bool:
+    return any(glob.iglob(pattern, recursive=True))  # noqa: PTH207 (Path.glob takes no absolute one)
 
 
 def check_can_be_extended(given: dict[str, Any], plan: Plan) -> None:

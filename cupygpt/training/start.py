@@ -57,6 +57,7 @@ from cupygpt.training.resume import (
     check_precision_is_known,
     check_same,
     check_same_files,
+    data_from_first_folder,
     decisive_entries,
     extended,
     new_record,
@@ -205,6 +206,7 @@ def resume_run(
         remove_leftovers(folder, keep=Path(config.model) if config.model else None)
     console = _console(config, ranks)
     _warn_of_no_lock(lock, console)
+    config = data_from_first_folder(config, given, record)
     data = open_data(config, folder, new=False)
     step = broadcast_object(ranks, checkpoint_steps(folder)[-1])
     checkpoint = load_checkpoint(folder, step, ranks=ranks, zero_stage=config.zero_stage)

@@ -58,6 +58,21 @@ def test_a_moved_run_keeps_its_tokenizer(
     assert sample.main(["moved/run", "--device", "cpu", "--tokens", "4", "--prompt", "the"]) == 0
 
 
+def test_a_run_is_resumed_from_another_working_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, other = tmp_path / "the [first]", tmp_path / "other"
+    for folder in (first, other):
+        folder.mkdir()
+    flags = write_files(first)
+    flags[flags.index("-i") + 1], flags[flags.index("-j") + 1] = "trai?.bin", "val.bin"
+    monkeypatch.chdir(first)
+    assert main([*flags, "-n", "3", "-o", "run"]) == 0
+    monkeypatch.chdir(other)
+    assert main(["--resume", str(first / "run"), "-n", "5"]) == 0
+    assert len([line for line in main_log(first / "run") if "trl" in line]) == 5
+
+
 def test_a_tokenizer_is_known_by_its_content(
     project: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
