@@ -52,6 +52,8 @@ class Saver:
         self.saved_step = step
         if self._ranks.rank != 0:
             return
+        if log.failure:
+            log.sync()  # an older checkpoint may have made room for its lines
         self._console.saved(step, str(self.folder))
         try:
             self._prune(self._keep, best_step)
