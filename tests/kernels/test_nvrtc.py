@@ -24,6 +24,9 @@ FILES = sorted(path.relative_to(CUDA_DIR).as_posix() for path in CUDA_DIR.rglob(
 GENERATIONS = ("75", "80", "90", "120")
 """One GPU of each generation of registers and instructions."""
 
+FIRST_GENERATIONS = ("75", "90")
+"""Those without and with the kernels of Hopper: to compile for all takes two minutes."""
+
 
 @dataclass(frozen=True)
 class Limit:
@@ -122,7 +125,8 @@ def usages(log: str) -> list[Usage]:
 @pytest.mark.parametrize(
     ("capabilities", "runs"),
     [
-        pytest.param(GENERATIONS, USUAL_RUNS, id="usual"),
+        pytest.param(FIRST_GENERATIONS, USUAL_RUNS, id="usual"),
+        pytest.param(GENERATIONS, USUAL_RUNS, id="generations", marks=pytest.mark.slow),
         pytest.param(CAPABILITIES, ALL_RUNS, id="all", marks=pytest.mark.slow),
     ],
 )

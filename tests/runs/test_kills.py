@@ -111,6 +111,7 @@ def kill_everywhere(library: Path, folder: Path, **job: Any) -> dict[str, Any]:
     sys.stdout.write(json.dumps(shown, indent=1))  # pytest -s shows it
     assert len(result["operations"]) > 60
     assert len(result["compared"]) > 5
+    assert not result["left_over"], "\n".join(result["left_over"])
     return result
 
 
