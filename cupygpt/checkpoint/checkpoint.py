@@ -5,6 +5,7 @@ each rank) and, written last, DONE_SSSSSSSS, as in llm.c. Our DONE holds the che
 files (llm.c's is empty; only its name counts).
 """
 
+import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -117,8 +118,9 @@ def best_step(folder: Path) -> int:
     steps = checkpoint_steps(folder)
     if not steps:
         raise CheckpointError(f"{folder}: the folder holds no complete checkpoint.")
-    best = read_progress(_paths(folder, steps[-1])[1]).best_step
-    return best if best in steps else steps[-1]
+    progress = read_progress(_paths(folder, steps[-1])[1])
+    is_kept = math.isfinite(progress.best_loss) and progress.best_step in steps
+    return progress.best_step if is_kept else steps[-1]
 
 
 def model_path(folder: Path, step: int) -> Path:

@@ -38,7 +38,9 @@ def closing_lines(run: Run) -> list[str]:
 
 
 def _is_past_its_best(run: Run) -> bool:
-    return run.validator.is_there and run.progress.best_step != run.progress.step
+    progress = run.progress
+    is_validated = run.validator.is_there and math.isfinite(progress.best_loss)
+    return is_validated and progress.best_step != progress.step
 
 
 def outcome_of(run: Run) -> Outcome:

@@ -318,7 +318,8 @@ class Run:
 
     @property
     def _best_step(self) -> int | None:
-        return self.progress.best_step if self.validator.is_there else None
+        is_validated = self.validator.is_there and is_finite(self.progress.best_loss)
+        return self.progress.best_step if is_validated else None
 
     def _farewell(self) -> str:
         """When another rank dies: restore the terminal, and say where the run can continue."""

@@ -76,6 +76,15 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     assert not (tmp_path / "model_00000010.bin").exists()
 
 
+def test_without_a_validation_the_newest_is_the_best(tmp_path: Path) -> None:
+    """Also where step 0 was saved: the state of a run without validation names it as its best."""
+    for step in (0, 5):
+        m, v = np.zeros(P, np.float32), np.zeros(P, np.float32)
+        state = TrainState(Progress(step), initial_parameters(CONFIG, step), m, v)
+        save_checkpoint(tmp_path, CONFIG, state)
+    assert best_step(tmp_path) == 5
+
+
 def test_keep_0_keeps_all(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         save(tmp_path, step)
