@@ -207,23 +207,14 @@ def check_precision_is_known(record: dict[str, Any]) -> None:
         )
 
 
-def check_same(kind: str, saved: Any, found: Any) -> None:
-    """Raise ConfigError if the model or the data is not what the run was started with."""
-    if saved == found:
-        return
-    if isinstance(saved, dict) and isinstance(found, dict):
-        lines = [
-            f"  {name}: {saved.get(name)} in the run, {found.get(name)} now"
-            for name in sorted({*saved, *found})
-            if saved.get(name) != found.get(name)
-        ]
-    else:
-        lines = [f"  {saved} in the run", f"  {found} now"]
-    raise ConfigError(
-        f"the {kind} is not the one this run was started with:\n"
-        + "\n".join(lines)
-        + "\nBring back the old files, or start a new run with -e."
-    )
+def check_same_model(saved: dict[str, Any], found: dict[str, Any]) -> None:
+    """Raise ConfigError if the checkpoint has another shape than the run was started with."""
+    lines = [
+        f"  {name}: {saved.get(name)} in the run, {found.get(name)} now"
+        for name in sorted({*saved, *found})
+        if saved.get(name) != found.get(name)
+    ]
+    _refuse_differences("model", lines)
 
 
 def check_same_files(saved: dict[str, Any], found: dict[str, Any]) -> None:
@@ -231,16 +222,35 @@ def check_same_files(saved: dict[str, Any], found: dict[str, Any]) -> None:
 
     Their names do not count: files may be moved.
     """
-    check_same(
-        "data", *({part: _contents(of.get(part)) for part in found} for of in (saved, found))
-    )
+    lines = []
+    for part, files in found.items():
+        then, now = _contents(saved.get(part)), _contents(files)
+        if len(then) != len(now):
+            lines.append(f"  {part}: {len(then)} files in the run, {len(now)} now")
+        lines += [
+            f"  {part}: {file['name']} has other content: {before[0]} tokens in the run, "
+            f"{after[0]} now (SHA-256 {before[1]} and {after[1]})"
+            for before, after, file in zip(then, now, files, strict=False)
+            if before != after
+        ][:1]
+    _refuse_differences("data", lines)
 
 
-def _contents(files: Any) -> Any:
+def _contents(files: Any) -> list[tuple[Any, ...]]:
+    """What identifies each file; nothing equals what is no list of files."""
     try:
-        return [{key: file[key] for key in ("tokens", "sha256", "hashed")} for file in files]
+        return [(file["tokens"], file["sha256"], file["hashed"]) for file in files]
     except (TypeError, KeyError):
-        return files
+        return []
+
+
+def _refuse_differences(kind: str, lines: list[str]) -> None:
+    if lines:
+        raise ConfigError(
+            f"the {kind} is not the one this run was started with:\n"
+            + "\n".join(lines)
+            + "\nBring back the old files, or start a new run with -e."
+        )
 
 
 def resume_warnings(record: dict[str, Any], plan: Plan, progress: Progress) -> list[str]:

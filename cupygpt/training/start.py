@@ -55,8 +55,8 @@ from cupygpt.training.resume import (
     check_can_be_extended,
     check_names_this_run,
     check_precision_is_known,
-    check_same,
     check_same_files,
+    check_same_model,
     data_from_first_folder,
     decisive_entries,
     extended,
@@ -214,7 +214,7 @@ def resume_run(
     attach_tokenizer_of_run(
         config, model, data, folder, record["data"], is_asked_for="tokenizer" in given
     )
-    check_same("model", record["model"], asdict(model))
+    check_same_model(record["model"], asdict(model))
     check_same_files(record["data"], data.files())
     choice = choose_rank_device(config.device, ranks)
     if any(name in given for name in LENGTHS):

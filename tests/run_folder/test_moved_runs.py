@@ -122,4 +122,8 @@ def test_changed_tokens_are_refused_under_any_name(
     raw[1500] ^= 1
     (project / "new.bin").write_bytes(raw)
     assert main(["--resume", "run", "-n", "9", "-i", "new.bin"]) == 2
-    assert "the data is not the one this run was started with" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "the data is not the one this run was started with" in err
+    assert "train: new.bin has other content: 1200 tokens in the run, 1200 now" in err
+    assert main(["--resume", "run", "-n", "9", "-i", "*a*.bin"]) == 2
+    assert "train: 1 files in the run, 2 now" in capsys.readouterr().err
