@@ -209,12 +209,16 @@ def _runtime_library(*, portable_switch: bool) -> Path:
     texts = [
         p.read_text() for p in sorted((*RUNTIME_DIR.iterdir(), INCLUDE_DIR / "emulator_abi.h"))
     ]
-    flags = [*_COMMON, *_machine_flags(), "-O2", f"-I{INCLUDE_DIR}"]
+    # As one unit: the libraries of C++ are read once, and the hot functions can be inlined.
+    flags = [*_COMMON, *_machine_flags(), "-O2", "-fno-semantic-interposition", f"-I{INCLUDE_DIR}"]
     if portable_switch:
         flags.append("-DEMULATOR_UCONTEXT")
     library = cache_folder("emulator") / f"libemulator-{_digest(*flags, *texts)}.so"
     if not library.exists():
-        _link([*flags, *map(str, sources)], library)
+        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+            unit = Path(folder) / "runtime.cpp"
+            unit.write_text("".join(f'#include "{source}"\n' for source in sources))
+            _link([*flags, str(unit)], library)
     return library
 
 
