@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 
 from cupygpt.errors import ConfigError
-from cupygpt.files import PARTIAL_SUFFIX, is_same_file, remove_file, remove_quietly
+from cupygpt.files import PARTIAL_SUFFIX, is_same_file, os_errors_name, remove_file, remove_quietly
 from cupygpt.run_folder.folder import RUNS, check_holds_no_run
 from cupygpt.run_folder.lock import FolderLock
 from cupygpt.run_folder.log import MAIN_LOG, METRICS
@@ -20,6 +20,13 @@ _CHECKPOINTS = (
 )
 _OTHERS = (RECORD, MAIN_LOG, METRICS, TOKENIZER_COPY)
 _PARTIAL = tuple(name + PARTIAL_SUFFIX for name in (*_CHECKPOINTS, *_OTHERS))
+
+
+_ASIDE = ".old"
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(path.name + _ASIDE)
 
 
 class NewFolder:
@@ -56,6 +63,9 @@ class NewFolder:
                 f"folder."
             ) from error
         self.lock = self._lock()
+        self._set_aside: list[Path] = []
+        if overwrite:
+            self._set_old_files_aside()
 
     def claim(self) -> None:
         """The start has succeeded: remove what another run left here; the folder stays from now on.
@@ -63,6 +73,8 @@ class NewFolder:
         Raises RunError if a file cannot be removed.
         """
         self._claimed = True
+        for path in self._set_aside:
+            remove_file(_aside(path))
         # Without --overwrite there is no checkpoint. A model file is then somebody else's.
         checkpoints = _CHECKPOINTS if self._overwrite else ()
         for pattern in (*checkpoints, *_OTHERS, *_PARTIAL):
@@ -82,12 +94,24 @@ class NewFolder:
         if self._claimed or error is None:
             self.lock.release()
             return
+        for path in self._set_aside:
+            with contextlib.suppress(OSError):
+                _aside(path).replace(path)
         for pattern in (*self._made_at_start, *(p + PARTIAL_SUFFIX for p in self._made_at_start)):
             for path in self.path.glob(pattern):
                 if path.name not in self._before:
                     remove_quietly(path)
         self.lock.release()
         self._remove_folders()
+
+    def _set_old_files_aside(self) -> None:
+        """The start will write files of these names; if it fails, the old run has its own again."""
+        for pattern in self._made_at_start:
+            for path in sorted(self.path.glob(pattern)):
+                if not path.name.endswith(_ASIDE):
+                    with os_errors_name(path, "renamed"):
+                        path.replace(_aside(path))
+                    self._set_aside.append(path)
 
     def _lock(self) -> FolderLock:
         try:

@@ -69,9 +69,6 @@ from cupygpt.training.resume import (
 LAUNCHER_ECHO_S = 1.0
 """With several ranks a signal may come twice, from the terminal and from the launcher."""
 
-MADE_AT_START = (f"{DEMO_NAME}_*", matmul_plan.FILE_NAME)
-"""What is written into the folder of a new run before its first step."""
-
 
 def train(line: CommandLine, signals: list[str]) -> None:
     """Run what the flags ask for; the signal that ends it early is appended to `signals`."""
@@ -154,7 +151,7 @@ def start_run(config: TrainConfig, ranks: Ranks, clock: Clock, held: ExitStack) 
             config.out,
             overwrite=config.overwrite,
             may_restart=may_restart,
-            made_at_start=MADE_AT_START,
+            made_at_start=_made_at_start(config),
             keep=Path(config.model) if config.model else None,
         )
         _warn_of_no_lock(held.enter_context(made).lock, console)
@@ -244,6 +241,11 @@ def resume_run(
         write_record(folder, record, decisive_entries(record))
     run.open_log()
     return run
+
+
+def _made_at_start(config: TrainConfig) -> list[str]:
+    """What is written into the folder of a new run before its first step."""
+    return [matmul_plan.FILE_NAME, *([f"{DEMO_NAME}_*"] if config.is_demo else [])]
 
 
 def _warn_of_no_lock(lock: FolderLock | None, console: Console) -> None:

@@ -6,6 +6,7 @@ import pytest
 from support.small_runs import TINY, main_log, write_files, write_tokens
 
 from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.errors import ConfigError
 from cupygpt.run_folder.new_folder import NewFolder
 from cupygpt.train import main
 
@@ -48,6 +49,31 @@ def test_an_overwritten_run_stays_until_the_new_one_can_start(tmp_path: Path) ->
     assert main([*flags, "--overwrite", "-n", "3"]) == 0
     assert checkpoint_steps(run) == [3]
     assert len(main_log(run)) == 3
+
+
+def test_an_overwritten_demo_keeps_its_tokens_until_the_new_one_can_start(tmp_path: Path) -> None:
+    """The demo writes its tokens into the run folder before all of its flags are checked."""
+    old = {"python_docs_train.bin": b"old tokens", "products.json": b"{}", "main.log": b"old log"}
+    for name, content in old.items():
+        (tmp_path / name).write_bytes(content)
+
+    def start() -> None:
+        made = ("python_docs_*", "products.json")
+        with NewFolder(str(tmp_path), overwrite=True, made_at_start=made) as new:
+            for name in ("python_docs_train.bin", "python_docs_val.bin"):
+                (tmp_path / name).write_bytes(b"new tokens")
+            if fails:
+                raise ConfigError("a flag that cannot work")
+            new.claim()
+
+    fails = True
+    with pytest.raises(ConfigError, match="cannot work"):
+        start()
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
+    fails = False
+    start()
+    assert names(tmp_path) == ["python_docs_train.bin", "python_docs_val.bin"]
+    assert (tmp_path / "python_docs_train.bin").read_bytes() == b"new tokens"
 
 
 def test_the_file_that_a_run_starts_from_stays(tmp_path: Path) -> None:
