@@ -24,10 +24,10 @@ WHAT is one of
   python-docs       the text of Python's own documentation and docstrings, 2.1 MB, no network
                     needed; every 20th document is for validation
   FILE...           your own UTF-8 text: files or quoted patterns such as 'books/**/*.txt'. Each
-                    file is one document. About 5 % of the text is for validation: of many documents
+                    file is one document. A tenth of the text is for validation: of many documents
                     whole ones, chosen by a hash of their content, so that a larger text keeps the
-                    split; of few documents the last 5 % of each. Many are 200 (so that ten are held
-                    out), if none of them is longer than half of the validation part
+                    split; of few documents the last tenth of each. Many are 100 (so that ten are
+                    held out), if none of them is longer than half of the validation part
 
 Writes NAME_train.bin and NAME_val.bin, and beside each file a record of its tokenizer and its
 texts (NAME_train.bin.json), which cupygpt.train reads. A tokenizer from a file is copied to

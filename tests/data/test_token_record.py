@@ -55,13 +55,13 @@ def test_a_record_holds_tokenizer_text_and_split() -> None:
     assert val
     size = len(TEXT.encode())
     assert (train.part, val.part) == ("train", "val")
-    assert val.text_bytes == int(0.05 * size)
+    assert val.text_bytes == int(0.1 * size)
     assert train.text_bytes == size - val.text_bytes
     assert train.tokens == train.text_bytes + 1  # end of text
     assert train.documents == val.documents == 1
     assert train.origin == val.origin
     assert (train.origin.sources, train.origin.num_sources) == (["a.txt"], 1)
-    assert train.origin.split == "the last 5 % of each document"
+    assert train.origin.split == "the last 10 % of each document"
     assert load_recorded_tokenizer(recorded).encode("é").tolist() == [0xC3, 0xA9]
 
 
