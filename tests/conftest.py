@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import cupygpt  # noqa: F401  # isort: skip - before NumPy: see there
 import numpy as np
@@ -25,7 +26,8 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
     A choice of tests runs in this process, so that it starts at once and `-s` shows its output.
     """
-    whole = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    folder = Path(__file__).parent
+    whole = [Path(argument).resolve() for argument in config.args] == [folder]
     some = config.option.markexpr != "not slow" or config.option.keyword
     return min(num_cores(), MOST_WORKERS) if whole and not some else 0
 
