@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from enum import Enum
 from pathlib import Path
 from typing import BinaryIO
@@ -126,7 +126,7 @@ def sync_folder(folder: Path) -> None:
         ) from error
 
 
-def write_arrays(path: Path, arrays: Sequence[np.ndarray]) -> int:
+def write_arrays(path: Path, arrays: Iterable[np.ndarray]) -> int:
     """Write arrays one after the other, atomically; returns the CRC-32 of the bytes."""
     checksum = 0
     with atomic_write(path) as file:

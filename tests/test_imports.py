@@ -2,7 +2,7 @@
 
 The rooms of cupygpt/, from top to bottom:
 
-    commands > training > planning > flags, run_folder, model > checkpoint, ops, texts > data,
+    commands > training > planning > flags, exchange > run_folder, model > checkpoint, ops, texts > data,
     distributed, kernels > device > files
     the ground floor: the files directly in cupygpt/, and console
 
@@ -27,8 +27,9 @@ MAY_IMPORT = {
         *("planning", "flags", "run_folder", "model", "checkpoint", "ops"),
         *("data", "distributed", "kernels", "device"),
     },
+    "exchange": {"run_folder", "model", "checkpoint", "data"},
     "planning": {
-        *("flags", "run_folder", "model", "checkpoint", "texts"),
+        *("flags", "exchange", "run_folder", "model", "checkpoint", "texts"),
         *("data", "distributed", "device"),
     },
     "flags": {"device"},
@@ -50,13 +51,14 @@ GROUND_FLOOR = {
     "cli": {"errors", "console"},
     "config": {"errors"},
     "console": {"errors"},
+    "strict_json": {"errors", "files"},
     "cache_dir": set(),
     "files": {"errors"},
 }
 """What every room may use, and what these use of each other: files directly in cupygpt/, and the
 room console."""
 
-COMMANDS = {"train", "sample", "prepare"}
+COMMANDS = {"train", "sample", "prepare", "convert"}
 """What a person starts. No module imports them."""
 
 IMPORTED_LATE = {"cupy", "cupyx", "cuda", "tiktoken", "mpi4py", "resource", "matplotlib"}

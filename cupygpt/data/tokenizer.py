@@ -4,7 +4,6 @@ Ids fit in 16 bits, because token files hold uint16. tiktoken is imported only w
 """
 
 import functools
-import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,13 +16,19 @@ import numpy.typing as npt
 from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB
 from cupygpt.data import tokenizer_files
 from cupygpt.data.gpt2_bpe import load_encoding
+from cupygpt.data.hf_tokenizer import is_tokenizer_json, parse_tokenizer_json
+from cupygpt.data.vocabulary import (
+    END_OF_TEXT,
+    GPT2_SHA256,
+    Vocabulary,
+    from_ranks,
+    vocabulary_sha256,
+)
 from cupygpt.errors import TokenizerError
 from cupygpt.files import user_path
 
 if TYPE_CHECKING:
     import tiktoken
-
-END_OF_TEXT = b"<|endoftext|>"
 
 # What Unicode calls White_Space, as \\s does in Rust; in Python, \\s is more than that.
 BLANKS = "\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\u3000"
@@ -49,16 +54,20 @@ class Tokenizer(ABC):
 
     @functools.cached_property
     def sha256(self) -> str:
-        """What identifies the vocabulary, whatever the tokenizer or its file is called.
+        """What identifies the vocabulary (`vocabulary_sha256`).
 
-        The SHA-256 of the bytes of each id, each preceded by their number, and of the id of end of
-        text (2**32 - 1 for none). GPT-2's BPE has the same in all its forms.
+        GPT-2's BPE has the same in all its forms.
         """
-        digest = hashlib.sha256()
-        for token in self._table:
-            digest.update(len(token).to_bytes(4, "little") + token)
-        digest.update((2**32 - 1 if self.eot is None else self.eot).to_bytes(4, "little"))
-        return digest.hexdigest()
+        return vocabulary_sha256(self._table, self.eot)
+
+    def vocabulary(self) -> Vocabulary:
+        """The vocabulary with its merges, as other programs need it.
+
+        Raises TokenizerError if it has no end of text, or no merges.
+        """
+        if self.eot is None:
+            raise TokenizerError(f"tokenizer {self.name} has no end of text.")
+        return from_ranks(self.name, self._table, self.eot)
 
     def text_bytes(self, ids: npt.NDArray[np.uint16]) -> int:
         """The bytes of text that `ids` (n,) stand for; end of text counts none."""
@@ -165,6 +174,15 @@ class DecodeOnlyTokenizer(Tokenizer):
             f"{text[:20]!r}. Use --tokenizer gpt2 or a .tiktoken file."
         )
 
+    def vocabulary(self) -> Vocabulary:
+        """GPT-2's, if these are its bytes; else raises TokenizerError."""
+        if self.sha256 != GPT2_SHA256:
+            raise TokenizerError(
+                f"{self.name}: a tokenizer of llm.c holds no merges, which other programs need. "
+                f"Name the .tiktoken file that it was made from with --tokenizer."
+            )
+        return super().vocabulary()
+
 
 def load_tokenizer(spec: str) -> Tokenizer:
     """The tokenizer named by `spec`: "gpt2", "bytes", or the path of a file.
@@ -172,6 +190,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
     gpt2: GPT-2's BPE, V = 50257, end of text 50256, from tiktoken's cache or the network.
     A `.tiktoken` file (lines of base64 token and rank): V = highest rank + 2, and the last id is
     end of text. Text is split by GPT-2's pattern, whatever pattern the file was made with.
+    Hugging Face's tokenizer.json, if it is GPT-2's BPE with other merges.
     llm.c's tokenizer.bin, recognised by its magic number or its name: decoding only.
 
     Raises TokenizerError that says what is missing or damaged, and what to do instead.
@@ -184,7 +203,11 @@ def load_tokenizer(spec: str) -> Tokenizer:
     content = tokenizer_files.read(path)
     if path.suffix == ".bin" or tokenizer_files.is_llmc(content):
         return DecodeOnlyTokenizer(spec, *tokenizer_files.parse_llmc(path, content), path)
-    return _bpe_from_ranks(spec, tokenizer_files.parse_ranks(path, content), path)
+    if is_tokenizer_json(content):
+        vocabulary = parse_tokenizer_json(path, content)
+        return _bpe_from_ranks(spec, vocabulary.ranks(), vocabulary.eot, path)
+    ranks = tokenizer_files.parse_ranks(path, content)
+    return _bpe_from_ranks(spec, ranks, max(ranks.values()) + 1, path)
 
 
 def default_tokenizer_spec(V: int) -> str | None:
@@ -192,14 +215,14 @@ def default_tokenizer_spec(V: int) -> str | None:
     return {BYTES_VOCAB: "bytes", GPT2_VOCAB: "gpt2"}.get(V)
 
 
-def _bpe_from_ranks(name: str, ranks: dict[bytes, int], file: Path) -> Tokenizer:
+def _bpe_from_ranks(name: str, ranks: dict[bytes, int], eot: int, file: Path) -> Tokenizer:
     import tiktoken
 
     encoding = tiktoken.Encoding(
         name,
         pat_str=tokenizer_files.GPT2_SPLIT,
         mergeable_ranks=ranks,
-        special_tokens={END_OF_TEXT.decode(): max(ranks.values()) + 1},
+        special_tokens={END_OF_TEXT.decode(): eot},
     )
     return BPETokenizer(name, encoding, file)
 

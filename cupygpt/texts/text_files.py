@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cupygpt.data.tokenizer import END_OF_TEXT
+from cupygpt.data.vocabulary import END_OF_TEXT
 from cupygpt.errors import DataError
 
 BLOCK_BYTES = 2**22

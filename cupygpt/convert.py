@@ -1,0 +1,151 @@
+"""python -m cupygpt.convert: a model from one format into another."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cupygpt.checkpoint.model_file import ModelFile
+from cupygpt.cli import run_cli
+from cupygpt.console.paste import shell_command
+from cupygpt.console.stream import say, set_up_streams
+from cupygpt.data.tokenizer import default_tokenizer_spec
+from cupygpt.errors import ConfigError
+from cupygpt.exchange.note import ModelNote
+from cupygpt.exchange.source import Kind, WeightSource, find_weights, load_weights
+from cupygpt.exchange.target import (
+    PRECISIONS,
+    Converted,
+    Format,
+    check_target,
+    format_of,
+    tokenizer_path,
+    write_target,
+)
+from cupygpt.exchange.tokenizer_of import is_guessed, noted_tokenizer, vocabulary_of
+from cupygpt.files import user_path
+
+DESCRIPTION = """\
+Convert a GPT-2 into another format.
+
+SOURCE is one of
+  RUN             a run folder: its best weights; RUN@newest or RUN@STEP choose others
+  NAME.bin        a model file of this program or llm.c
+  FOLDER          a Hugging Face folder: config.json with model.safetensors, or with shards
+
+TARGET is what its name says
+  NAME.bin        a model file, which train, sample and llm.c read, with a note of its origin
+  NAME.gguf       a file for llama.cpp and Ollama
+  FOLDER          a Hugging Face folder, which transformers loads with its tokenizer
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    set_up_streams()
+    args = _parser().parse_args(arguments)
+    return run_cli(lambda: convert(args), debug=args.debug)
+
+
+def convert(args: argparse.Namespace) -> None:
+    """Read the source, write the target, and say what it is and what to do with it."""
+    target: Path = args.target
+    check_target(target, args.precision, overwrite=args.overwrite)
+    source = find_weights(args.source)
+    if target.exists() and target.samefile(source.path):
+        raise ConfigError(f"{target}: source and target are the same.")
+    for note in source.notes:
+        say(f"note: {note}")
+    model = load_weights(source)
+    for warning in model.warnings:
+        say(f"warning: {warning}")
+    converted = _with_company(source, model, args.tokenizer, target)
+    precision = args.precision or model.precision
+    for path in write_target(target, converted, precision):
+        _say(f"wrote {path} ({path.stat().st_size:,} bytes)")
+    _say(f"{source.origin}: {model.config.describe()}, {model.precision} -> {precision}")
+    _say_how_to_use(target, converted)
+
+
+def _with_company(
+    source: WeightSource, model: ModelFile, tokenizer: str | None, target: Path
+) -> Converted:
+    """The model with what the target needs besides it: a note, or a vocabulary."""
+    V = model.config.V
+    longest = source.trained_length or model.config.maxT
+    name = source.path.parent.name if source.kind is Kind.RUN else source.path.stem
+    converted = Converted(model, name, longest)
+    if format_of(target) is Format.MODEL_FILE:
+        if not source.is_trained:
+            if tokenizer is not None:
+                raise ConfigError(
+                    f"--tokenizer has no effect: {source.path} has no note that could name one. "
+                    f"Pass it to train or sample."
+                )
+            return converted
+        noted = noted_tokenizer(source, tokenizer, V)
+        file = None if noted.file is None else str(tokenizer_path(target))
+        note = ModelNote(
+            source.origin, noted.name or file, source.text_start, source.trained_length
+        )
+        return replace(converted, note=note, tokenizer_file=noted.file)
+    vocabulary = vocabulary_of(source, tokenizer, V)
+    if vocabulary is None and format_of(target) is Format.GGUF:
+        raise ConfigError(
+            f"a GGUF file holds its tokenizer, but that of {source.path} is not known ({V:,} ids). "
+            f"Name it with --tokenizer FILE."
+        )
+    if vocabulary is None:
+        say(f"note: no tokenizer is known for {V:,} ids, so none is written (--tokenizer FILE).")
+    elif is_guessed(source, tokenizer):
+        say(f"note: the tokenizer {default_tokenizer_spec(V)} is assumed, by the number of ids.")
+    if longest < model.config.maxT:
+        say(
+            f"note: {longest} of the {model.config.maxT} positions were trained; longer texts turn "
+            f"to noise."
+        )
+    return replace(converted, vocabulary=vocabulary)
+
+
+def _say_how_to_use(target: Path, converted: Converted) -> None:
+    """What to do next, as commands."""
+    kind = format_of(target)
+    if kind is Format.GGUF:
+        _say("next:  " + shell_command(["llama-cli", "-m", target]))
+    elif kind is Format.HUGGING_FACE:
+        _say(f"next, in Python:  AutoModelForCausalLM.from_pretrained({str(target)!r})")
+    else:
+        _say("next:")
+        _say("  " + shell_command(["python", "-m", "cupygpt.sample", target]))
+        _say(
+            "  " + shell_command(["python", "-m", "cupygpt.train", "-e", target, "-i", "DATA.bin"])
+        )
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cupygpt.convert",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("source", metavar="SOURCE", help="the model: see above")
+    add("target", metavar="TARGET", type=user_path, help="where to write it: see above")
+    add(
+        "--precision",
+        choices=PRECISIONS,
+        help="fp32, bf16, or for GGUF also fp16 (default: the source's own)",
+    )
+    add("--tokenizer", help="gpt2, bytes or a file (default: the model's, or by the vocabulary)")
+    add("--overwrite", action="store_true", help="replace what is there already")
+    add("--debug", action="store_true", help="show tracebacks of errors")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
