@@ -74,7 +74,11 @@ def _with_company(
     """The model with what the target needs besides it: a note, or a vocabulary."""
     V = model.config.V
     longest = source.trained_length or model.config.maxT
-    name = source.path.parent.name if source.kind is Kind.RUN else source.path.stem
+    name = {
+        Kind.RUN: source.path.parent.name,
+        Kind.HUGGING_FACE: source.path.name,
+        Kind.MODEL_FILE: source.path.stem,
+    }[source.kind]
     converted = Converted(model, name, longest)
     if format_of(target) is Format.MODEL_FILE:
         if not source.is_trained:
@@ -85,6 +89,8 @@ def _with_company(
                 )
             return converted
         noted = noted_tokenizer(source, tokenizer, V)
+        if noted.doubt is not None:
+            say(f"note: no tokenizer is noted beside {target}: {noted.doubt}")
         file = None if noted.file is None else str(tokenizer_path(target))
         note = ModelNote(
             source.origin, noted.name or file, source.text_start, source.trained_length

@@ -21,7 +21,8 @@ def read(path: Path) -> bytes:
     except OSError as error:
         raise TokenizerError(
             f"tokenizer {path}: could not be read ({error.strerror or error}). "
-            f"A tokenizer is gpt2, bytes, or the path of a .tiktoken or llm.c tokenizer.bin file."
+            f"A tokenizer is gpt2, bytes, or the path of a .tiktoken file, a tokenizer.json of "
+            f"Hugging Face, or llm.c's tokenizer.bin."
         ) from error
 
 

@@ -69,7 +69,7 @@ def write_gguf(
     Vectors and positions stay float32, as llama.cpp wants them. Raises ConfigError for weights that
     float16 cannot hold, RunError if the disk refuses.
     """
-    largest = float(np.max(np.abs(model.parameters)))
+    largest = max(float(model.parameters.max()), -float(model.parameters.min()))
     if precision == "fp16" and largest > _LARGEST_FP16:
         raise ConfigError(
             f"the largest weight is {largest:.4g}, but float16 ends at {_LARGEST_FP16:.0f}. "

@@ -125,6 +125,8 @@ def _find_in_folder(folder: Path, which: str, *, chosen: bool) -> WeightSource:
         what = " This run ended before its first checkpoint."
     elif any((folder / name).exists() for name in PICKLES):
         what = f" It holds a pickle, but no config.json. {how_to_save_again(folder)}"
+    elif any(folder.glob("model_????????.bin")):
+        what = " It has no complete checkpoint (no DONE_ file), but model files that can be named."
     raise CheckpointError(f"{folder}: this folder holds no model.{what} Name {KINDS}.")
 
 

@@ -1,8 +1,9 @@
 """The tokenizer that goes with a converted model, in the form that the target needs."""
 
 import base64
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB
 from cupygpt.data import tokenizer_files
 from cupygpt.data.tokenizer import default_tokenizer_spec, load_tokenizer
 from cupygpt.data.vocabulary import Vocabulary
@@ -15,44 +16,60 @@ BUILTIN = ("gpt2", "bytes")
 
 @dataclass(frozen=True)
 class NotedTokenizer:
-    """For the note of a model file: the name of a tokenizer, or the content of its file."""
+    """For the note of a model file: the name of a tokenizer, or the content of its file.
+
+    `doubt` says why there is none, though the source has one.
+    """
 
     name: str | None = None
     file: bytes | None = None
+    doubt: str | None = None
 
 
 def noted_tokenizer(source: WeightSource, named: str | None, V: int) -> NotedTokenizer:
     """What a note says of the tokenizer: that of the flag (`named`), or else the source's own.
 
-    Nothing is downloaded. Raises TokenizerError unless it has V ids.
+    Nothing is downloaded. Raises TokenizerError if the one of the flag has not V ids.
     """
     spec = named or source.tokenizer
-    if spec in BUILTIN:
-        if default_tokenizer_spec(V) != spec:
-            raise _another_size(spec, "another number of ids", V)
-        return NotedTokenizer(name=spec)
-    if spec is None and source.vocabulary is not None:
-        _check_size("the folder's own", len(source.vocabulary.tokens), V)
-        return NotedTokenizer(file=_rank_lines(source.vocabulary))
-    if spec is None:
+    if spec is None and source.vocabulary is None:
         return NotedTokenizer()
-    _check_size(spec, load_tokenizer(spec).vocab_size, V)
-    return NotedTokenizer(file=tokenizer_files.read(user_path(spec)))
+    try:
+        return _noted(source, spec, V)
+    except TokenizerError as error:
+        if named is not None:
+            raise
+        return NotedTokenizer(doubt=str(error))
+
+
+def _noted(source: WeightSource, spec: str | None, V: int) -> NotedTokenizer:
+    if spec in BUILTIN:
+        _check_size(spec, {"bytes": BYTES_VOCAB, "gpt2": GPT2_VOCAB}[spec], V)
+        return NotedTokenizer(name=spec)
+    if spec is not None:
+        _check_size(spec, load_tokenizer(spec).vocab_size, V)
+        return NotedTokenizer(file=tokenizer_files.read(user_path(spec)))
+    assert source.vocabulary is not None
+    _check_size("of the folder", len(source.vocabulary.tokens), V)
+    return NotedTokenizer(file=_rank_lines(source.vocabulary))
 
 
 def vocabulary_of(source: WeightSource, named: str | None, V: int) -> Vocabulary | None:
     """The vocabulary with its merges, of the same tokenizer, or else of the usual one for V ids.
 
-    None if no tokenizer is known. Raises TokenizerError unless it has V ids.
+    None if no tokenizer is known. A Hugging Face folder's own may have fewer than V ids, as other
+    programs round V up; the rest are unused then. Raises TokenizerError for other numbers.
     """
     if named is None and source.vocabulary is not None:
-        vocabulary = source.vocabulary
-    else:
-        spec = named or source.tokenizer or default_tokenizer_spec(V)
-        if spec is None:
-            return None
-        vocabulary = load_tokenizer(spec).vocabulary()
-    _check_size(named or source.tokenizer or "the usual", len(vocabulary.tokens), V)
+        tokens = source.vocabulary.tokens
+        if len(tokens) > V:
+            raise _another_size("of the folder", len(tokens), V)
+        return replace(source.vocabulary, tokens=[*tokens, *(V - len(tokens)) * [b""]])
+    spec = named or source.tokenizer or default_tokenizer_spec(V)
+    if spec is None:
+        return None
+    vocabulary = load_tokenizer(spec).vocabulary()
+    _check_size(spec, len(vocabulary.tokens), V)
     return vocabulary
 
 
@@ -75,11 +92,11 @@ def _rank_lines(vocabulary: Vocabulary) -> bytes:
 
 def _check_size(name: str, size: int, V: int) -> None:
     if size != V:
-        raise _another_size(name, f"{size:,} ids", V)
+        raise _another_size(name, size, V)
 
 
-def _another_size(name: str, size: str, V: int) -> TokenizerError:
+def _another_size(name: str, size: int, V: int) -> TokenizerError:
     return TokenizerError(
-        f"the tokenizer {name} has {size}, but the model {V:,}. Name the one that it was trained "
-        f"with: --tokenizer gpt2, bytes or a file."
+        f"the tokenizer {name} has {size:,} ids, but the model {V:,}. Name the one that it was "
+        f"trained with: --tokenizer gpt2, bytes or a file."
     )

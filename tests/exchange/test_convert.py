@@ -16,6 +16,7 @@ from cupygpt.convert import main
 from cupygpt.data.tokenizer import load_tokenizer
 from cupygpt.errors import RunError
 from cupygpt.exchange.source import find_weights
+from cupygpt.sample import main as sample
 from cupygpt.train import main as train
 
 OLD_RUN = Path(__file__).parents[1] / "golden" / "runs" / "cf012fa"
@@ -78,6 +79,25 @@ def test_a_vocabulary_of_ones_own_goes_with_the_model() -> None:
     assert json.loads(Path("again/vocab.json").read_text(encoding="utf-8"))["the"] == 258
 
 
+def test_a_vocabulary_that_was_rounded_up_keeps_its_tokenizer(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Other programs round V up to a multiple of 64; then a folder's tokenizer has fewer ids."""
+    save_random(Path("a.bin"), TINY)
+    convert("a.bin", "hf")
+    save_random(Path("b.bin"), GPTConfig(maxT=8, V=320, L=1, NH=2, C=16))
+    convert("b.bin", "round")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        shutil.copy(Path("hf") / name, "round")
+    convert("round", "c.gguf")
+    convert("round", "again")
+    assert Path("again/vocab.json").read_bytes() == Path("hf/vocab.json").read_bytes()
+    capsys.readouterr()
+    convert("round", "c.bin")
+    assert "bytes has 257 ids, but the model 320" in capsys.readouterr().err
+    assert find_weights("c.bin").tokenizer is None
+
+
 def test_without_a_tokenizer_only_ggufs_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     save_random(Path("a.bin"), GPTConfig(maxT=8, V=99, L=1, NH=2, C=16))
     convert("a.bin", "hf")
@@ -85,6 +105,23 @@ def test_without_a_tokenizer_only_ggufs_are_refused(capsys: pytest.CaptureFixtur
     assert {path.name for path in Path("hf").iterdir()} == {"config.json", "model.safetensors"}
     assert main(["a.bin", "a.gguf"]) == 2
     assert "that of a.bin is not known (99 ids)" in capsys.readouterr().err
+
+
+def test_text_is_written_from_all_that_can_be_named(
+    capfdbinary: pytest.CaptureFixture[bytes],
+) -> None:
+    """The same text from the same weights; the tokenizer is found each time."""
+    shutil.copytree(OLD_RUN, "run")
+    convert("run", "hf")
+    convert("hf", "hf.bin")
+    capfdbinary.readouterr()
+    texts = {}
+    for name in ("run", "run@newest", "run@12", "hf", "hf.bin", "run@6"):
+        flags = ["--tokens", "8", "--prompt", "the ", "--window", "16", "--device", "cpu"]
+        assert sample([name, *flags]) == 0
+        texts[name] = capfdbinary.readouterr().out
+    assert texts.pop("run@6") != texts["run"]
+    assert set(texts.values()) == {texts["run"]}
 
 
 def test_precisions(capsys: pytest.CaptureFixture[str]) -> None:
@@ -133,7 +170,10 @@ def test_a_copy_of_a_plain_file_stays_a_plain_file() -> None:
         (["a.bin", "x.bin", "--tokenizer", "bytes"], "--tokenizer has no effect"),
         (["a.bin", "x", "--tokenizer", "none.tiktoken"], "could not be read"),
         (["a.bin", "x", "--tokenizer", "own.tiktoken"], "has 258 ids, but the model 257"),
-        (["hf", "x.bin", "--tokenizer", "gpt2"], "gpt2 has another number of ids"),
+        (
+            ["hf", "x.bin", "--tokenizer", "gpt2"],
+            "the tokenizer gpt2 has 50,257 ids, but the model 257",
+        ),
         (["hf", "x.bin", "--tokenizer", "own.tiktoken"], "has 258 ids, but the model 257"),
     ],
 )

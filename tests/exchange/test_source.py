@@ -219,6 +219,8 @@ def test_what_cannot_be_read_is_named_with_the_way_out(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "run.json").write_text("{}")
+    (tmp_path / "torn").mkdir()
+    save_model(tmp_path / "torn" / "model_00000005.bin", TINY, random_weights(TINY), "fp32")
     (tmp_path / "old").mkdir()
     (tmp_path / "old" / "pytorch_model.bin").write_bytes(b"PK\x03\x04")
     for name, message in {
@@ -230,6 +232,7 @@ def test_what_cannot_be_read_is_named_with_the_way_out(tmp_path: Path) -> None:
         "empty": "holds no model. Name a model file",
         "empty@newest": "the folder holds none",
         "broken": "ended before its first checkpoint",
+        "torn": "no complete checkpoint .* but model files that can be named",
         "old": "a pickle, but no config.json",
         "openai-community/gpt2": "hf download NAME --local-dir FOLDER",
     }.items():

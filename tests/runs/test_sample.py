@@ -199,8 +199,8 @@ def test_the_reader_of_a_pipe_may_leave_and_a_disk_be_full(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["absent"], "no such run folder or model file"),
-        (["{folder}"], "no complete checkpoint"),
+        (["absent"], "there is no such model"),
+        (["{folder}"], "this folder holds no model"),
         (["{model}", "--tokens", "0"], "--tokens is 0"),
         (["{model}", "--top-p", "0"], "--top-p is 0"),
         (["{model}", "--temperature", "-1"], "--temperature is -1"),
