@@ -19,7 +19,6 @@ from cupygpt.flags.field import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.memory_plan import check_decoding_fits
 from cupygpt.model.tensors import cut_packed, parameter_specs
-from cupygpt.run_folder.folder import newest_run
 
 RANGES = {
     "tokens": AT_LEAST_1,
@@ -43,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def sample(args: argparse.Namespace) -> None:
     """Load the weights, then print `--num` texts while they are generated."""
     _check(args)
-    source = find_weights(str(newest_run()) if args.source is None else args.source)
+    source = find_weights(args.source)
     model = load_weights(source)
     for warning in model.warnings:
         say(f"warning: {warning}")

@@ -20,6 +20,7 @@ from cupygpt.exchange.hf_folder import (
 )
 from cupygpt.exchange.note import read_note
 from cupygpt.files import check_can_end, user_path
+from cupygpt.run_folder.folder import newest_run
 from cupygpt.run_folder.record import RECORD, TOKENIZER_COPY, read_record
 
 NEWEST = "newest"
@@ -81,11 +82,13 @@ def names_weights(name: str) -> bool:
     return False
 
 
-def find_weights(name: str) -> WeightSource:
-    """The weights that `name` stands for. Reads headers and records, no weights.
+def find_weights(name: str | None) -> WeightSource:
+    """The weights that `name` stands for; None is the newest run. Reads headers, no weights.
 
     Raises CheckpointError that says what is there instead, and what to do.
     """
+    if name is None:
+        return _find_in_folder(newest_run(), "", chosen=False)
     path, at, which = user_path(name), "", ""
     if not path.exists() and "@" in name:
         before, at, which = name.rpartition("@")
