@@ -27,6 +27,7 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     lane            a thread of a warp, 0 to 31
     lse, delta      log-sum-exp of a row of scores; the sum of dout * out along a row
     launch          grid, block, shared memory and -D constants of one kernel call
+    model note      the JSON file beside a model file: which trained model it is a copy of
     pack            the elements of one 128-bit access: 4 float32 or 8 bfloat16 (PACK_SIZE);
                     Pack is the same elements as floats in registers
     partial         a sum over some of the rows, which a second kernel adds up

@@ -43,8 +43,11 @@ _MUST_BE: dict[str, tuple[tuple[Any, ...], str]] = {
 """What a key must be if it is there, and the same in words."""
 
 
-def read_config(folder: Path) -> GPTConfig:
-    """The shape that config.json gives. CheckpointError if it is damaged or another network."""
+def read_config(folder: Path) -> tuple[GPTConfig, bool]:
+    """The shape that config.json gives, and whether the head is wte itself, not a tensor.
+
+    Raises CheckpointError if the file is damaged, or means another network.
+    """
     path = folder / CONFIG_FILE
     values = read_object(path, MOST_BYTES)
     kind = values.get("model_type")
@@ -66,7 +69,7 @@ def read_config(folder: Path) -> GPTConfig:
             f"{path}: n_inner is {quoted(inner)}, but must be null or 4 x n_embd = {4 * config.C}: "
             f"llm.c's files hold no other width."
         )
-    return config
+    return config, _equal(values.get("tie_word_embeddings", True), wanted=True)
 
 
 def _shape(path: Path, values: dict[str, Any]) -> GPTConfig:

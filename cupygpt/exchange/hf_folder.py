@@ -59,8 +59,8 @@ def find_model(folder: Path) -> HuggingFaceModel:
 
     Raises CheckpointError for what is damaged, missing, or not the GPT-2 that we compute.
     """
-    config = read_config(folder)
-    tensors = _without_extras(folder, _read_tables(folder))
+    config, is_tied = read_config(folder)
+    tensors = _without_extras(folder, _read_tables(folder), is_tied=is_tied)
     if len(tensors) != num_tensors(config.L):
         unknown = sorted(tensors.keys() - _names_up_to(config, len(tensors)))
         what = f" {quoted(unknown[0])} is none of a GPT-2." if unknown else ""
@@ -201,7 +201,9 @@ def _is_plain(name: str) -> bool:
     return name.endswith(".safetensors") and not set(name) & set("/\\:\0") and ".." not in name
 
 
-def _without_extras(folder: Path, tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+def _without_extras(
+    folder: Path, tensors: dict[str, StoredTensor], *, is_tied: bool
+) -> dict[str, StoredTensor]:
     """Names without prefix; without masks, and without the head, which must be wte once more."""
     plain: dict[str, StoredTensor] = {}
     for full, tensor in tensors.items():
@@ -211,6 +213,11 @@ def _without_extras(folder: Path, tensors: dict[str, StoredTensor]) -> dict[str,
         if not (name.startswith("h.") and name.endswith(_MASKS)):
             plain[name] = tensor
     head = plain.pop(_HEAD, None)
+    if head is None and not is_tied:
+        raise CheckpointError(
+            f"{folder}: {CONFIG_FILE} says that the head is a tensor of its own "
+            f"(tie_word_embeddings is not true), but {_HEAD} is missing."
+        )
     if head is not None and not _equal(head, plain.get("wte.weight")):
         raise CheckpointError(
             f"{folder}: {_HEAD} differs from wte.weight, but here the two are one matrix: a model "

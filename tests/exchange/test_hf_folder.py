@@ -189,6 +189,8 @@ def test_settings_that_change_nothing_are_accepted(tmp_path: Path, key: str, val
         ("vocab_size", 10**9, "vocabulary 1000000000 is over 65536"),
         ("vocab_size", TINY.V + 1, "wte.weight has the shape"),
         ("hidden_size", 32, "n_embd and hidden_size differ"),
+        ("tie_word_embeddings", False, "but lm_head.weight is missing"),
+        ("tie_word_embeddings", None, "but lm_head.weight is missing"),
     ],
 )
 def test_settings_of_another_network_are_refused(
