@@ -1,86 +1,28 @@
-"""500 damaged folders: one message each, and no memory beyond the size of the files."""
+"""Damaged files of all kinds: one message each, and no memory beyond the size of the files."""
 
 import json
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from exchange.exchanged_models import random_weights
 from exchange.hugging_face_files import TINY, write_folder
+from exchange.mangle import mangle_bytes, mangle_header, mangle_json
+from support.data_files import write_ranks
 
-from cupygpt.errors import CheckpointError
+from cupygpt.checkpoint.model_file import save_model
+from cupygpt.data import hf_tokenizer
+from cupygpt.data.tokenizer import load_tokenizer
+from cupygpt.errors import CheckpointError, TokenizerError
 from cupygpt.exchange.hf_folder import load_hugging_face
+from cupygpt.exchange.hf_tokenizer_files import tokenizer_files
+from cupygpt.exchange.note import ModelNote, note_path, read_note, write_note
 
 COUNT = 500
 SLACK_BYTES = 1 << 20
 """For Python's own objects: the files have 70 kB."""
-
-ODD_VALUES: list[Any] = [
-    *(
-        None,
-        True,
-        -1,
-        0,
-        3.5,
-        10**9,
-        2**62,
-        2**64,
-        10**30,
-        1e308,
-        "",
-        "x",
-        "../x",
-        "F32",
-        "\x1b[2J",
-    ),
-    *([], [0], [2**62, 2**62], [[[]]], {}, {"a": 1}),
-]
-
-
-def mangle_bytes(rng: np.random.Generator, raw: bytes) -> bytes:
-    """Cut, stretch, swap or overwrite."""
-    kind, at = rng.integers(5), int(rng.integers(len(raw)))
-    if kind == 0:
-        return raw[:at]
-    if kind == 1:
-        return raw + bytes(int(rng.integers(1, 5000)))
-    if kind == 2:
-        return raw[:at] + raw[at + int(rng.integers(1, 50)) :]
-    if kind == 3:
-        return raw[:at] + rng.bytes(int(rng.integers(1, 50))) + raw[at:]
-    return rng.bytes(8) + raw[8:]
-
-
-def mangle_value(rng: np.random.Generator, value: Any) -> Any:
-    """A JSON value with one of its parts replaced, removed, or under another name."""
-    if isinstance(value, dict) and value and rng.random() < 0.9:
-        key = list(value)[int(rng.integers(len(value)))]
-        kind = rng.integers(6)
-        if kind == 0:
-            return {name: part for name, part in value.items() if name != key}
-        if kind == 1:
-            return {(name + "x" if name == key else name): part for name, part in value.items()}
-        return {**value, key: mangle_value(rng, value[key])}
-    if isinstance(value, list) and value and rng.random() < 0.7:
-        at = int(rng.integers(len(value)))
-        return [*value[:at], mangle_value(rng, value[at]), *value[at + 1 :]]
-    return ODD_VALUES[int(rng.integers(len(ODD_VALUES)))]
-
-
-def mangle_header(rng: np.random.Generator, raw: bytes) -> bytes:
-    size = int.from_bytes(raw[:8], "little")
-    header = json.dumps(mangle_value(rng, json.loads(raw[8 : 8 + size]))).encode()
-    return len(header).to_bytes(8, "little") + header + raw[8 + size :]
-
-
-def mangle_json(rng: np.random.Generator, raw: bytes) -> bytes:
-    if rng.random() < 0.3:
-        return mangle_bytes(rng, raw)
-    return json.dumps(mangle_value(rng, json.loads(raw))).encode()
-
 
 Mangle = Callable[[np.random.Generator, bytes], bytes]
 CASES: list[tuple[str, Mangle]] = [
@@ -150,3 +92,41 @@ def test_sizes_that_would_fill_the_memory_are_refused_unread(tmp_path: Path) -> 
         assert tracemalloc.get_traced_memory()[1] < SLACK_BYTES
     finally:
         tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("damaged", "others"),
+    [("tokenizer.json", []), ("vocab.json", ["merges.txt"]), ("merges.txt", ["vocab.json"])],
+)
+def test_damaged_tokenizers_give_one_message_each(
+    tmp_path: Path, damaged: str, others: list[str]
+) -> None:
+    own = load_tokenizer(str(write_ranks(tmp_path / "own.tiktoken", [b"th", b"the", b" t"])))
+    files = tokenizer_files(own.vocabulary(), 8)
+    for name in [damaged, *others]:
+        (tmp_path / name).write_text(files[name], encoding="utf-8", newline="")
+    path, rng, refused = tmp_path / damaged, np.random.default_rng(3), 0
+    whole = path.read_bytes()
+    for _ in range(150):
+        path.write_bytes((mangle_json if damaged.endswith("json") else mangle_bytes)(rng, whole))
+        try:
+            hf_tokenizer.read_folder(tmp_path)
+        except TokenizerError as error:
+            refused += 1
+            check_message(str(error), tmp_path)
+    assert refused > 60
+
+
+def test_damaged_notes_give_one_message_each(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    checksum = save_model(path, TINY, random_weights(TINY), "fp32")
+    write_note(path, ModelNote("run x", "bytes", [256], 5), checksum)
+    whole, rng, refused = note_path(path).read_bytes(), np.random.default_rng(3), 0
+    for _ in range(200):
+        note_path(path).write_bytes(mangle_json(rng, whole))
+        try:
+            read_note(path)
+        except CheckpointError as error:
+            refused += 1
+            check_message(str(error), tmp_path)
+    assert refused > 100
