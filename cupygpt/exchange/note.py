@@ -66,11 +66,9 @@ def read_note(model: Path) -> ModelNote | None:
     Raises CheckpointError if it is damaged, or belongs to another content than the file has now.
     """
     path = note_path(model)
-    if not path.is_file():
+    if not path.is_file() or not is_note(path):
         return None
     values = read_object(path, _MOST_BYTES)
-    if values.get("format") != FORMAT:
-        return None  # a file of somebody else
     remedy = f"Convert the model again, or delete {path.name}: then this is a model like any other."
     try:
         if values["version"] != VERSION:
@@ -87,6 +85,11 @@ def read_note(model: Path) -> ModelNote | None:
             f"damaged after the note was written. {remedy}"
         )
     return note
+
+
+def is_note(path: Path) -> bool:
+    """Whether a JSON file says that it is a note. Raises CheckpointError if it is no JSON."""
+    return bool(read_object(path, _MOST_BYTES).get("format") == FORMAT)
 
 
 def _parse(model: Path, values: dict[str, Any]) -> ModelNote:

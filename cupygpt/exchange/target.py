@@ -13,7 +13,7 @@ from cupygpt.exchange.gguf import GGUF_PRECISIONS, write_gguf
 from cupygpt.exchange.hf_config import CONFIG_FILE, config_values
 from cupygpt.exchange.hf_folder import INDEX_FILE, PICKLES, WEIGHTS_FILE, write_weights
 from cupygpt.exchange.hf_tokenizer_files import TOKENIZER_FILES, tokenizer_files
-from cupygpt.exchange.note import ModelNote, note_path, write_note
+from cupygpt.exchange.note import ModelNote, is_note, note_path, write_note
 from cupygpt.files import atomic_write, os_errors_name, remove_file, remove_quietly
 
 PRECISIONS = GGUF_PRECISIONS
@@ -76,9 +76,16 @@ def check_target(target: Path, precision: str | None, *, overwrite: bool) -> Non
             f"written there. Choose another name."
         )
     used = target.exists() and (not is_folder or any(target.iterdir()))
-    if used and not overwrite:
+    companions = [note_path(target), tokenizer_path(target)] if kind is Format.MODEL_FILE else []
+    for path in [*([target] if used else []), *(path for path in companions if path.exists())]:
+        if not overwrite:
+            raise ConfigError(
+                f"{path} is there already. Choose another name, or replace it with --overwrite."
+            )
+    if companions and note_path(target).exists() and not is_note(note_path(target)):
         raise ConfigError(
-            f"{target} is there already. Choose another name, or replace it with --overwrite."
+            f"{note_path(target)} is there, and no note of a model. Choose another name than "
+            f"{target.name}, beside which a note of that name may be written."
         )
     if is_folder and used and not (target / CONFIG_FILE).is_file():
         raise ConfigError(f"{target}: --overwrite replaces an export, but this folder holds none.")
@@ -114,7 +121,7 @@ def _write_model_file(target: Path, converted: Converted, precision: str) -> lis
         _remove_on_failure(undo, target)
         checksum = save_model(target, model.config, model.parameters, precision)
         if note is None:
-            remove_file(note_path(target))  # of another model with this name
+            remove_file(note_path(target))  # of the model that was here
         else:
             _remove_on_failure(undo, note_path(target))
             written.append(write_note(target, note, checksum))

@@ -167,6 +167,9 @@ def test_a_copy_of_a_plain_file_stays_a_plain_file() -> None:
         (["a.bin", "note"], "is a file, but a Hugging Face folder should"),
         (["a.bin", "none/x.bin"], "no such folder"),
         (["none.bin", "x.bin"], "there is no such model"),
+        (["a.bin", "left.bin"], "left.bin.json is there already"),
+        (["a.bin", "left.bin", "--overwrite"], "no note of a model"),
+        (["a.bin", "own.bin"], "own.tokenizer is there already"),
         (["a.bin", "x.bin", "--tokenizer", "bytes"], "--tokenizer has no effect"),
         (["a.bin", "x", "--tokenizer", "none.tiktoken"], "could not be read"),
         (["a.bin", "x", "--tokenizer", "own.tiktoken"], "has 258 ids, but the model 257"),
@@ -187,6 +190,8 @@ def test_what_cannot_be_done_is_said(
     Path("full").mkdir()
     Path("full/mine.txt").touch()
     Path("note").touch()
+    Path("left.bin.json").write_text('{"mine": 1}')
+    Path("own.tokenizer").touch()
     before = {path: path.stat().st_mtime_ns for path in Path().rglob("*")}
     assert main(words) == 2
     err = capsys.readouterr().err
