@@ -4,10 +4,7 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-from cupygpt.checkpoint.checkpoint import best_step, model_path
 from cupygpt.checkpoint.model_file import ModelFile, load_model
 from cupygpt.cli import run_cli
 from cupygpt.console.stream import say, set_up_streams
@@ -16,14 +13,12 @@ from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_token
 from cupygpt.device.choose import choose_device
 from cupygpt.device.device import Device
 from cupygpt.device.precision import FP32, PRECISIONS, supports_precision
-from cupygpt.errors import CheckpointError, ConfigError, TokenizerError
-from cupygpt.files import user_path
+from cupygpt.errors import ConfigError, TokenizerError
 from cupygpt.flags.field import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.memory_plan import check_decoding_fits
 from cupygpt.model.tensors import cut_packed, parameter_specs
-from cupygpt.run_folder.folder import newest_run
-from cupygpt.run_folder.record import RECORD, TOKENIZER_COPY, read_record
+from cupygpt.run_folder.source import find_source
 
 RANGES = {
     "tokens": AT_LEAST_1,
@@ -35,20 +30,6 @@ RANGES = {
     "seed": SEED,
 }
 """What the flags with numbers may be."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """The weights to sample from, and what is known of their training; None is not known.
-
-    `tokenizer` names the tokenizer of the data, `text_start` holds the ids with which their
-    documents begin, `trained_length` is the number of positions that were trained.
-    """
-
-    path: Path
-    tokenizer: str | None = None
-    text_start: list[int] | None = None
-    trained_length: int | None = None
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -166,23 +147,6 @@ def _print_texts(
     if ended:
         texts = "the text" if args.num == 1 else f"{ended} of {args.num} texts"
         say(f"{texts} ended at end of text; --ignore-eot goes on.")
-
-
-def find_source(name: str | None) -> Source:
-    """The model file itself, or the best checkpoint of a run folder, else its newest."""
-    path = newest_run() if name is None else user_path(name)
-    if not path.is_file() and not path.is_dir():
-        raise CheckpointError(f"{path}: there is no such run folder or model file.")
-    folder = path.parent if path.is_file() else path
-    weights = path if path.is_file() else model_path(path, best_step(path))
-    if not (folder / RECORD).is_file():
-        return Source(weights)
-    record = read_record(folder)
-    # Earlier versions recorded the length only where a flag set it.
-    trained_length = record.get("trained_length") or record["config"].get("seq_len")
-    copy = folder / TOKENIZER_COPY
-    tokenizer = str(copy) if copy.is_file() else record["data"].get("tokenizer")
-    return Source(weights, tokenizer, record.get("text_start"), trained_length)
 
 
 def _check(args: argparse.Namespace) -> None:
