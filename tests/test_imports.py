@@ -2,7 +2,7 @@
 
 The rooms of cupygpt/, from top to bottom:
 
-    commands > training > planning > flags, run_folder, model > checkpoint, ops, texts > data,
+    commands > training > planning, evaluation > flags, run_folder, model > checkpoint, ops, texts > data,
     distributed, kernels > device > files
     the ground floor: the files directly in cupygpt/, and console
 
@@ -24,9 +24,10 @@ PACKAGE = ROOT / "cupygpt"
 
 MAY_IMPORT = {
     "training": {
-        *("planning", "flags", "run_folder", "model", "checkpoint", "ops"),
+        *("planning", "evaluation", "flags", "run_folder", "model", "checkpoint", "ops"),
         *("data", "distributed", "kernels", "device"),
     },
+    "evaluation": {"run_folder", "model", "checkpoint", "texts", "data", "device"},
     "planning": {
         *("flags", "run_folder", "model", "checkpoint", "texts"),
         *("data", "distributed", "device"),
@@ -56,7 +57,7 @@ GROUND_FLOOR = {
 """What every room may use, and what these use of each other: files directly in cupygpt/, and the
 room console."""
 
-COMMANDS = {"train", "sample", "prepare"}
+COMMANDS = {"train", "sample", "prepare", "evaluate"}
 """What a person starts. No module imports them."""
 
 IMPORTED_LATE = {"cupy", "cupyx", "cuda", "tiktoken", "mpi4py", "resource", "matplotlib"}
