@@ -2,8 +2,8 @@
 
 The rooms of cupygpt/, from top to bottom:
 
-    commands > training > planning, evaluation > flags, run_folder, model > checkpoint, ops, texts > data,
-    distributed, kernels > device > files
+    commands > training > planning, evaluation > flags, run_folder, model > checkpoint, ops, texts
+    > data, distributed, kernels > device > files
     the ground floor: the files directly in cupygpt/, and console
 
 MAY_IMPORT says which of the rooms below it each room may use.

@@ -34,11 +34,15 @@ HELLASWAG_ORIGIN = (
 
 @dataclass
 class Files:
-    """The files that were named, by kind, each kind in the order of its names."""
+    """The files that were named, in their order: token files or paths of text, and questions."""
 
-    shards: list[TokenShard] = field(default_factory=list)
-    texts: list[Path] = field(default_factory=list)
+    texts: list[TokenShard | Path] = field(default_factory=list)
     questions: list[Path] = field(default_factory=list)
+
+    @property
+    def shards(self) -> list[TokenShard]:
+        """The token files among the texts."""
+        return [text for text in self.texts if isinstance(text, TokenShard)]
 
 
 @dataclass(frozen=True)
@@ -64,10 +68,13 @@ def find_files(names: Sequence[str], hellaswag: Path | None) -> Files:
         hint = "Name token files, UTF-8 text, questions as .jsonl, or hellaswag."
         paths = matching_files(name, kind="files", example="*_val.bin", hint=hint)
         if _magic_of(paths[0]) == FileKind.TOKENS.magic:
-            files.shards += open_shards(name)
+            files.texts += open_shards(name)
             continue
         for path in paths:
-            (files.questions if is_question_file(path) else files.texts).append(path)
+            if is_question_file(path):
+                files.questions.append(path)
+            else:
+                files.texts.append(path)
     return files
 
 
@@ -102,16 +109,20 @@ def open_inputs(
     text file; each begins with the id of end of text, as `prepare` writes it. Raises DataError and
     TokenizerError for what cannot be read, and for tokens of another tokenizer than the model's.
     """
-    check_ids(files.shards, V)
-    record = read_token_record(files.shards) if files.shards else None
+    shards = files.shards
+    check_ids(shards, V)
+    record = read_token_record(shards) if shards else None
     tokenizer, note = _find_tokenizer(asked, of_model, record, V)
     if tokenizer is not None and record is not None:
-        check_tokenizer(tokenizer, record, files.shards)
-    texts: list[TokenText] = list(files.shards)
-    for path in files.texts:
-        if tokenizer is None:
-            raise TokenizerError(f"{path}: text needs the model's tokenizer: {note}")
-        texts.append(_encoded(path, tokenizer, split=split))
+        check_tokenizer(tokenizer, record, shards)
+    texts: list[TokenText] = []
+    for text in files.texts:
+        if isinstance(text, TokenShard):
+            texts.append(text)
+        elif tokenizer is None:
+            raise TokenizerError(f"{text}: text needs the model's tokenizer: {note}")
+        else:
+            texts.append(_encoded(text, tokenizer, split=split))
     questions = [
         (path, read_questions(path, tokenizer, V, most_questions)) for path in files.questions
     ]
