@@ -27,7 +27,10 @@ MAY_IMPORT = {
         *("planning", "evaluation", "flags", "run_folder", "model", "checkpoint", "ops"),
         *("data", "distributed", "kernels", "device"),
     },
-    "evaluation": {"run_folder", "model", "checkpoint", "texts", "data", "device"},
+    "evaluation": {
+        *("flags", "run_folder", "model", "checkpoint", "texts"),
+        *("data", "distributed", "device"),
+    },
     "planning": {
         *("flags", "run_folder", "model", "checkpoint", "texts"),
         *("data", "distributed", "device"),

@@ -43,6 +43,23 @@ class Answers:
     chance: float
     cut: int
 
+    def correct(self) -> dict[str, int | None]:
+        """The numbers of right answers by name."""
+        return {
+            "by_sum": self.by_sum,
+            "per_token": self.by_token,
+            "per_character": self.by_character,
+        }
+
+    def accuracies(self) -> dict[str, float | None]:
+        """The accuracies by the same names; llm.c's is per token."""
+        return {way: None if n is None else self.share(n) for way, n in self.correct().items()}
+
+    def in_short(self) -> str:
+        """llm.c's accuracy in words."""
+        share = self.share(self.by_token)
+        return f"{self.by_token:,}/{self.questions:,} = {share:.4f} right per token"
+
     def share(self, correct: int) -> float:
         """The accuracy for a number of right answers."""
         return correct / self.questions
@@ -114,6 +131,17 @@ def choice_nats(
     return np.split(nats, rows.first[1:])
 
 
+def check_choices_fit(questions: Sequence[Question], window: int) -> None:
+    """Raise DataError if a choice has more than `window` tokens: it cannot be read at once."""
+    for number, question in enumerate(questions):
+        longest = max(map(len, question.choices))
+        if longest > window:
+            raise DataError(
+                f"a choice of question {number:,} (counted from 0) has {longest:,} tokens, but the "
+                f"model reads {window:,} at a time. Use a model with a longer context."
+            )
+
+
 def _longest(question: Question) -> int:
     """Inputs of the longest row of a question: the last token of a row is only predicted."""
     return len(question.context) + max(map(len, question.choices)) - 1
@@ -133,13 +161,7 @@ class _Rows:
             for choice in question.choices
         ]
         self.lengths: Counts = np.minimum(np.array(wanted), window)
-        for number, question in enumerate(questions):
-            longest = max(map(len, question.choices))
-            if longest > window:
-                raise DataError(
-                    f"a choice of question {number:,} (counted from 0) has {longest:,} tokens, but "
-                    f"the model reads {window:,} at a time. Use a model with a longer context."
-                )
+        check_choices_fit(questions, window)
 
     def batches(self, scorer: Scorer, window: int) -> Iterator[Batch[Counts]]:
         """All rows, the longest first; the tag of a batch holds their numbers."""

@@ -22,11 +22,10 @@ from cupygpt.errors import DataError, TokenizerError
 from cupygpt.evaluation.questions import Question, is_question_file, read_questions
 from cupygpt.evaluation.windows import EncodedText, TokenText
 from cupygpt.files import FileKind, kind_of
+from cupygpt.flags.llmc import HELLASWAG as LLMC_HELLASWAG
 from cupygpt.texts.text_files import read_documents
 
 HELLASWAG = "hellaswag"
-LLMC_HELLASWAG = Path("dev/data/hellaswag/hellaswag_val.bin")
-"""Where llm.c's script writes HellaSwag, and where its trainer looks for it."""
 HELLASWAG_ORIGIN = (
     "https://raw.githubusercontent.com/rowanz/hellaswag/master/data/hellaswag_val.jsonl"
 )
@@ -80,7 +79,7 @@ def find_files(names: Sequence[str], hellaswag: Path | None) -> Files:
 
 def hellaswag_file(source: Path | None) -> Path:
     """HellaSwag: the file `source`, or the one that llm.c's script has written here."""
-    path = source or LLMC_HELLASWAG
+    path = source or Path(LLMC_HELLASWAG)
     if not path.is_file():
         raise DataError(
             f"{path}: HellaSwag is not there. Download {HELLASWAG_ORIGIN} and name it with "

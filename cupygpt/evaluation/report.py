@@ -167,20 +167,12 @@ def _loss_values(loss: Loss) -> dict[str, Any]:
 
 
 def _answer_values(answers: Answers) -> dict[str, Any]:
-    ways = {
-        "by_sum": answers.by_sum,
-        "per_token": answers.by_token,
-        "per_character": answers.by_character,
-    }
     return {
         "questions": answers.questions,
         "chance": answers.chance,
         "cut": answers.cut,
-        "correct": ways,
-        "accuracy": {
-            way: None if correct is None else answers.share(correct)
-            for way, correct in ways.items()
-        },
+        "correct": answers.correct(),
+        "accuracy": answers.accuracies(),
     }
 
 

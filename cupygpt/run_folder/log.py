@@ -40,6 +40,11 @@ class RunLog:
         self._main.add(f"s:{step} tel:{loss:.4f}\n")
         self._event("val", step, loss=loss, **more)
 
+    def evaluation(self, step: int, *, per_token: float, **more: float | None) -> None:
+        """Accuracies on questions before training step `step`; llm.c knows the one per token."""
+        self._main.add(f"s:{step} eval:{per_token:.4f}\n")
+        self._event("eval", step, per_token=per_token, **more)
+
     def sample(self, step: int, text: str) -> None:
         """A sample before training step `step`."""
         self._event("sample", step, text=text)
@@ -54,7 +59,7 @@ class RunLog:
         self._main.close()
         self._metrics.close()
 
-    def _event(self, kind: str, step: int, **values: float | str) -> None:
+    def _event(self, kind: str, step: int, **values: float | str | None) -> None:
         known = {name: _json_value(value) for name, value in values.items()}
         event = {"kind": kind, "step": step, **known}
         self._metrics.add(json.dumps(event, allow_nan=False) + "\n")
@@ -111,7 +116,7 @@ class _LogFile:
             self.failure = f"{self._path}: could not be written ({error.strerror or error})."
 
 
-def _json_value(value: float | str) -> float | str | None:
+def _json_value(value: float | str | None) -> float | str | None:
     """JSON has no NaN and no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
