@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cupygpt.errors import CheckpointError
@@ -40,10 +40,10 @@ class RunLog:
         self._main.add(f"s:{step} tel:{loss:.4f}\n")
         self._event("val", step, loss=loss, **more)
 
-    def evaluation(self, step: int, *, per_token: float, **more: float | None) -> None:
-        """Accuracies on questions before training step `step`; llm.c knows the one per token."""
-        self._main.add(f"s:{step} eval:{per_token:.4f}\n")
-        self._event("eval", step, per_token=per_token, **more)
+    def evaluation(self, step: int, accuracy: float, more: Mapping[str, float | None]) -> None:
+        """The accuracy on questions before training step `step`, as llm.c counts it, and others."""
+        self._main.add(f"s:{step} eval:{accuracy:.4f}\n")
+        self._event("eval", step, **more)
 
     def sample(self, step: int, text: str) -> None:
         """A sample before training step `step`."""

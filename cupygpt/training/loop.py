@@ -288,7 +288,7 @@ class Run:
             with self.clock.measure("questions"):
                 found = self._questions.answers()
             self.console.evaluation(step, f"{self._questions.path.name}: {found.in_short()}")
-            self._log.evaluation(step, **found.accuracies())
+            self._log.evaluation(step, found.share(found.by_token), found.accuracies())
         return improved
 
     def _validate_rows(self) -> bool:
