@@ -70,7 +70,7 @@ class Report:
     def _text_lines(self, texts: TextLosses) -> Iterator[str]:
         yield _header("text")
         for name, loss in zip(self.names, texts.texts, strict=True):
-            yield _row(name, loss)
+            yield _row(_end_of(name), loss)
         if len(self.names) > 1:
             yield _row("all together", texts.total)
         if self.by_position:
@@ -142,6 +142,11 @@ def question_lines(name: str, answers: Answers) -> Iterator[str]:
         yield (
             f"  {answers.cut:,} questions are longer than the window: their beginning was cut off"
         )
+
+
+def _end_of(path: str) -> str:
+    """A path of at most NAME_WIDTH characters: its end says most."""
+    return safe_text(path if len(path) <= NAME_WIDTH else f"...{path[3 - NAME_WIDTH :]}")
 
 
 def _header(name: str) -> str:
