@@ -30,7 +30,7 @@ per character (the acc_norm of lm-evaluation-harness).
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     set_up_streams()
-    given = vars(_parser().parse_args(arguments))
+    given = vars(_parser().parse_intermixed_args(arguments))
     debug, as_json = given.pop("debug"), given.pop("json")
     return run_cli(lambda: _print(Request(**given), as_json=as_json), debug=debug)
 

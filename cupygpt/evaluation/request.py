@@ -60,7 +60,8 @@ def evaluate(request: Request) -> Report:
     for warning in model.warnings:
         say(f"warning: {warning}")
     window, stride = _window(request, source, model)
-    files = find_files(request.files or _validation_files(source), request.source)
+    names = request.files or _validation_files(source)
+    files = find_files(names, request.source)
     inputs = open_inputs(
         files,
         model.config.V,
@@ -175,6 +176,7 @@ def _validation_files(source: Source) -> list[str]:
             f"the run in {folder} had no validation files. Name what to evaluate it on: "
             f"python -m cupygpt.evaluate RUN FILE"
         )
+    say(f"on the validation files of the run: {named}")
     return [named]
 
 

@@ -47,7 +47,7 @@ def test_a_text_has_the_loss_of_the_network_in_float64(
     assert text["loss"] == pytest.approx(wanted / count, rel=1e-5)
     assert text["perplexity"] == pytest.approx(math.exp(wanted / count), rel=1e-4)
     assert text["bits_per_byte"] == pytest.approx(wanted / count / math.log(2), rel=1e-5)
-    overlapping = results(capsys, model, path, "--stride", "8", "--window", "32")
+    overlapping = results(capsys, model, "--stride", "8", path, "--window", "32")
     assert overlapping["texts"][0]["tokens"] == count
     assert overlapping["texts"][0]["loss"] != text["loss"]
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation.question_files import EXAMPLES, header, llmc_file, numbers_of, write_jsonl
+from support.data_files import use_gpt2_files
 
-from cupygpt.data.tokenizer import ByteTokenizer
+from cupygpt.data.tokenizer import ByteTokenizer, load_tokenizer
 from cupygpt.errors import DataError
 from cupygpt.evaluation.questions import is_question_file, read_questions
 
@@ -183,3 +184,33 @@ def test_a_file_that_is_damaged_anywhere_is_read_or_refused(tmp_path: Path) -> N
         else:
             assert all(q.label < len(q.choices) and len(q.context) for q in questions)
     assert 100 < refused < 400
+
+
+def test_words_become_what_llmcs_script_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With GPT-2's tokenizer: the same ids and characters from jsonl as from llm.c's file."""
+    use_gpt2_files(monkeypatch)
+    gpt2 = load_tokenizer("gpt2")
+    lines = [
+        {"ctx": "A man sits on a roof. He", "endings": ["is using wrap.", "rips 3 tiles ☂"]},
+        {"ctx": "[header] How to", "endings": ["  smile", "[title] Naïve", "!"]},
+    ]
+    of_words = write_jsonl(tmp_path / "q.jsonl", *({**line, "label": 1} for line in lines))
+    examples = [
+        (
+            gpt2.encode(str(line["ctx"])).tolist(),
+            [gpt2.encode(f" {text}").tolist() for text in line["endings"]],
+            1,
+        )
+        for line in lines
+    ]
+    of_ids = llmc_file(tmp_path / "q.bin", examples)
+    pairs = zip(
+        read_questions(of_words, gpt2, 50257), read_questions(of_ids, gpt2, 50257), strict=True
+    )
+    for words, ids in pairs:
+        np.testing.assert_array_equal(words.context, ids.context)
+        for one, other in zip(words.choices, ids.choices, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert words.characters == ids.characters
