@@ -29,7 +29,7 @@ MAY_IMPORT = {
     },
     "evaluation": {
         *("flags", "run_folder", "model", "checkpoint", "texts"),
-        *("data", "distributed", "device"),
+        *("data", "distributed", "kernels", "device"),
     },
     "planning": {
         *("flags", "run_folder", "model", "checkpoint", "texts"),

@@ -125,8 +125,8 @@ def position_groups(by_position: Sequence[Loss]) -> Iterator[tuple[str, Loss]]:
 def question_lines(name: str, answers: Answers) -> Iterator[str]:
     """The three accuracies."""
     n = answers.questions
-    s = "" if n == 1 else "s"
-    yield f"{name}: {n:,} question{s}; a blind guess is right in {100 * answers.chance:.2f} %"
+    counted = f"{n:,} question{'s' * (n != 1)}"
+    yield f"{safe_text(name)}: {counted}; a blind guess is right in {100 * answers.chance:.2f} %"
     ways = (
         ("by sum", answers.by_sum),
         ("per token (llm.c)", answers.by_token),

@@ -24,6 +24,7 @@ from cupygpt.evaluation.inputs import HELLASWAG, Inputs, find_files, open_inputs
 from cupygpt.evaluation.report import Report, Setting
 from cupygpt.evaluation.scorer import Scorer, make_scorer
 from cupygpt.evaluation.text_loss import TextLosses, text_losses
+from cupygpt.kernels.compile_dry_run import compile_dry_run
 from cupygpt.run_folder.record import RECORD, read_record
 from cupygpt.run_folder.source import Source, find_source
 
@@ -81,6 +82,8 @@ def evaluate(request: Request) -> Report:
         f"{choice.device.describe()}, {precision.name}; {_reading(window, stride, source, request)}"
     )
     scorer = make_scorer(choice.device, model.config, model.parameters, precision, window)
+    if choice.device.is_gpu:
+        compile_dry_run(choice.device, lambda: scorer.dry_run(window), Console(sys.stderr))
     return Report(
         Setting(str(source.path), precision.name, choice.device.describe(), window, stride),
         [str(text.path) for text in inputs.texts],

@@ -96,6 +96,10 @@ class Scorer:
         """How many rows of `length` tokens a batch may have; 0 if not even one fits."""
         return self._buffers.num_tokens // length
 
+    def dry_run(self, length: int) -> None:
+        """Make the calls of one batch of rows of `length` tokens, to see what they launch."""
+        self._queue(*blank_batch(self.rows_of(length), length))
+
     def losses(self, batches: Iterable[Batch[Tag]]) -> Iterator[tuple[Batch[Tag], Losses]]:
         """Each batch with its losses (B, T) in nats, 0 where the target is -1.
 

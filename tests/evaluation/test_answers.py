@@ -16,6 +16,7 @@ from cupygpt.evaluation import answers
 from cupygpt.evaluation.answers import Answers, answer, choice_nats, merged_answers
 from cupygpt.evaluation.questions import Question, read_questions
 from cupygpt.evaluation.scorer import Scorer, make_scorer
+from cupygpt.kernels.load import record_kernels
 from cupygpt.model.tensors import cut_packed, parameter_specs
 
 WINNERS_PER_TOKEN = [2, 2, 2, 2, 3, 1, 1, 3, 1, 1, 1, 1, 1, 0, 3, 2, 1, 3, 3, 1]
@@ -153,10 +154,15 @@ def test_weights_that_give_no_finite_loss_are_said() -> None:
         answer(model, [Question(ids, (ids, ids), 0, None)], 64)
 
 
-def test_the_kernels_give_the_same_numbers(questions: list[Question]) -> None:
+def test_the_kernels_give_the_same_numbers(
+    questions: list[Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On the emulator, with batches of several shapes in the same buffers."""
+    monkeypatch.setattr("cupygpt.evaluation.scorer.GPU_BATCH_TOKENS", 256)
     few = questions[:3]
     model = make_scorer(EmulatedGPU(), BYTES, weights(), FP32, 64)
+    files = {variant.file for variant in record_kernels(lambda: model.dry_run(64))}
+    assert {"encoder.cu", "layernorm.cu", "attention/cuda_cores.cu", "classifier.cu"} <= files
     np.testing.assert_allclose(
         choice_nats(model, few, 64), [oracle_of(question) for question in few], atol=1e-4
     )
