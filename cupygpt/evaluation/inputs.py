@@ -70,7 +70,9 @@ def find_files(names: Sequence[str], hellaswag: Path | None) -> Files:
             files.texts += open_shards(name)
             continue
         for path in paths:
-            if is_question_file(path):
+            if _magic_of(path) == FileKind.TOKENS.magic:
+                files.texts += open_shards(str(path))
+            elif is_question_file(path):
                 files.questions.append(path)
             else:
                 files.texts.append(path)

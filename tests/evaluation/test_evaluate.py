@@ -127,6 +127,22 @@ def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "8 of 20 = 0.4000" in out
 
 
+def test_a_pattern_may_match_files_of_all_kinds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Their order is that of their names; each is known by its content."""
+    model, folder = write_model(tmp_path / "m.bin"), tmp_path / "data"
+    folder.mkdir()
+    (folder / "a.txt").write_text("some text")
+    write_shard(folder / "b.bin", np.arange(20))
+    llmc_file(folder / "c.bin")
+    write_jsonl(folder / "d.jsonl", {"ctx": "a", "endings": ["b", "c"], "label": 0})
+    found = results(capsys, model, folder / "*")
+    assert [Path(one["file"]).name for one in found["texts"]] == ["a.txt", "b.bin"]
+    assert [one["tokens"] for one in found["texts"]] == [9, 19]
+    assert [Path(one["file"]).name for one in found["questions"]] == ["c.bin", "d.jsonl"]
+
+
 def test_hellaswag_is_found_where_llmc_has_it_or_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
