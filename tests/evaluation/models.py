@@ -1,5 +1,6 @@
 """Models for the tests of the evaluation, and the same network in float64."""
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,11 @@ def scorer(window: int = 64, config: GPTConfig = BYTES) -> Scorer:
 
 def oracle_nats(ids: np.ndarray, config: GPTConfig = BYTES) -> np.ndarray:
     """-log p of each of ids[1:] from those before it, all in one window, in float64."""
+    return _oracle_nats(tuple(map(int, ids)), config)
+
+
+@cache
+def _oracle_nats(ids: tuple[int, ...], config: GPTConfig) -> np.ndarray:
     p = cut_packed(weights(config).astype(np.float64), parameter_specs(config))
     x = oracle.encoder_forward(np.asarray(ids, np.int64)[None, :-1], p.wte, p.wpe)
     for l in range(config.L):  # noqa: E741
