@@ -31,6 +31,7 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     pack            the elements of one 128-bit access: 4 float32 or 8 bfloat16 (PACK_SIZE);
                     Pack is the same elements as floats in registers
     partial         a sum over some of the rows, which a second kernel adds up
+    question        a context and choices that may continue it, one of which is right
     rank            one of the processes that train together, usually one per GPU
     record          run.json: what a run was asked to do, on which data, and in which environment
     row group       the rows whose partial sum one block writes
@@ -43,7 +44,8 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     tile            a block of a matrix, in shared memory or in registers
     token record    the JSON file beside a shard: its tokenizer, its texts, what was held out
     vocab split     a block's share of the vocabulary
-    window          32 neighbouring entries of the rows sorted by token (encoder)
+    window          32 neighbouring entries of the rows sorted by token (encoder); the tokens that
+                    a model reads at once (sample, evaluate)
     world           the number of ranks
     zero shard      a rank's share of the flat vector of parameters (ZeRO-1)
 """

@@ -7,7 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cupygpt"
 
-COMMANDS = {"train.py", "sample.py", "prepare.py", "convert.py"}
+COMMANDS = {"train.py", "sample.py", "prepare.py", "convert.py", "evaluate.py"}
 MOST_FILES_ON_THE_GROUND_FLOOR = 10
 MOST_FILES_IN_A_ROOM = 14
 MOST_LINES = 400

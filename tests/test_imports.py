@@ -2,8 +2,8 @@
 
 The rooms of cupygpt/, from top to bottom:
 
-    commands > training > planning > flags, exchange > run_folder, model > checkpoint, ops, texts
-    > data, distributed, kernels > device > files
+    commands > training > planning, evaluation > flags, exchange > run_folder, model
+    > checkpoint, ops, texts > data, distributed, kernels > device > files
     the ground floor: the files directly in cupygpt/, and console
 
 MAY_IMPORT says which of the rooms below it each room may use.
@@ -24,7 +24,11 @@ PACKAGE = ROOT / "cupygpt"
 
 MAY_IMPORT = {
     "training": {
-        *("planning", "flags", "run_folder", "model", "checkpoint", "ops"),
+        *("planning", "evaluation", "flags", "run_folder", "model", "checkpoint", "ops"),
+        *("data", "distributed", "kernels", "device"),
+    },
+    "evaluation": {
+        *("flags", "exchange", "run_folder", "model", "checkpoint", "texts"),
         *("data", "distributed", "kernels", "device"),
     },
     "exchange": {"run_folder", "model", "checkpoint", "data"},
@@ -58,7 +62,7 @@ GROUND_FLOOR = {
 """What every room may use, and what these use of each other: files directly in cupygpt/, and the
 room console."""
 
-COMMANDS = {"train", "sample", "prepare", "convert"}
+COMMANDS = {"train", "sample", "prepare", "convert", "evaluate"}
 """What a person starts. No module imports them."""
 
 IMPORTED_LATE = {"cupy", "cupyx", "cuda", "tiktoken", "mpi4py", "resource", "matplotlib"}

@@ -149,6 +149,10 @@ class Console:
         line = f"step {step:>{self._digits}} | validation loss {loss:.4f}{bits}{known}{mark}"
         self._line(line, style="green")
 
+    def evaluation(self, step: int, text: str) -> None:
+        """How many questions were answered rightly."""
+        self._line(f"step {step:>{self._digits}} | {text}", style="green")
+
     def sample(self, step: int, text: str) -> None:
         """Text that the model wrote; a terminal shows the first lines of it."""
         shown = safe_text(text.replace("\r\n", "\n"))

@@ -72,10 +72,11 @@ class Tokenizer(ABC):
     def text_bytes(self, ids: npt.NDArray[np.uint16]) -> int:
         """The bytes of text that `ids` (n,) stand for; end of text counts none."""
         counts = np.bincount(ids, minlength=self.vocab_size)
-        return int(counts @ self._text_lengths)
+        return int(counts @ self.text_lengths)
 
     @functools.cached_property
-    def _text_lengths(self) -> npt.NDArray[np.int64]:
+    def text_lengths(self) -> npt.NDArray[np.int64]:
+        """(vocab_size,) the bytes of text that each id stands for; end of text counts none."""
         lengths = np.array([len(token) for token in self._table], np.int64)
         if self.eot is not None:
             lengths[self.eot] = 0

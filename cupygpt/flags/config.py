@@ -89,8 +89,8 @@ def parse_given(arguments: Sequence[str] | None) -> dict[str, Any]:
         usage="python -m cupygpt.train [flag value] ...",
         allow_abbrev=False,
         epilog="llm.c's command lines work: the letters mean the same. -n is the number of steps, "
-        "and beside -x the checkpoint interval, as there. What this program does not have (-h 1, "
-        "-lg, -sl, -sg, ...) is answered with a sentence. -h alone, like --help, shows this text.",
+        "and beside -x the checkpoint interval, as there. What this program does not have "
+        "(-lg, -sl, -sg, ...) is answered with a sentence. -h alone, like --help, shows this text.",
     )
     for group in GROUPS:
         assert group.__doc__ is not None

@@ -52,10 +52,11 @@ def _without_effect(asked: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def _without_validation(asked: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if asked.get("val_every") == 0:
         reason = "-v 0 means that the run never validates."
-        yield from _named(asked, ("val_batches", "patience"), reason)
+        yield from _named(asked, ("val_batches", "patience", "hellaswag"), reason)
     elif "train_data" in asked and not {"val_data", "resume"} & asked.keys():
         reason = "there are no validation data (-j)."
-        yield from _named(asked, ("val_every", "val_batches", "patience"), reason)
+        every = () if "hellaswag" in asked else ("val_every",)
+        yield from _named(asked, (*every, "val_batches", "patience"), reason)
 
 
 def _without_folder(asked: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

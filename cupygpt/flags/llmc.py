@@ -7,7 +7,8 @@
 | -nm | checkpoints at its multiples are kept, as there (--keep-every) |
 | -x -1, -d -1, -m -1 | one epoch as llm.c counts it; one micro-batch a step; all batches |
 | -y 1, -y 0 | resume if -o holds a checkpoint, else start; start |
-| -h 1, -lg, -sl, -sg, -ge, -f | a sentence, and training goes on |
+| -h 1 | --hellaswag with llm.c's file if it is there, else a sentence |
+| -lg, -sl, -sg, -ge, -f | a sentence, and training goes on |
 | -pn, -pr | must agree with the launcher |
 | -pg, -pi, -ps, -pf | a sentence: the launcher says it |
 """
@@ -15,7 +16,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from cupygpt.errors import ConfigError
@@ -47,8 +48,10 @@ class Translation:
     claims: dict[str, int]
 
 
+HELLASWAG = "dev/data/hellaswag/hellaswag_val.bin"
+"""Where llm.c's script writes HellaSwag, and where its trainer looks for it with -h 1."""
+
 NOT_BUILT = {
-    "-h": "-h {}: there is no HellaSwag evaluation yet; training goes on without it.",
     "-lg": "-lg {}: the use of the GPU is not logged here; nvidia-smi shows it during the run.",
     "-sl": "-sl {}: no update is skipped here because of its loss; --grad-clip limits what a bad "
     "batch can do.",
@@ -60,13 +63,13 @@ NOT_BUILT = {
 """Flags that llm.c has and this program does not, with the answer to a value that asks for more
 than what happens anyway."""
 
-_NOTHING_ASKED = {"-h": (0,), "-lg": (0, -1), "-sl": (0,), "-sg": (0,), "-ge": (0, -1), "-f": ()}
+_NOTHING_ASKED = {"-lg": (0, -1), "-sl": (0,), "-sg": (0,), "-ge": (0, -1), "-f": ()}
 
 _CLAIMS = ("-pn", "-pr")
 _LAUNCHER = ("-pg", "-pi", "-ps", "-pf", "-pm", "-pp")
 """What llm.c wants to know of its processes; its help names two of these wrongly."""
 
-LLMC_ONLY = (*NOT_BUILT, *_CLAIMS, *_LAUNCHER)
+LLMC_ONLY = ("-h", *NOT_BUILT, *_CLAIMS, *_LAUNCHER)
 """The flags of llm.c that are no flags of this program. Each takes one value."""
 
 _LENGTHS = ("--steps", "--epochs", "--minutes")
@@ -85,6 +88,9 @@ def translate(flags: Sequence[GivenFlag]) -> Translation:
         if flag.name in NOT_BUILT:
             if _number(flag) not in _NOTHING_ASKED[flag.name]:
                 notes.append(NOT_BUILT[flag.name].format(flag.value))
+        elif flag.name == "-h":
+            kept += _hellaswag(flag)
+            notes += _note_of(flag)
         elif flag.name in _CLAIMS:
             claims[flag.name] = int(_number(flag))
         elif flag.name in _LAUNCHER:
@@ -126,8 +132,20 @@ def _asks_for_the_default(flag: GivenFlag) -> bool:
     return flag in (GivenFlag("-y", "0"), GivenFlag("-d", "-1"))
 
 
+def _hellaswag(flag: GivenFlag) -> list[GivenFlag]:
+    """The flag for llm.c's -h 1, if HellaSwag is where llm.c has it."""
+    if _number(flag) and Path(HELLASWAG).is_file():
+        return [GivenFlag("--hellaswag", HELLASWAG)]
+    return []
+
+
 def _note_of(flag: GivenFlag) -> list[str]:
-    """A sentence where a value of train_gpt2_fp32.cu means something else here."""
+    """A sentence where llm.c's value means something else here, or asks for what is not there."""
+    if flag.name == "-h" and _number(flag) and not _hellaswag(flag):
+        return [
+            f"-h {flag.value}: {HELLASWAG} is not here, so HellaSwag is not evaluated; training "
+            f"goes on. llm.c's dev/data/hellaswag.py makes it; --hellaswag FILE names another file."
+        ]
     if flag.name == "-o" and flag.value and PurePath(flag.value).suffix in (".log", ".txt"):
         return [f"-o {flag.value} is a folder here; its log is {flag.value}/main.log."]
     return []

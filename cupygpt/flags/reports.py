@@ -25,6 +25,12 @@ class ReportFlags:
         help="validation rows, in batches of -b rows, -1 = all (default: all, but at most 5 % of "
         "what the run trains on, 8,192 to 131,072 tokens, evenly spread)",
     )
+    hellaswag: str | None = flag(
+        "--hellaswag",
+        metavar="FILE",
+        help="questions to answer at each validation after step 0 and at the end: llm.c's file "
+        "(hellaswag_val.bin), or .jsonl as python -m cupygpt.evaluate reads it",
+    )
     sample_every: int = flag(
         "-s",
         "--sample-every",

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from cupygpt.errors import CheckpointError
@@ -40,6 +40,11 @@ class RunLog:
         self._main.add(f"s:{step} tel:{loss:.4f}\n")
         self._event("val", step, loss=loss, **more)
 
+    def evaluation(self, step: int, accuracy: float, more: Mapping[str, float | None]) -> None:
+        """The accuracy on questions before training step `step`, as llm.c counts it, and others."""
+        self._main.add(f"s:{step} eval:{accuracy:.4f}\n")
+        self._event("eval", step, **more)
+
     def sample(self, step: int, text: str) -> None:
         """A sample before training step `step`."""
         self._event("sample", step, text=text)
@@ -54,7 +59,7 @@ class RunLog:
         self._main.close()
         self._metrics.close()
 
-    def _event(self, kind: str, step: int, **values: float | str) -> None:
+    def _event(self, kind: str, step: int, **values: float | str | None) -> None:
         known = {name: _json_value(value) for name, value in values.items()}
         event = {"kind": kind, "step": step, **known}
         self._metrics.add(json.dumps(event, allow_nan=False) + "\n")
@@ -111,7 +116,7 @@ class _LogFile:
             self.failure = f"{self._path}: could not be written ({error.strerror or error})."
 
 
-def _json_value(value: float | str) -> float | str | None:
+def _json_value(value: float | str | None) -> float | str | None:
     """JSON has no NaN and no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from cupygpt.console.console import Console
 from cupygpt.device.device import Device
-from cupygpt.kernels.load import precompile, record_kernels
+from cupygpt.kernels.compile_dry_run import compile_dry_run
 from cupygpt.kernels.matmul_plan import measuring
 from cupygpt.model.generate import Generator
 from cupygpt.training.trainer import Trainer
@@ -15,19 +15,16 @@ def compile_ahead(
 ) -> None:
     """Compile, or load from the disk cache, with a line of progress. Raises KernelError.
 
-    A dry run makes all calls of a step, an evaluation and a sample, and records the kernels instead
-    of launching them. Matrix products do run, on buffers that hold nothing yet, and choose their
-    algorithms; rank 0 keeps the choices in `folder`.
+    A dry run makes all calls of a step, an evaluation and a sample. Matrix products do run, on
+    buffers that hold nothing yet, and choose their algorithms; rank 0 keeps the choices in
+    `folder`.
     """
     if not device.is_gpu:
         return
 
     def dry_run() -> None:
-        trainer.dry_run()
-        generator.dry_run()
+        with measuring(folder, keep=trainer.rank == 0):
+            trainer.dry_run()
+            generator.dry_run()
 
-    with measuring(folder, keep=trainer.rank == 0):
-        variants = record_kernels(dry_run)
-    with console.progress(f"compiling {len(variants)} kernel files") as show:
-        precompile(variants, progress=show, set_up_thread=device.activate)
-    device.synchronize()
+    compile_dry_run(device, dry_run, console)

@@ -9,7 +9,7 @@ from cupygpt.training.loop import READER_GONE, Run
 from cupygpt.training.verdict import Outcome, verdict
 
 TRAIN, SAMPLE = ["python", "-m", "cupygpt.train"], ["python", "-m", "cupygpt.sample"]
-PAUSES = ("validation", "sample", "save", COPY)
+PAUSES = ("validation", "questions", "sample", "save", COPY)
 """What a run does between its steps, as its clock counts it."""
 
 OWN_TEXT = (

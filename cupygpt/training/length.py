@@ -70,10 +70,14 @@ def steps_that_fit(
     step_s = clock.mean("step")
     of_reports = [
         clock.mean(kind) / every
-        for kind, every in (("validation", val_every), ("sample", sample_every))
+        for kind, every in (
+            ("validation", val_every),
+            ("questions", val_every),
+            ("sample", sample_every),
+        )
         if every
     ]
-    at_the_end = clock.mean("validation") + clock.mean("sample") + clock.mean("save")
+    at_the_end = sum(map(clock.mean, ("validation", "questions", "sample", "save")))
     left = 60 * minutes - clock.elapsed() - steps_before * step_s - at_the_end
     return step + max(1, int(left / (step_s + sum(of_reports))))
 

@@ -30,7 +30,7 @@ from cupygpt.training.diverged import diverged, has_finite_moments, is_finite
 from cupygpt.training.keeper import Keeper
 from cupygpt.training.length import final_plan, fixed_at, measured_plan
 from cupygpt.training.trainer import OptimizerSettings, PendingStep, Trainer
-from cupygpt.training.validator import Validator
+from cupygpt.training.validator import Validator, open_questions
 
 MAX_PENDING = 3
 """Most steps that are queued before their losses are read."""
@@ -90,6 +90,9 @@ class Run:
             lambda: compile_ahead(plan.device, self.trainer, self._generator, console, folder),
         )
         self.validator = Validator(plan, data, ranks)
+        self._questions = open_questions(
+            self.trainer, data, ranks, plan.config.hellaswag, console if is_resumed else None
+        )
         self._batches = _step_batches(plan, data, progress, ranks.rank)
         self._overfit_batch: np.ndarray | None = None
         self._pending: deque[_Queued] = deque()
@@ -278,9 +281,18 @@ class Run:
         return diverged(what, self.plan, self.data, self.folder)
 
     def _validate(self) -> bool:
-        """Evaluate, print and log; True if this is the lowest loss so far."""
-        if not self.validator.is_there:
-            return False
+        """Validate, and answer questions; True if this is the lowest loss so far."""
+        improved = self.validator.is_there and self._validate_rows()
+        step = self.progress.step
+        if self._questions and step:
+            with self.clock.measure("questions"):
+                found = self._questions.answers()
+            self.console.evaluation(step, f"{self._questions.path.name}: {found.in_short()}")
+            self._log.evaluation(step, found.share(found.by_token), found.accuracies())
+        return improved
+
+    def _validate_rows(self) -> bool:
+        """Evaluate the rows, print and log; True if this is the lowest loss so far."""
         step, config = self.progress.step, self.plan.config
         with self.clock.measure("validation"):
             found = self.validator.validate(self.trainer, step)

@@ -2,7 +2,11 @@
 
 from dataclasses import dataclass
 
+from cupygpt.console.console import Console
 from cupygpt.distributed.ranks import Ranks
+from cupygpt.evaluation.run_questions import RunQuestions
+from cupygpt.evaluation.scorer import Buffers, Scorer
+from cupygpt.files import user_path
 from cupygpt.planning.open_data import Data
 from cupygpt.planning.plan import Plan, validation_batches
 from cupygpt.training.baselines import bits_per_byte, bytes_per_token, ngram_baselines
@@ -47,3 +51,24 @@ class Validator:
     def bits_per_byte(self, loss: float) -> float | None:
         """Bits per byte of a loss in nats per token; None if no tokenizer is known."""
         return bits_per_byte(loss, self._bytes_per_token)
+
+
+def open_questions(
+    trainer: Trainer, data: Data, ranks: Ranks, name: str | None, resumed: Console | None
+) -> RunQuestions | None:
+    """The questions of the file `name`, answered in the memory of the trainer; None for no name.
+
+    A run that is `resumed` goes on without a file that is gone, and says so there. Raises DataError
+    for a file that does not fit the model.
+    """
+    if name is None:
+        return None
+    path, shape, model = user_path(name), trainer.shape, trainer.model
+    if resumed and not path.is_file():
+        resumed.warn(f"--hellaswag {name} is not there any more: the run goes on without it")
+        return None
+    memory = Buffers(
+        model.acts.flat, model.scratch.flat, shape.B * shape.T, len(model.scratch.logits)
+    )
+    scorer = Scorer(trainer.device, shape.config, trainer.params, shape.precision, memory)
+    return RunQuestions(path, scorer, shape.T, data.tokenizer, ranks)

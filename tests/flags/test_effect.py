@@ -23,6 +23,7 @@ DATA, BOTH = ["-i", "a.bin"], ["-i", "a.bin", "-j", "b.bin"]
         ([*DATA, "--patience", "3"], "--patience has no effect"),
         ([*BOTH, "-v", "0", "-m", "5"], "-m/--val-batches has no effect: -v 0 means"),
         ([*BOTH, "-v", "0", "--patience", "3"], "--patience has no effect: -v 0 means"),
+        ([*BOTH, "-v", "0", "--hellaswag", "q"], "--hellaswag has no effect: -v 0 means"),
         (["-s", "0", "-g", "100"], "-g/--sample-length has no effect: -s 0 means"),
         (["--keep", "0", "--keep-every", "10"], "has no effect: --keep 0 keeps all checkpoints."),
         (["--overwrite"], "--overwrite has no effect: without -o"),
@@ -45,6 +46,7 @@ def test_each_flag_without_effect_is_named() -> None:
         ["-k", "constant", "-u", "0", "-q", "1.0"],
         [*DATA, "-m", "20", "-v", "20"],
         [*DATA, "-v", "0"],
+        [*DATA, "-v", "100", "--hellaswag", "val.bin"],
         [*BOTH, "-v", "0"],
         [*BOTH, "-v", "0", "-m", "20"],
         ["-m", "5", "-v", "10"],  # the demo has validation data

@@ -1,10 +1,12 @@
 """llm.c's command lines: each flag works as there, or is answered with a sentence."""
 
+from pathlib import Path
+
 import pytest
 
 from cupygpt.errors import ConfigError
 from cupygpt.flags.command_line import CommandLine, read_command_line
-from cupygpt.flags.llmc import LLMC_ONLY, check_claims
+from cupygpt.flags.llmc import HELLASWAG, LLMC_ONLY, check_claims
 
 LLMC_FLAGS = (
     *("-i", "-j", "-e", "-o", "-lg", "-n", "-nk", "-nm", "-y", "-b", "-t", "-d", "-x"),
@@ -76,6 +78,18 @@ def test_n_is_the_interval_where_the_line_is_llmc_s(
     assert line.given.get("checkpoint_every") == interval
     said = [note for note in line.notes if note.startswith("-n ")]
     assert len(said) == (words not in ("-n 1000", "-x 60"))
+
+
+def test_h_1_means_llmcs_file_where_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (note,) = read("-h", "1").notes
+    assert note.startswith("-h 1: dev/data/hellaswag/hellaswag_val.bin is not here")
+    (tmp_path / HELLASWAG).parent.mkdir(parents=True)
+    (tmp_path / HELLASWAG).touch()
+    assert read("-h", "1") == CommandLine({"hellaswag": HELLASWAG}, (), {})
+    assert read("-h", "0") == CommandLine({}, (), {})
 
 
 @pytest.mark.parametrize("words", ["-y 0", "-d -1", "-h 0", "-lg -1", "-sl 0 -sg 0.0", "-ge -1"])

@@ -84,7 +84,7 @@ def test_a_killed_script_goes_on_by_its_loop_until_the_last_step(tmp_path: Path)
         out, _ = script.communicate(timeout=60)
     assert script.returncode == 0
     assert out.rstrip().endswith("log/DONE_00000120 is there.")
-    assert out.count("note: -h 1: there is no HellaSwag evaluation yet") == 2
+    assert out.count("note: -h 1: dev/data/hellaswag/hellaswag_val.bin is not here") == 2
     assert "120 of 120 steps" in out
     assert main([*flags, "-o", str(tmp_path / "straight")]) == 0
     assert main_log(log) == main_log(tmp_path / "straight")
@@ -101,11 +101,12 @@ def test_without_x_the_script_takes_one_epoch_as_llmc_counts_it(tmp_path: Path) 
     assert 18 in checkpoint_steps(tmp_path / "log")
 
 
-def test_an_evaluation_that_is_not_built_is_answered_and_training_goes_on(tmp_path: Path) -> None:
+def test_an_evaluation_without_its_file_is_answered_and_training_goes_on(tmp_path: Path) -> None:
     flags = [*write_files(tmp_path), "-n", "4", "-h", "1", "-o", "run"]
     result = command("cupygpt.train", *flags, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert "note: -h 1: there is no HellaSwag evaluation yet; training goes on" in result.stdout
+    assert "-h 1: dev/data/hellaswag/hellaswag_val.bin is not here, so HellaSwag" in result.stdout
+    assert not any(" eval:" in line for line in main_log(tmp_path / "run"))
     assert 4 in checkpoint_steps(tmp_path / "run")
 
 

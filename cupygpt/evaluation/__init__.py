@@ -1,0 +1,1 @@
+"""How good is a model: its losses on texts, and the questions that it answers."""
