@@ -11,6 +11,9 @@ FALLING, LEVEL, OVERFITTING = "falling", "level", "overfitting"
 NOISE = 0.005
 """A share of the loss: smaller changes say nothing."""
 
+LAST_PART = 0.75
+"""A loss is compared with the one at this share of the steps."""
+
 FEW_TOKENS_PER_PARAMETER = 5.0
 MANY_EPOCHS = 3.0
 
@@ -68,13 +71,15 @@ def verdict(outcome: Outcome) -> list[str]:
 
 def trend_of(outcome: Outcome) -> str | None:
     """Whether validation still falls, is level or rises; None where too few of them tell."""
-    losses = [loss for _, loss in outcome.validations]
-    if outcome.best is None or len(losses) < 3:
+    if outcome.best is None or len(outcome.validations) < 3:
         return None
-    if losses[-1] > outcome.best[1] * (1 + NOISE):
+    (first, _), (last, loss) = outcome.validations[0], outcome.validations[-1]
+    if loss > outcome.best[1] * (1 + NOISE):
         return OVERFITTING
-    before = losses[-1 - max(1, len(losses) // 4)]
-    return FALLING if before > losses[-1] * (1 + NOISE) else LEVEL
+    # Validations need not lie at equal distances: the last one may follow its neighbour at once.
+    a_quarter_ago = first + LAST_PART * (last - first)
+    before = [known for step, known in outcome.validations if step <= a_quarter_ago][-1]
+    return FALLING if before > loss * (1 + NOISE) else LEVEL
 
 
 def _against_the_baselines(outcome: Outcome) -> str:

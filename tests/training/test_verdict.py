@@ -35,6 +35,11 @@ def test_the_trend(losses: list[float], best: tuple[int, float], expected: str |
     assert trend_of(replace(RUN, validations=list(enumerate(losses)), best=best)) == expected
 
 
+def test_a_last_validation_next_to_another_hides_no_trend() -> None:
+    close = [(0, 5.5), (1788, 2.0), (3576, 1.75), (5364, 1.627), (5365, 1.627)]
+    assert trend_of(replace(RUN, validations=close, best=(5365, 1.627))) == FALLING
+
+
 def test_a_run_that_still_falls_should_be_longer() -> None:
     lines = verdict(RUN)
     assert len(lines) == 3
