@@ -2,6 +2,7 @@
 
 import math
 
+from cupygpt.checkpoint.checkpoint import best_step
 from cupygpt.console.paste import shell_command
 from cupygpt.data.loader import START
 from cupygpt.training.keeper import COPY
@@ -28,19 +29,12 @@ def closing_lines(run: Run) -> list[str]:
         command += ["--gpus", plan.world] if plan.world > 1 else []
         why = " (nobody reads the output any more)" if run.stopped_by == READER_GONE else ""
         lines.append(f"stopped by {run.stopped_by}{why}; continue:  {shell_command(command)}")
-    best = (
-        f" (from the best weights, step {progress.best_step:,})" if _is_past_its_best(run) else ""
-    )
+    sampled = best_step(folder)
+    best = f" (from the best weights, step {sampled:,})" if sampled != progress.step else ""
     lines.append(f"write text{best}:  {shell_command([*SAMPLE, folder])}")
     if plan.config.is_demo:
         lines += ["your own text:", *(f"    {command}" for command in OWN_TEXT)]
     return lines
-
-
-def _is_past_its_best(run: Run) -> bool:
-    progress = run.progress
-    is_validated = run.validator.is_there and math.isfinite(progress.best_loss)
-    return is_validated and progress.best_step != progress.step
 
 
 def outcome_of(run: Run) -> Outcome:

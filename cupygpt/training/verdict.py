@@ -54,7 +54,12 @@ def verdict(outcome: Outcome) -> list[str]:
     if outcome.ran_out_of_patience:
         lines[0] += "; stopped because validation no longer improved (--patience)"
     if outcome.best is None or not math.isfinite(outcome.best[1]):
-        return [*lines, "without validation nobody knows how good it is: pass -j"]
+        return [
+            *lines,
+            "it was not validated, so nobody knows how good it is: pass -j, and a -v above 0",
+        ]
+    if outcome.best[0] == 0:
+        return [*lines, _before_the_first_step(outcome)]
     lines.append(_against_the_baselines(outcome))
     if outcome.reference is not None:
         reference = outcome.reference
@@ -80,6 +85,15 @@ def trend_of(outcome: Outcome) -> str | None:
     a_quarter_ago = first + LAST_PART * (last - first)
     before = [known for step, known in outcome.validations if step <= a_quarter_ago][-1]
     return FALLING if before > loss * (1 + NOISE) else LEVEL
+
+
+def _before_the_first_step(outcome: Outcome) -> str:
+    """No validation of trained weights was better than that of the initial ones."""
+    assert outcome.best is not None
+    line = f"validation loss {outcome.best[1]:.4f} nats per token before the first step"
+    if not outcome.validations or outcome.validations[-1][0] == 0:
+        return f"{line}; it was not measured again"
+    return f"{line}, and never lower. Next: a lower learning rate (-l)"
 
 
 def _against_the_baselines(outcome: Outcome) -> str:

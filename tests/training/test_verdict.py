@@ -50,6 +50,15 @@ def test_a_run_that_still_falls_should_be_longer() -> None:
     assert verdict(replace(RUN, minutes=2.0))[2].endswith("Next: --minutes 4")
 
 
+def test_the_validation_before_the_first_step_says_nothing_of_the_training() -> None:
+    lines = verdict(replace(RUN, best=(0, 5.5), validations=[(0, 5.5)]))
+    assert lines[1:] == [
+        "validation loss 5.5000 nats per token before the first step; it was not measured again"
+    ]
+    lines = verdict(replace(RUN, best=(0, 5.5), validations=[(0, 5.5), (9, 6.0), (18, 6.1)]))
+    assert lines[1].endswith("and never lower. Next: a lower learning rate (-l)")
+
+
 def test_pauses_are_said_where_they_count() -> None:
     assert "validating" not in verdict(RUN)[0]
     line = verdict(replace(RUN, pauses=0.034))[0]
@@ -75,7 +84,9 @@ def test_a_level_run_needs_text_or_size() -> None:
 
 def test_without_validation_nothing_is_claimed() -> None:
     lines = verdict(replace(RUN, best=None, validations=[], baselines=None))
-    assert lines[1:] == ["without validation nobody knows how good it is: pass -j"]
+    assert lines[1:] == [
+        "it was not validated, so nobody knows how good it is: pass -j, and a -v above 0"
+    ]
 
 
 @pytest.mark.parametrize(
