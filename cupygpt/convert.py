@@ -81,7 +81,7 @@ def _with_company(
     }[source.kind]
     converted = Converted(model, name, longest)
     if format_of(target) is Format.MODEL_FILE:
-        if not source.is_trained:
+        if not source.is_trained and source.trained_length is None:
             if tokenizer is not None:
                 raise ConfigError(
                     f"--tokenizer has no effect: {source.path} has no note that could name one. "

@@ -53,8 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "model",
         nargs="?",
-        metavar="RUN|MODEL",
-        help="run folder (its best weights) or model file (default: the newest run)",
+        metavar="RUN|model.bin|FOLDER",
+        help="run folder (RUN, RUN@newest or RUN@STEP: its best, newest or any checkpoint), model "
+        "file, or Hugging Face folder (default: the newest run)",
     )
     add("files", nargs="*", metavar="FILE", help="what to evaluate it on, see above")
     add("--source", type=user_path, metavar="FILE", help="hellaswag: read it from this file")

@@ -56,7 +56,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--tokenizer",
         metavar="SPEC",
-        help="gpt2, bytes, or a .tiktoken file (default: gpt2; bytes for python-docs)",
+        help="gpt2, bytes, or a file: .tiktoken or tokenizer.json (default: gpt2; bytes for "
+        "python-docs)",
     )
     add(
         "--source",

@@ -113,7 +113,10 @@ class Reception:
 
 
 def listen(info: RankInfo) -> socket.socket:
-    """A socket that listens where the other ranks will connect: at `info.address` and nowhere else.
+    """A socket that listens where the other ranks will connect: at `info.address`.
+
+    Where that name means only this host (127.0.1.1, as some systems set it), and ranks may be on
+    others, it listens on all addresses.
 
     Raises ConfigError if this host has no such address, or the port is in use.
     """

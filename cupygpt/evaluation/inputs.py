@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cupygpt.data.token_files import TokenShard, check_ids, matching_files, open_shards
+from cupygpt.data.token_files import TokenShard, check_ids, matching_files, open_shards, record_path
 from cupygpt.data.token_record import (
     TokenRecord,
     check_tokenizer,
@@ -66,10 +66,10 @@ def find_files(names: Sequence[str], hellaswag: Path | None) -> Files:
             continue
         hint = "Name token files, UTF-8 text, questions as .jsonl, or hellaswag."
         paths = matching_files(name, kind="files", example="*_val.bin", hint=hint)
-        if _magic_of(paths[0]) == FileKind.TOKENS.magic:
-            files.texts += open_shards(name)
-            continue
+        records = {record_path(path) for path in paths}
         for path in paths:
+            if path in records:
+                continue
             if _magic_of(path) == FileKind.TOKENS.magic:
                 files.texts += open_shards(str(path))
             elif is_question_file(path):
@@ -88,9 +88,7 @@ def hellaswag_file(source: Path | None) -> Path:
             f"--source; or run llm.c's dev/data/hellaswag.py here."
         )
     if not is_question_file(path):
-        raise DataError(
-            f"--source {path}: this is neither llm.c's evaluation file nor a .jsonl file."
-        )
+        raise DataError(f"{path}: this is neither llm.c's evaluation file nor a .jsonl file.")
     return path
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,9 +84,9 @@ class Report:
             yield from self._document_lines(texts.documents)
 
     def _document_lines(self, documents: Sequence[DocumentLoss]) -> Iterator[str]:
-        means = sorted(one.loss.mean for one in documents)
+        means = [one.loss.mean for one in documents]
         yield (
-            f"{len(documents):,} documents, median loss {means[len(means) // 2]:.4f}, mean of "
+            f"{len(documents):,} documents, median loss {statistics.median(means):.4f}, mean of "
             f"their losses {math.fsum(means) / len(means):.4f}"
         )
         order = sorted(documents, key=lambda one: -one.loss.mean)
@@ -134,7 +135,7 @@ def question_lines(name: str, answers: Answers) -> Iterator[str]:
     )
     for way, correct in ways:
         if correct is None:
-            yield f"  {way:<38} not known without the model's tokenizer"
+            yield f"  {way:<38} not known: it needs the tokenizer, and characters in each choice"
             continue
         share, error = answers.share(correct), answers.standard_error(correct)
         yield f"  {way:<38} {correct:>6,} of {n:,} = {share:.4f} ± {error:.4f}"

@@ -57,6 +57,8 @@ def evaluate(request: Request) -> Report:
     """Evaluate, with notes on stderr. Raises CupyGPTError with what is wrong."""
     _check(request)
     source = find_weights(request.model)
+    for note in source.notes:
+        say(f"note: {note}")
     model = load_weights(source)
     for warning in model.warnings:
         say(f"warning: {warning}")

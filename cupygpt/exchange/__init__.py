@@ -1,1 +1,1 @@
-"""Models in and out: Hugging Face folders, GGUF files, and what `-e` may name."""
+"""Models in and out: Hugging Face folders, GGUF files, and what a model's name stands for."""

@@ -1,7 +1,7 @@
 """The note beside a model file: which trained model it is a copy of, and how to use it.
 
 llm.c's format has no room for that, so `convert` writes a small JSON file, `model.bin.json` beside
-`model.bin`. A run that starts from such a file fine-tunes. A model file needs no note.
+`model.bin`. A model file needs no note.
 """
 
 import json

@@ -49,7 +49,8 @@ class WeightSource:
     """Weights that a name stands for, not yet loaded, and what is known of their training.
 
     `path` is the model file, of a run the one of its `step`, or the Hugging Face folder. `origin`
-    says in words what it is. `is_trained`: a run that starts from here fine-tunes. `tokenizer`
+    says in words what it is. `is_trained`: the weights are known to be those of a trained
+    model. `tokenizer`
     names the tokenizer of the data ("gpt2", "bytes" or a file), `text_start` holds the ids with
     which its documents begin, `trained_length` is the number of positions that were trained; None
     is not known. `vocabulary` is that of a Hugging Face folder. `notes` says what a person should

@@ -2,9 +2,9 @@
 
 A field holds the flag's names (llm.c's short ones are kept), type, default, range, help text, its
 label on the console, and whether a resumed run may change it. What is open (None) is chosen in
-planning/defaults.py, when model and data are known. Two rules need more than one flag: the length
-of a resumed run (training/resume.py), and what `-e` may name (planning/plan.py). training/loop.py
-hands the values to the trainer.
+planning/defaults.py, when model and data are known. Rules about several flags stand in
+`TrainConfig.__post_init__`, effect.py and training/resume.py; command_line.py reads the words.
+training/loop.py hands the values to the trainer.
 """
 
 import argparse
@@ -99,7 +99,7 @@ def parse_given(arguments: Sequence[str] | None) -> dict[str, Any]:
             text = item.metadata["help"].replace("%", "%%")
             if item.metadata["from_file"] is not None:
                 text += (
-                    f" (default: by size and length of the run; with a model file "
+                    f" (default: chosen for a new model; with a model file "
                     f"{item.metadata['from_file']:g})"
                 )
             elif item.default is not None and item.default is not False:

@@ -129,6 +129,7 @@ class LearningFlags:
         type=float,
         range=BELOW_1,
         fixed=True,
+        label="beta2",
         help="AdamW's second-moment decay",
     )
     grad_clip: float = flag(

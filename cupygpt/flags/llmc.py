@@ -10,7 +10,7 @@
 | -h 1 | --hellaswag with llm.c's file if it is there, else a sentence |
 | -lg, -sl, -sg, -ge, -f | a sentence, and training goes on |
 | -pn, -pr | must agree with the launcher |
-| -pg, -pi, -ps, -pf | a sentence: the launcher says it |
+| -pg, -pi, -ps, -pf, -pm, -pp | a sentence: the launcher says it |
 """
 
 import re
@@ -78,6 +78,14 @@ SURE_MARKS = 2
 """So many different flags of llm.c's say that -n is meant as there."""
 
 
+def _count(flag: GivenFlag) -> int:
+    """The whole number from 0 on that a flag was given. Raises ConfigError for anything else."""
+    value = _number(flag)
+    if not (value >= 0 and value == value // 1):  # nor nan, nor infinity: inf // 1 is nan
+        raise ConfigError(f"{flag.name} is {flag.value}, but must be a whole number from 0 on.")
+    return int(value)
+
+
 def translate(flags: Sequence[GivenFlag]) -> Translation:
     """Replace what only llm.c knows. Raises ConfigError for values that are no numbers."""
     kept: list[GivenFlag] = []
@@ -92,7 +100,7 @@ def translate(flags: Sequence[GivenFlag]) -> Translation:
             kept += _hellaswag(flag)
             notes += _note_of(flag)
         elif flag.name in _CLAIMS:
-            claims[flag.name] = int(_number(flag))
+            claims[flag.name] = _count(flag)
         elif flag.name in _LAUNCHER:
             launcher.append(flag.name)
         elif not _asks_for_the_default(flag):

@@ -36,7 +36,7 @@ class ModelAndDataFlags:
     )
     tokenizer: str | None = flag(
         "--tokenizer",
-        help="gpt2, bytes or a file (default: by the model's vocabulary)",
+        help="gpt2, bytes or a file (default: that of the data, or by the model's vocabulary)",
     )
     seq_len: int | None = flag(
         "-t",

@@ -21,6 +21,7 @@ class ReportFlags:
         "-m",
         "--val-batches",
         type=int,
+        fixed=True,
         range=AT_LEAST_1_OR_ALL,
         help="validation rows, in batches of -b rows, -1 = all (default: all, but at most 5 % of "
         "what the run trains on, 8,192 to 131,072 tokens, evenly spread)",

@@ -4,7 +4,7 @@ A run from a model file gets llm.c's defaults, which stand in the fields of the 
 gets what was measured to be good: its size from the time or the text that there is for it, the rest
 from its size and the length of the run. The rules were fitted to some 180 runs on four texts, from
 0.2 to 11 million parameters and one to a hundred epochs; `tools/try_defaults.py` repeats such a
-grid. Every choice is printed, and recorded with the run.
+grid. The first table shows the choices about size, batch and learning; run.json records all.
 """
 
 import math

@@ -47,7 +47,7 @@ class Data:
     notes: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     made_with: TokenRecord | None = None
-    """What the records beside the files, training then validation, say; None without any."""
+    """What the token records beside the files, training then validation, say; None without any."""
 
     def record(self) -> dict[str, Any]:
         """For the run's record: a changed file is noticed on resume."""
@@ -265,7 +265,7 @@ def _demo_data(config: TrainConfig, folder: Path, *, new: bool) -> Data:
         _write_demo_data(config, folder, paths)
     train, val = (open_shards(str(path)) for path in paths.values())
     made_with = read_token_record([*train, *val])
-    # Older runs have no records.
+    # Older runs have no token records.
     tokenizer = None if made_with else load_tokenizer(config.tokenizer or "bytes")
     note = "demo on the documentation in this Python; pass -i and -j for your own data"
     return Data(train, val, tokenizer, [note], made_with=made_with)

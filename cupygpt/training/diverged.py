@@ -14,7 +14,8 @@ from cupygpt.planning.open_data import Data
 from cupygpt.planning.plan import Plan
 
 MODEST_RATE = 1e-3
-"""A learning rate that rarely diverges; a lower one is advised if the run had less than this."""
+"""A learning rate that rarely diverges. To a run with less than three times this, a lower one is
+advised."""
 
 
 def diverged(what: str, plan: Plan, data: Data, folder: Path) -> RunError:

@@ -27,19 +27,28 @@ RESERVE = 0.95
 FEWEST_TIMED_STEPS = 10
 
 
-def measured_plan(plan: Plan, trainer: Trainer, clock: Clock, ranks: Ranks) -> tuple[Plan, float]:
-    """The plan by a few timed steps, and the seconds of one; all `ranks` call.
+def measured_plan(
+    plan: Plan, trainer: Trainer, clock: Clock, ranks: Ranks, *, step: int
+) -> tuple[Plan, float]:
+    """The plan of a run that stands at `step` by a few timed steps, and the seconds of one.
+
+    All `ranks` call.
 
     The steps leave weights and moments that no run may use: load them afterwards.
     """
     seconds = _seconds_per_step(plan, trainer, ranks)
     left = RESERVE * (60 * plan.minutes - clock.elapsed())
-    return plan.with_steps(broadcast_object(ranks, max(1, int(left / seconds)))), seconds
+    return plan.with_steps(broadcast_object(ranks, max(step + 1, int(left / seconds)))), seconds
 
 
-def fixed_at(plan: Plan) -> int:
-    """The step at which the number of steps is fixed: where the warm-up ends, as a rule."""
-    return min(max(plan.config.warmup, FEWEST_TIMED_STEPS), max(1, plan.steps // 5))
+def fixed_at(plan: Plan, first_step: int) -> int:
+    """The step at which the number of steps is fixed: where the warm-up ends, as a rule.
+
+    Some steps from `first_step` on, the first of this command, are timed before.
+    """
+    warm = min(max(plan.config.warmup, FEWEST_TIMED_STEPS), max(1, plan.steps // 5))
+    timed = min(FEWEST_TIMED_STEPS, max(1, (plan.steps - first_step) // 5))
+    return max(warm, first_step + timed)
 
 
 def final_plan(plan: Plan, clock: Clock, ranks: Ranks, *, step: int, steps_before: int) -> Plan:
@@ -84,8 +93,8 @@ def steps_that_fit(
 
 def _seconds_per_step(plan: Plan, trainer: Trainer, ranks: Ranks) -> float:
     """The median; all `ranks` get the same."""
-    shape = (plan.accumulation, plan.shape.B, plan.shape.T)
-    tokens = np.random.default_rng(0).integers(0, plan.shape.config.V, shape, np.int32)
+    V, shape = plan.shape.config.V, trainer.batch_shape
+    tokens = np.random.default_rng(0).integers(0, V, shape, np.int32)
     packed = pack([(batch, batch) for batch in tokens])
     times: list[float] = []
     began, goes_on = time.perf_counter(), True

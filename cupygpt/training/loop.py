@@ -64,7 +64,7 @@ class Run:
         *,
         is_resumed: bool = False,
     ) -> None:
-        if progress.step >= plan.steps:
+        if plan.steps_are_fixed and progress.step >= plan.steps:
             raise ConfigError(
                 f"this run already has its {plan.steps} steps. Train it longer with --extend N: N "
                 f"more steps, for which the learning rate rises and falls again."
@@ -126,7 +126,9 @@ class Run:
         """Plan a run of so many minutes by steps that are timed, before weights are loaded."""
         if self.plan.steps_are_fixed:
             return
-        self.plan, seconds = measured_plan(self.plan, self.trainer, self.clock, self.ranks)
+        self.plan, seconds = measured_plan(
+            self.plan, self.trainer, self.clock, self.ranks, step=self.progress.step
+        )
         self.console.note(
             f"{1e3 * seconds:.1f} ms a step: about {self.plan.steps:,} steps in "
             f"{self.plan.minutes:g} minutes; the number is fixed after the warm-up"
@@ -138,7 +140,9 @@ class Run:
         console.start(self.progress.step, self.plan.steps)
         self._last_report = time.perf_counter()
         while True:
-            if not self.plan.steps_are_fixed and self.progress.step >= fixed_at(self.plan):
+            if not self.plan.steps_are_fixed and self.progress.step >= fixed_at(
+                self.plan, self._first_step
+            ):
                 self._fix_steps()
             is_last = self.progress.step == self.plan.steps
             stops = self._stops(stop)

@@ -193,7 +193,7 @@ def resumed_record(
 def decisive_entries(record: dict[str, Any]) -> list[str]:
     """The entries of a record that decide over the numbers of the run, for its checksum."""
     parts = [name for name in _DECISIVE if name in record]
-    settings = (*FIXED, *LENGTHS, "batch_size", "total_batch", "val_batches")
+    settings = (*FIXED, *LENGTHS, "batch_size", "total_batch")
     return [*parts, *(f"config.{name}" for name in settings if name in record["config"])]
 
 

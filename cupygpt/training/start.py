@@ -204,7 +204,7 @@ def resume_run(
     console = _console(config, ranks)
     _warn_of_no_lock(lock, console)
     config = data_from_first_folder(config, given, record)
-    data = open_data(config, folder, new=False)
+    data = rank0_first(ranks, lambda: open_data(config, folder, new=False))
     step = broadcast_object(ranks, checkpoint_steps(folder)[-1])
     checkpoint = load_checkpoint(folder, step, ranks=ranks, zero_stage=config.zero_stage)
     model, state = checkpoint.config, checkpoint.state
@@ -214,8 +214,8 @@ def resume_run(
     check_same_model(record["model"], asdict(model))
     check_same_files(record["data"], data.files())
     choice = choose_rank_device(config.device, ranks)
-    if any(name in given for name in LENGTHS):
-        record = {**record, "steps": None}
+    if any(getattr(config, name) != record["config"].get(name) for name in LENGTHS):
+        record = {**record, "steps": None, "extensions": []}  # the length that they made is gone
     chosen = ModelChoice(config, model, None, f"checkpoint of step {state.progress.step}")
     plan = make_plan(chosen, data, choice, ranks, record)
     check_can_be_extended(given, plan)
@@ -227,6 +227,7 @@ def resume_run(
     ):
         console.warn(warning)
     run = Run(plan, data, folder, console, state.progress, ranks, clock, is_resumed=True)
+    run.measure_steps()
     _check_equal_files(ranks, data, state.float32_weights())
     if state.zero_shard is not None and state.master is not None and run.trainer.master is None:
         console.warn(

@@ -112,7 +112,7 @@ def _against_the_baselines(outcome: Outcome) -> str:
                 ": between the unigram and the bigram model, so it knows which tokens are common"
             )
         else:
-            line += ": not below the unigram model, so it has learnt nothing yet"
+            line += ": not below the unigram model, so it does not know common tokens yet"
     return line
 
 

@@ -109,6 +109,32 @@ def test_by_position_and_by_document(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "all together" in out
 
 
+def test_the_median_of_an_even_number_of_documents_lies_between_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "m.bin")
+    for name, text in (("a", "aaaa"), ("b", "zxq!")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    words = [str(model), str(tmp_path / "?.txt"), "--by-document", "--device", "cpu"]
+    found = results(capsys, model, tmp_path / "?.txt", "--by-document")["by_document"]
+    assert main(words) == 0
+    expected = sum(one["loss"] for one in found) / 2
+    assert f"2 documents, median loss {expected:.4f}" in capsys.readouterr().out
+
+
+def test_a_token_file_that_sorts_first_and_a_record_change_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, folder = write_model(tmp_path / "m.bin"), tmp_path / "data"
+    folder.mkdir()
+    (folder / "b.txt").write_text("some text")
+    words = [str(folder / "b.txt"), "--tokenizer", "bytes", "--val-fraction", "0", "--name", "a"]
+    assert prepare([*words, "-o", str(folder)]) == 0
+    assert (folder / "a_train.bin.json").is_file()
+    found = results(capsys, model, folder / "*")
+    assert [Path(one["file"]).name for one in found["texts"]] == ["a_train.bin", "b.txt"]
+
+
 def test_questions(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, path = write_model(tmp_path / "m.bin"), llmc_file(tmp_path / "val.bin")
     lines = write_jsonl(tmp_path / "q.jsonl", {"ctx": "a", "endings": ["b", "c"], "label": 0})

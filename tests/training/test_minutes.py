@@ -64,8 +64,8 @@ def test_the_rate_follows_the_steps_that_were_fixed(folder: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_run_ends_within_a_twentieth_of_its_minutes(folder: Path) -> None:
-    """Half a minute; 5 % of two minutes are its allowance for the start of Python."""
+def test_a_run_ends_within_three_seconds_of_its_half_minute(folder: Path) -> None:
+    """Three seconds are half of what two minutes allow at 5 %."""
     began = time.perf_counter()
     assert main(flags(folder, "run", "--minutes", "0.5")) == 0
     assert time.perf_counter() - began == pytest.approx(30, abs=3)
@@ -87,3 +87,28 @@ def test_patience_ends_a_run_that_no_longer_improves(
     assert checkpoint_steps(folder / "run")[-1] == steps[-1]
     assert main(["--resume", "run", "--no-bar", "--patience", "100"]) == 0
     assert checkpoint_steps(folder / "run")[-1] == 200
+
+
+@pytest.mark.parametrize("again", [[], ["--minutes", "0.05"]], ids=["plain", "the flag again"])
+def test_a_run_that_stopped_before_its_steps_were_fixed_goes_on(
+    folder: Path, again: list[str]
+) -> None:
+    """The record names no steps; those that a guess would give may lie below the saved step."""
+    every = ["--checkpoint-every", "5", "--keep", "0", "-b", "4", "-t", "16"]
+    assert main(flags(folder, "run", "--minutes", "0.05", *every)) == 0
+    run = folder / "run"
+    entries = record(run)
+    del entries["checksum"]
+    (run / "run.json").write_text(json.dumps({**entries, "steps": None}))
+    saved = checkpoint_steps(run)[-1]
+    assert main(["--resume", "run", "--no-bar", *again]) == 0
+    assert checkpoint_steps(run)[-1] == record(run)["steps"] > saved
+
+
+def test_the_same_minutes_again_keep_the_steps_that_were_fixed(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags(folder, "run", "--minutes", "0.05", "-b", "4", "-t", "16")) == 0
+    steps = record(folder / "run")["steps"]
+    assert main(["--resume", "run", "--no-bar", "--minutes", "0.05"]) == 2
+    assert f"already has its {steps} steps" in capfd.readouterr().err

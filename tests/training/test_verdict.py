@@ -90,7 +90,8 @@ def test_without_validation_nothing_is_claimed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("loss", "words"), [(3.0, "between the unigram and the bigram"), (4.0, "learnt nothing yet")]
+    ("loss", "words"),
+    [(3.0, "between the unigram and the bigram"), (4.0, "does not know common tokens yet")],
 )
 def test_a_loss_above_the_baselines_is_said(loss: float, words: str) -> None:
     assert words in verdict(replace(RUN, best=(1000, loss)))[1]
