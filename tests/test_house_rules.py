@@ -67,7 +67,7 @@ def test_no_line_of_a_kernel_is_long() -> None:
     """Ruff looks at the Python files (E501)."""
     sources = sorted(
         file
-        for folder in (ROOT / "cuda", ROOT / "tests" / "emulator")
+        for folder in (ROOT / "cuda", PACKAGE / "emulator", ROOT / "tests" / "emulator")
         for file in folder.rglob("*")
         if file.suffix in {".cu", ".cuh", ".h", ".cpp"}
     )

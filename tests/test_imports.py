@@ -2,6 +2,7 @@
 
 The rooms of cupygpt/, from top to bottom:
 
+    emulator: above kernels, and no other room knows it
     commands > training > planning, evaluation > flags, exchange > run_folder, model
     > checkpoint, ops, texts > data, distributed, kernels > device > files
     the ground floor: the files directly in cupygpt/, and console
@@ -46,6 +47,7 @@ MAY_IMPORT = {
     "distributed": {"device"},
     "kernels": {"device"},
     "device": set(),
+    "emulator": {"kernels"},
 }
 """Besides itself and the ground floor. A new room needs a line here."""
 
@@ -268,3 +270,9 @@ def reached_from(module: str) -> set[str]:
     """The modules of cupygpt that are loaded with a module."""
     targets = {i.target for i in imports_of(MODULES[module]) if is_ours(i.target)} - {"cupygpt"}
     return targets.union(*(reached_from(target) for target in targets))
+
+
+@pytest.mark.parametrize("command", sorted(COMMANDS))
+def test_no_command_reaches_the_emulator(command: str) -> None:
+    """It needs g++, and only serves tests and those who write kernels."""
+    assert "emulator" not in {room_of(name) for name in reached_from(f"cupygpt.{command}")}

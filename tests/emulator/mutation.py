@@ -7,9 +7,10 @@ import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from emulator.emulate import EmulatorError, substituted
-from emulator.preprocessed import user_lines
-from emulator.toolchain import preprocess
+from cupygpt.emulator.emulate import substituted
+from cupygpt.emulator.faults import EmulatorError
+from cupygpt.emulator.preprocessed import user_lines
+from cupygpt.emulator.toolchain import preprocess
 
 _BARRIER = re.compile(r"\b__sync(?:threads|warp)\s*\([^;]*?\)\s*;")
 

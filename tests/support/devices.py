@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulator.arrays import unwritten
-from emulator.emulate import EmulatedArray, emulated, load, loader
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
 from cupygpt.device.precision import BF16, FP32
+from cupygpt.emulator.arrays import EmulatedArray, emulated, unwritten
+from cupygpt.emulator.emulate import load, loader
 from cupygpt.kernels.kernel import forget_compiled
 from cupygpt.kernels.load import register_loader
 from support.emulated_gpu import run_on_emulator

@@ -6,11 +6,12 @@ from typing import Any
 import numpy as np
 import pytest
 from emulator import product
-from emulator.arrays import EmulatedArray, emulated
-from emulator.emulate import loader, missing_toolchain
 
 from cupygpt.device.cpu import CPU
 from cupygpt.device.device import PendingRead
+from cupygpt.emulator.arrays import EmulatedArray, emulated
+from cupygpt.emulator.emulate import loader
+from cupygpt.emulator.toolchain import missing_toolchain
 from cupygpt.kernels.load import register_loader
 from cupygpt.kernels.matmul import register_matmul
 

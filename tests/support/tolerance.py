@@ -14,7 +14,8 @@ import math
 from typing import Any
 
 import numpy as np
-from emulator.arrays import never_written
+
+from cupygpt.emulator.arrays import never_written
 
 EPSILON = {"float32": 2.0**-23, "bfloat16": 2.0**-7}
 """The unit in the last place of 1, by dtype."""

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from emulator.emulate import missing_toolchain
+
+from cupygpt.emulator.toolchain import missing_toolchain
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -8,19 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulator.emulate import (
-    CompileError,
-    EmulatedArray,
-    EmulatedKernel,
-    EmulatedModule,
-    emulated,
-    emulated_empty,
-    load,
-    loader,
-    precompile,
-    substituted,
-)
-from support.cache import cache_folder
+
+from cupygpt.emulator.arrays import EmulatedArray, emulated, emulated_empty
+from cupygpt.emulator.emulate import EmulatedModule, load, loader, substituted
+from cupygpt.emulator.faults import CompileError
+from cupygpt.emulator.launching import EmulatedKernel
+from cupygpt.emulator.toolchain import precompile
 
 f32, i32 = np.float32, np.int32
 
@@ -180,7 +173,7 @@ def test_precompile_fills_the_cache(
     monkeypatch.setenv("CUPYGPT_CACHE_DIR", str(tmp_path))
     made = precompile([(samples / "matmul.cu", ()), (samples / "matmul.cu", ("-DBUG=early_exit",))])
     assert len({m.library for m in made}) == 2
-    assert all(m.library.parent == cache_folder("emulator") for m in made)
+    assert all(m.library.parent == tmp_path / "emulator" for m in made)
     stamp = made[0].library.stat().st_mtime_ns
     assert precompile([(samples / "matmul.cu", ())])[0] == made[0]
     assert made[0].library.stat().st_mtime_ns == stamp

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from emulator.emulate import EmulatedModule, emulated, emulated_empty
 from emulator.make_mma_golden import CUDA_DIR, GOLDEN, GPU, SOURCE, make_inputs, run_kernels
-from emulator.toolchain import preprocess
 from support.gpu import require_cupy, require_gpu
 from support.tolerance import assert_close, limit
+
+from cupygpt.emulator.arrays import emulated, emulated_empty
+from cupygpt.emulator.emulate import EmulatedModule
+from cupygpt.emulator.toolchain import preprocess
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

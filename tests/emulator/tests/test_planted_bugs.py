@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 from emulator import sample_cases as cases
-from emulator.emulate import EmulatedModule, KernelFault, emulated, emulated_empty
+
+from cupygpt.emulator.arrays import emulated, emulated_empty
+from cupygpt.emulator.emulate import EmulatedModule
+from cupygpt.emulator.faults import KernelFault
 
 
 def marked_lines(file: Path, marker: str, name: str) -> set[int]:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from emulator.emulate import EmulatedModule, KernelFault, emulated, emulated_empty
 from support import oracle
 from support.devices import Device, EmulatedDevice
+
+from cupygpt.emulator.arrays import emulated, emulated_empty
+from cupygpt.emulator.emulate import EmulatedModule
+from cupygpt.emulator.faults import KernelFault
 
 ROOT = Path(__file__).parents[3]
 
@@ -18,7 +21,7 @@ ROOT = Path(__file__).parents[3]
 def test_the_first_example_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     example = re.search(
-        r"```python\n(.*?)```", (ROOT / "tests/emulator/README.md").read_text(), re.S
+        r"```python\n(.*?)```", (ROOT / "cupygpt/emulator/README.md").read_text(), re.S
     )
     assert example is not None
     names: dict[str, object] = {}

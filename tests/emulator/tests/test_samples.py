@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from emulator import sample_cases
 from emulator.cases import CASES
-from emulator.emulate import EmulatedModule, emulated, emulated_empty
 from emulator.sample_cases import CUDA_DIR, bf16_bits, bf16_values, random
+
+from cupygpt.emulator.arrays import emulated, emulated_empty
+from cupygpt.emulator.emulate import EmulatedModule
 
 ALL_CASES = [
     f for file in sorted(p.name for p in sample_cases.SAMPLES.glob("*.cu")) for f in CASES[file]

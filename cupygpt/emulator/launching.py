@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from emulator.arrays import DeviceMemory, EmulatedArray, memory_of
-from emulator.report import RawReport, fault_from
-from emulator.toolchain import DYNAMIC_SHARED, MAX_SHARED_BYTES, CompiledModule
 
+from cupygpt.emulator.arrays import DeviceMemory, EmulatedArray, memory_of
+from cupygpt.emulator.faults import RawReport, fault_from
+from cupygpt.emulator.preprocessed import DYNAMIC_SHARED
+from cupygpt.emulator.toolchain import MAX_SHARED_BYTES, CompiledModule
 from cupygpt.kernels.launch import DEFAULT_SHARED_BYTES
 
 _MAX_BLOCK = (1024, 1024, 64)

@@ -7,10 +7,12 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from cupygpt.errors import KernelError
+
 INCLUDE_DIR = Path(__file__).parent / "include"
 
 
-class EmulatorError(RuntimeError):
+class EmulatorError(KernelError):
     """A kernel does not compile for the emulated device, or went wrong on it."""
 
 
@@ -33,6 +35,8 @@ class KernelFault(EmulatorError):
         thread: (x, y, z) of the thread in its block; None if no thread was running.
         detail: the message of the runtime.
     """
+
+    exit_code = 1
 
     def __init__(
         self,

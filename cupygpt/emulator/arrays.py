@@ -71,7 +71,7 @@ class EmulatedArray(np.ndarray[Any, Any]):
         """A copy in new device memory."""
         return emulated(_host(self).copy(order))
 
-    def astype(self, dtype: npt.DTypeLike, *args: Any, **kwargs: Any) -> EmulatedArray:
+    def astype(self, dtype: Any, *args: Any, **kwargs: Any) -> EmulatedArray:
         """As ndarray.astype; the result is in new device memory."""
         return emulated(_host(self).astype(dtype, *args, **kwargs))
 

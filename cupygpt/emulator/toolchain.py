@@ -17,15 +17,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from emulator.preprocessed import (
+from cupygpt.emulator.cache import cache_folder
+from cupygpt.emulator.faults import INCLUDE_DIR, CompileError, EmulatorError
+from cupygpt.emulator.preprocessed import (
     DYNAMIC_SHARED,
     Entry,
     find_entries,
     reject_unsupported,
     uses_dynamic_shared,
 )
-from emulator.report import INCLUDE_DIR, CompileError
-from support.cache import cache_folder
 
 RUNTIME_DIR = Path(__file__).parent / "runtime"
 _SHIM = INCLUDE_DIR / "cuda_shim.h"
@@ -53,12 +53,18 @@ _UNCHECKED = ["-O2"]
 
 
 def missing_toolchain() -> str | None:
-    """Why kernels cannot be emulated on this machine; None if they can."""
+    """Why kernels cannot be emulated on this machine, and what to do; None if they can."""
     if platform.system() != "Linux":
-        return "the emulator runs on Linux only"
-    for tool in (_compiler(), "readelf", "addr2line"):
+        return (
+            "kernels are compiled for the CPU and run there on Linux only. Windows: use WSL. "
+            "macOS: use a Linux container."
+        )
+    for tool in (_compiler(), "readelf", "addr2line", "objdump"):
         if shutil.which(tool) is None:
-            return f"{tool} is not installed (Debian: apt-get install g++)"
+            return (
+                f"kernels are compiled for the CPU with g++ and binutils, and {tool} is not "
+                "installed. Debian, Ubuntu: apt-get install g++. Fedora: dnf install gcc-c++."
+            )
     return None
 
 
@@ -98,12 +104,15 @@ def compile_module(
 
     Raises:
         CompileError: g++'s message, or the construct that is not emulated.
+        EmulatorError: there is no g++, or no folder to keep what it makes.
     """
+    if reason := missing_toolchain():
+        raise EmulatorError(reason)
     source = source.resolve()
     flags = _flags(source, options, checked=checked)
     runtime = _runtime_library(portable_switch=portable_switch)
     key = _digest(str(source), *flags, runtime.name, *_texts(source, flags))
-    library = cache_folder("emulator") / f"{source.stem}-{key}.so"
+    library = cache_folder() / f"{source.stem}-{key}.so"
     record = library.with_suffix(".json")
     if not record.exists():
         entries = _build(source, flags, library, runtime)
@@ -213,7 +222,7 @@ def _runtime_library(*, portable_switch: bool) -> Path:
     flags = [*_COMMON, *_machine_flags(), "-O2", "-fno-semantic-interposition", f"-I{INCLUDE_DIR}"]
     if portable_switch:
         flags.append("-DEMULATOR_UCONTEXT")
-    library = cache_folder("emulator") / f"libemulator-{_digest(*flags, *texts)}.so"
+    library = cache_folder() / f"libemulator-{_digest(*flags, *texts)}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             unit = Path(folder) / "runtime.cpp"
@@ -224,7 +233,7 @@ def _runtime_library(*, portable_switch: bool) -> Path:
 
 def _link(arguments: list[str], library: Path) -> None:
     """Make a shared library under a temporary name, then move it to its place."""
-    with tempfile.TemporaryDirectory(dir=cache_folder("emulator")) as folder:
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         made = Path(folder) / library.name
         _run([_compiler(), "-shared", *arguments, "-o", str(made)])
         made.replace(library)
@@ -264,7 +273,7 @@ def _precompiled_shim(flags: Sequence[str]) -> Path:
     common = [flag for flag in flags if not re.match("-[DUI](?!__CUDA_ARCH__)", flag)]
     common += ["-U_FORTIFY_SOURCE", f"-I{INCLUDE_DIR}"]
     texts = [header.read_text() for header in sorted(INCLUDE_DIR.glob("*.h"))]
-    folder = cache_folder("emulator") / f"shim-{_digest(*common, *texts)}"
+    folder = cache_folder() / f"shim-{_digest(*common, *texts)}"
     if not folder.exists():
         with tempfile.TemporaryDirectory(dir=folder.parent) as name:
             made = Path(name) / "shim"
@@ -296,7 +305,7 @@ def _build(source: Path, flags: list[str], library: Path, runtime: Path) -> list
     reject_unsupported(text)
     entries = find_entries(text)
     dynamic = uses_dynamic_shared(text)
-    with tempfile.TemporaryDirectory(dir=cache_folder("emulator")) as name:
+    with tempfile.TemporaryDirectory(dir=cache_folder()) as name:
         folder = Path(name)
         unit = folder / source.name
         names = _entry_points((e.name, e.max_threads) for e in entries)

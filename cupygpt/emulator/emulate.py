@@ -3,7 +3,7 @@
     module = EmulatedModule(Path("cuda/gelu.cu"), ["-DfloatX=float"])
     module.get_function("gelu_forward")((4,), (256,), (out, inp, np.int32(1000)))
 
-`emulated` and `emulated_empty` make the arrays. README.md explains the rest.
+`emulated` and `emulated_empty` of arrays.py make the arrays. README.md explains the rest.
 """
 
 from __future__ import annotations
@@ -14,28 +14,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from emulator.arrays import EmulatedArray, emulated, emulated_empty
-from emulator.launching import EmulatedKernel
-from emulator.report import CompileError, EmulatorError, KernelFault
-from emulator.toolchain import compile_module, missing_toolchain, precompile
-
+from cupygpt.emulator.launching import EmulatedKernel
+from cupygpt.emulator.toolchain import compile_module
 from cupygpt.kernels.launch import DEFAULT_SHARED_BYTES
-
-__all__ = [
-    "CompileError",
-    "EmulatedArray",
-    "EmulatedKernel",
-    "EmulatedModule",
-    "EmulatorError",
-    "KernelFault",
-    "emulated",
-    "emulated_empty",
-    "load",
-    "loader",
-    "missing_toolchain",
-    "precompile",
-    "substituted",
-]
 
 TIMEOUT_S = 120
 """CPU time after which a kernel counts as an endless loop."""

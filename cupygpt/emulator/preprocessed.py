@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from emulator.report import INCLUDE_DIR, CompileError
+from cupygpt.emulator.faults import INCLUDE_DIR, CompileError
 
 DYNAMIC_SHARED = "smem"
 """The one name for dynamic shared memory: `extern __shared__ float smem[];`."""
