@@ -6,6 +6,7 @@ size, S shards (token files).
 """
 
 import functools
+import math
 import queue
 import threading
 from collections.abc import Callable, Sequence
@@ -16,20 +17,27 @@ from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.data.rows import (
+from cupygpt.data.token_files import (
     Counts,
     Cut,
     Ids,
+    TokenShard,
     check_row_fits,
     check_sizes,
-    random_order,
     read_rows,
 )
-from cupygpt.data.token_files import TokenShard
 from cupygpt.errors import DataError
 
 Packed: TypeAlias = npt.NDArray[np.int32]
 """(3, A, B, T): tokens, targets and token order of A micro-batches."""
+
+MOST_LISTED_ROWS = 2**24
+"""Up to so many rows their order is drawn once an epoch and kept, in 64 MiB at most; listing more
+would take gigabytes and minutes. What lies above follows from a formula. This limit decides over
+the order of a run, so it must not change."""
+
+LISTED_ROW_BYTES = 4
+ROUNDS = 8
 
 READY_ITEMS = 2
 POLL_S = 0.1
@@ -87,7 +95,7 @@ class TrainLoader:
     least T + 1 tokens gives at least one row: if it is too short for the offset, it is cut from
     `offset % (num_tokens - T)`. Up to T - 1 tokens before the offset, and up to T - 1 after the
     last row, are left out of an epoch; another epoch's offset includes them. Memory: 4 bytes per
-    row, or nothing for more than 2**24 rows (rows.py).
+    row, or nothing for more than 2**24 rows (`random_order`).
 
     Without `shuffle` the batches are those of llm.c's unshuffled loader (llmc/dataloader.h). Each
     shard of n tokens, in order, gives floor((n - 1) / (num_ranks * B * T)) batches of consecutive
@@ -215,6 +223,57 @@ class TrainLoader:
                 f"data and sequence length (-t) it was started with."
             )
         return Position(position.epoch + 1, 0)
+
+
+def order_bytes(num_rows: int) -> int:
+    """The memory that the order of an epoch of `num_rows` rows takes."""
+    return LISTED_ROW_BYTES * num_rows if num_rows <= MOST_LISTED_ROWS else 0
+
+
+def random_order(num_rows: int, random: np.random.RandomState) -> Callable[[int, int], Counts]:
+    """A random order of the rows 0 to num_rows - 1.
+
+    The function that is returned gives the rows at the places [start, stop) of the order. Up to
+    MOST_LISTED_ROWS all rows are shuffled. For more, the row at each place is computed on its own.
+    """
+    if num_rows <= MOST_LISTED_ROWS:
+        order = np.arange(num_rows, dtype=np.uint32)
+        random.shuffle(order)
+        return lambda start, stop: order[start:stop].astype(np.int64)
+    keys = random.randint(0, 2**32, ROUNDS, dtype=np.uint32)
+    return lambda start, stop: _scattered(np.arange(start, stop, dtype=np.int64), num_rows, keys)
+
+
+def _scattered(places: Counts, n: int, keys: npt.NDArray[np.uint32]) -> Counts:
+    """The row at each of `places`, for a random order of n rows that `keys` choose.
+
+    A Feistel network on a grid of `height` times `width` fields, hardly more than n: each round
+    shifts one coordinate by a hash of the other, which can be undone, so no two places share a
+    field. The few that land on the fields from n on go through the network again until they land
+    on a row, as in cycle-walking ciphers (Black and Rogaway, 2002).
+    """
+    height = math.isqrt(n - 1) + 1
+    width = -(-n // height)
+    rows = places.copy()
+    outside = np.ones(len(rows), bool)
+    while outside.any():
+        y, x = np.divmod(rows[outside], width)
+        for i, key in enumerate(keys):
+            if i % 2 == 0:
+                y = (y + _hash(x, key)) % height
+            else:
+                x = (x + _hash(y, key)) % width
+        rows[outside] = y * width + x
+        outside = rows >= n
+    return rows
+
+
+def _hash(values: Counts, key: np.uint32) -> npt.NDArray[np.uint32]:
+    """32 mixed bits of each value below 2**32 (the finalizer of MurmurHash3)."""
+    bits = values.astype(np.uint32) ^ key
+    bits = (bits ^ (bits >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return bits ^ (bits >> np.uint32(16))
 
 
 class StepLoader:

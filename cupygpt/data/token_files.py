@@ -1,8 +1,11 @@
-"""Token files (shards): llm.c's GPT-2 format, written atomically, validated and memory-mapped.
+"""Token files (shards): llm.c's GPT-2 format, validated, memory-mapped and read in rows.
 
 A file is a header of 256 little-endian int32 (magic number, version 1, number of tokens n, the rest
-0) followed by n uint16 token ids, and nothing else. Format: llm.c llmc/dataloader.h and
-dev/data/data_common.py.
+0) followed by n uint16 token ids, and nothing else. token_writer.py writes them. Format: llm.c
+llmc/dataloader.h and dev/data/data_common.py.
+
+A row is T + 1 consecutive tokens of one shard, which are T inputs, and the same tokens shifted by
+one as targets. The rows of all shards are numbered through.
 """
 
 import codecs
@@ -24,20 +27,19 @@ from cupygpt.errors import DataError
 from cupygpt.files import (
     HEADER_BYTES,
     FileKind,
-    atomic_write,
     check_can_end,
     check_kind,
     kind_of,
-    os_errors_name,
     read_header,
     user_path,
 )
 
 Tokens: TypeAlias = npt.NDArray[np.uint16]
+Ids: TypeAlias = npt.NDArray[np.int32]
+Counts: TypeAlias = npt.NDArray[np.int64]
 
 VERSION = 1
 TOKEN_DTYPE = np.dtype("<u2")
-MAX_TOKENS = 2**31 - 1  # The count is a signed 32-bit int in the header.
 
 MAX_MAPPED = 128
 """A mapping holds a file descriptor; many systems allow a process 256 (macOS) or 1024 (Linux)."""
@@ -78,7 +80,7 @@ class TokenShard:
         """
         size = HEADER_BYTES + TOKEN_DTYPE.itemsize * self.num_tokens
         digest = hashlib.sha256()
-        with _reading(self.path), self.path.open("rb") as file:
+        with reading(self.path), self.path.open("rb") as file:
             if size <= FULL_HASH_BYTES:
                 while block := file.read(2**20):
                     digest.update(block)
@@ -96,50 +98,6 @@ class TokenShard:
         }
 
 
-@contextlib.contextmanager
-def shard_writer(path: Path) -> Iterator[Callable[[npt.ArrayLike], None]]:
-    """Write a token file piece by piece: yields `append(tokens)`; the file appears at the end.
-
-    `tokens` is 1-d, integers in [0, 65535]. After an exception inside the block the old file is
-    still there, or none. Raises DataError for ids outside that range and for fewer than 2 or more
-    than 2**31 - 1 tokens; RunError if the file cannot be written.
-    """
-    count = 0
-    with atomic_write(path) as file:
-        file.write(bytes(HEADER_BYTES))
-
-        def append(tokens: npt.ArrayLike) -> None:
-            nonlocal count
-            piece = _as_token_ids(path, tokens)
-            count += piece.size
-            if count > MAX_TOKENS:
-                raise DataError(
-                    f"{path}: a token file holds at most {MAX_TOKENS:,} tokens. "
-                    f"Write several, with a smaller --shard-tokens."
-                )
-            # Two files may be open at once; the error must name the one that could not be written.
-            with os_errors_name(path):
-                file.write(piece.tobytes())
-
-        yield append
-        if count < 2:
-            raise DataError(
-                f"{path}: {count} token(s) to write; a token file needs at least 2 "
-                f"(one to read, one to predict). Give more text."
-            )
-        file.seek(0)
-        file.write(np.array([FileKind.TOKENS.magic, VERSION, count], dtype="<i4").tobytes())
-
-
-def write_shard(path: Path, tokens: npt.ArrayLike) -> None:
-    """Write `tokens` (n,), integers in [0, 65535], n >= 2, as one token file, atomically.
-
-    Raises DataError for values that a token file cannot hold, RunError if writing fails.
-    """
-    with shard_writer(path) as append:
-        append(tokens)
-
-
 def open_shards(pattern: str) -> list[TokenShard]:
     """All token files that match `pattern`, a path or a glob, sorted by byte value as in llm.c.
 
@@ -153,26 +111,6 @@ def open_shards(pattern: str) -> list[TokenShard]:
     paths = [path for path in found if path not in records]
     mapped = functools.lru_cache(maxsize=MAX_MAPPED)(_map_tokens)
     return [TokenShard(path, _checked_num_tokens(path), mapped) for path in paths]
-
-
-def headerless_blocks(path: Path) -> Iterator[Tokens]:
-    """The token ids of a file that holds nothing else, as nanoGPT's, in blocks of 2**22.
-
-    Raises DataError if it cannot be read, or holds anything else.
-    """
-    check_can_end(path, DataError)
-    with _reading(path):
-        size = path.stat().st_size
-        if size == 0 or size % TOKEN_DTYPE.itemsize:
-            raise DataError(f"{path}: {size:,} bytes, which is no number of token ids of 2 bytes.")
-        tokens = np.memmap(path, TOKEN_DTYPE, mode="r")
-    if (kind := kind_of(int.from_bytes(tokens[:2].tobytes(), "little"))) is not None:
-        raise DataError(
-            f"{path}: this is {kind.title}, with a header. A GPT-2 token file needs no "
-            f"preparation: give it to python -m cupygpt.train."
-        )
-    for start in range(0, tokens.size, SCAN_BLOCK_TOKENS):
-        yield tokens[start : start + SCAN_BLOCK_TOKENS]
 
 
 def record_path(path: Path) -> Path:
@@ -269,7 +207,7 @@ def token_blocks(shard: TokenShard, count: int) -> Iterator[Tokens]:
 
     They are read, not mapped: pages of a mapped file count as memory of this process.
     """
-    with _reading(shard.path), shard.path.open("rb") as file:
+    with reading(shard.path), shard.path.open("rb") as file:
         file.seek(HEADER_BYTES)
         while count > 0:
             size = min(count, SCAN_BLOCK_TOKENS)
@@ -294,26 +232,65 @@ def fingerprint(shards: Iterable[TokenShard]) -> list[dict[str, Any]]:
     return [shard.fingerprint for shard in shards]
 
 
-def _as_token_ids(path: Path, tokens: npt.ArrayLike) -> Tokens:
-    ids = np.asarray(tokens)
-    if ids.ndim != 1 or not (np.issubdtype(ids.dtype, np.integer) or ids.size == 0):
+@dataclass(frozen=True)
+class Cut:
+    """How an epoch cuts the S shards into rows.
+
+    `starts` (S,): the first token of each shard's first row; `rows_in_shard` (S,): how many rows
+    each shard has.
+    """
+
+    starts: Counts
+    rows_in_shard: Counts
+
+    @property
+    def num_rows(self) -> int:
+        """The rows of all shards together."""
+        return int(self.rows_in_shard.sum())
+
+
+def read_rows(shards: Sequence[TokenShard], cut: Cut, indices: Counts, V: int, out: Ids) -> None:
+    """Copy the rows `indices` (n,) of the cut to `out`; rows are numbered through all shards.
+
+    Written: out (n, T + 1) int32. Raises DataError if a token id is not below V.
+    """
+    T = out.shape[1] - 1
+    ends = np.cumsum(cut.rows_in_shard)
+    owners = np.searchsorted(ends, indices, side="right")
+    index_in_shard = indices - (ends[owners] - cut.rows_in_shard[owners])
+    starts = cut.starts[owners] + index_in_shard * T
+    for row, owner, start in zip(out, owners.tolist(), starts.tolist(), strict=True):
+        row[:] = shards[owner].tokens[start : start + T + 1]
+    if out.size and int(out.max()) >= V:
+        i, t = (int(x) for x in np.argwhere(out >= V)[0])
+        raise id_error(shards[int(owners[i])], int(starts[i]) + t, int(out[i, t]), V)
+
+
+def check_row_fits(shards: Sequence[TokenShard], T: int) -> None:
+    """Raise DataError unless at least one shard holds a row of T + 1 tokens."""
+    longest = max((shard.num_tokens for shard in shards), default=0)
+    if longest < T + 1:
+        where = f"{shards[0].path}: " if len(shards) == 1 else f"{len(shards)} token files: "
         raise DataError(
-            f"{path}: tokens must be a one-dimensional array of integers, "
-            f"not {ids.dtype} of shape {ids.shape}."
+            f"{where}the longest file has {longest:,} tokens, but one row takes {T + 1:,} "
+            f"(T {T} + 1). Use -t {max(longest - 1, 1)} or less, or more text."
         )
-    if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) <= np.iinfo(np.uint16).max:
+
+
+def check_sizes(B: int, T: int, rank: int, num_ranks: int) -> None:
+    """Raise DataError for an impossible batch size, row length or rank."""
+    if B < 1 or T < 1 or not 0 <= rank < num_ranks:
         raise DataError(
-            f"{path}: token ids from {ids.min()} to {ids.max()}; a token file holds 0 to 65535. "
-            f"Use a tokenizer with at most 65536 ids."
+            f"B {B}, T {T}, rank {rank} of {num_ranks}: B and T must be at least 1, "
+            f"and the rank must be below the number of ranks."
         )
-    return ids.astype(TOKEN_DTYPE)
 
 
 def _checked_num_tokens(path: Path) -> int:
     header = read_header(path, DataError)
     _check_format(path, header)
     count = int(header[2])
-    with _reading(path):
+    with reading(path):
         size = path.stat().st_size
     if count < 2:
         raise DataError(
@@ -363,7 +340,7 @@ def _may_be_ids(header: np.ndarray) -> bool:
 
 
 def _map_tokens(path: Path, num_tokens: int) -> Tokens:
-    with _reading(path):
+    with reading(path):
         size = path.stat().st_size
         if size != HEADER_BYTES + TOKEN_DTYPE.itemsize * num_tokens:
             raise DataError(
@@ -374,7 +351,8 @@ def _map_tokens(path: Path, num_tokens: int) -> Tokens:
 
 
 @contextlib.contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def reading(path: Path) -> Iterator[None]:
+    """What reads a token file stands in this: an OSError becomes a DataError with its path."""
     try:
         yield
     except OSError as error:

@@ -5,8 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from cupygpt.data.rows import Counts, Cut, Ids, check_row_fits, check_sizes, read_rows
-from cupygpt.data.token_files import TokenShard
+from cupygpt.data.token_files import (
+    Counts,
+    Cut,
+    Ids,
+    TokenShard,
+    check_row_fits,
+    check_sizes,
+    read_rows,
+)
 from cupygpt.errors import DataError
 
 IGNORED_TARGET = -1

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.data.rows import Ids
+from cupygpt.data.token_files import Ids
 from cupygpt.errors import DataError
 from cupygpt.evaluation.questions import Question
 from cupygpt.evaluation.scorer import Batch, Scorer, blank_batch, row_length

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from cupygpt.arrays import Array
 from cupygpt.config import GPTConfig
-from cupygpt.data.rows import Ids
+from cupygpt.data.token_files import Ids
 from cupygpt.data.validation import IGNORED_TARGET
 from cupygpt.device.cpu_threads import num_cores
 from cupygpt.device.device import Device, PendingRead

@@ -15,8 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.data.rows import Ids
-from cupygpt.data.token_files import Tokens
+from cupygpt.data.token_files import Ids, Tokens
 from cupygpt.data.validation import IGNORED_TARGET
 from cupygpt.errors import DataError
 from cupygpt.evaluation.scorer import Batch, Scorer, blank_batch, row_length

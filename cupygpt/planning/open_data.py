@@ -7,13 +7,7 @@ from typing import Any
 
 from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB, GPTConfig
 from cupygpt.data import tokenizer_files
-from cupygpt.data.token_files import (
-    TokenShard,
-    fingerprint,
-    largest_id,
-    open_shards,
-    write_shard,
-)
+from cupygpt.data.token_files import TokenShard, fingerprint, largest_id, open_shards
 from cupygpt.data.token_record import (
     RecordedTokenizer,
     TokenRecord,
@@ -22,6 +16,7 @@ from cupygpt.data.token_record import (
     read_token_record,
     write_token_records,
 )
+from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
 from cupygpt.errors import ConfigError, TokenizerError
 from cupygpt.files import atomic_write

@@ -9,8 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cupygpt.config import GPTConfig
-from cupygpt.data.loader import START, Position, TrainLoader
-from cupygpt.data.rows import order_bytes
+from cupygpt.data.loader import START, Position, TrainLoader, order_bytes
 from cupygpt.data.token_files import check_ids, num_tokens
 from cupygpt.data.validation import ValidationBatches, ValidationRows
 from cupygpt.device.choose import DeviceChoice

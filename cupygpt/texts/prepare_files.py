@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cupygpt.console.paste import shell_word
-from cupygpt.data.token_files import TOKEN_DTYPE, headerless_blocks, matching_files
+from cupygpt.data.token_files import TOKEN_DTYPE, matching_files
 from cupygpt.data.token_record import NAMED_SOURCES, Origin, write_token_records
+from cupygpt.data.token_writer import headerless_blocks
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
 from cupygpt.errors import ConfigError, DataError
 from cupygpt.texts import corpora

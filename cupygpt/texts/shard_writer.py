@@ -9,8 +9,9 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.data.token_files import open_shards, record_path, shard_writer
+from cupygpt.data.token_files import open_shards, record_path
 from cupygpt.data.token_record import tokenizer_copy_path
+from cupygpt.data.token_writer import shard_writer
 from cupygpt.errors import DataError
 from cupygpt.files import os_errors_name, remove_quietly
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from cupygpt.data.document_start import MANY_DOCUMENTS, document_start
-from cupygpt.data.token_files import open_shards, write_shard
+from cupygpt.data.token_files import open_shards
+from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import ByteTokenizer
 
 EOT = 256

@@ -11,27 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupygpt.data import token_files
-from cupygpt.data.token_files import (
-    check_ids,
-    fingerprint,
-    largest_id,
-    open_shards,
-    shard_writer,
-    token_blocks,
-    write_shard,
-)
-from cupygpt.errors import DataError, RunError
+from cupygpt.data.token_files import check_ids, fingerprint, largest_id, open_shards, token_blocks
+from cupygpt.data.token_writer import write_shard
+from cupygpt.errors import DataError
 
 
 def header(*words: int) -> bytes:
     return np.array([*words, *[0] * (256 - len(words))], dtype="<i4").tobytes()
-
-
-def test_the_layout_is_that_of_llmc(tmp_path: Path) -> None:
-    path = tmp_path / "a.bin"
-    write_shard(path, np.array([1, 2, 65535]))
-    assert path.read_bytes() == header(20240520, 1, 3) + b"\x01\x00\x02\x00\xff\xff"
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_tokens_come_back_as_read_only_uint16(tmp_path: Path) -> None:
@@ -43,48 +29,6 @@ def test_tokens_come_back_as_read_only_uint16(tmp_path: Path) -> None:
     np.testing.assert_array_equal(shard.tokens, tokens)
     with pytest.raises(ValueError, match="read-only"):
         shard.tokens[0] = 1
-
-
-def test_pieces_equal_the_whole(tmp_path: Path) -> None:
-    write_shard(tmp_path / "whole.bin", np.arange(10))
-    with shard_writer(tmp_path / "pieces.bin") as append:
-        for piece in (np.arange(3), [], range(3, 9), np.array([9], np.int64)):
-            append(piece)
-    assert (tmp_path / "pieces.bin").read_bytes() == (tmp_path / "whole.bin").read_bytes()
-
-
-@pytest.mark.parametrize(
-    ("tokens", "message"),
-    [
-        (np.array([1, 65536]), "1 to 65536"),
-        (np.array([-1, 5]), "-1 to 5"),
-        (np.array([1.0, 2.0]), "integers"),
-        (np.zeros((2, 2), int), "one-dimensional"),
-        (np.array([7]), "at least 2"),
-        (np.array([], np.uint16), "at least 2"),
-    ],
-)
-def test_unwritable_tokens_leave_the_old_file(
-    tmp_path: Path, tokens: np.ndarray, message: str
-) -> None:
-    path = tmp_path / "a.bin"
-    write_shard(path, [1, 2])
-    before = path.read_bytes()
-    with pytest.raises(DataError, match=message):
-        write_shard(path, tokens)
-    assert path.read_bytes() == before
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_the_count_must_fit_the_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(token_files, "MAX_TOKENS", 3)
-    with pytest.raises(DataError, match=r"at most 3 tokens.*--shard-tokens"):
-        write_shard(tmp_path / "a.bin", np.arange(4))
-
-
-def test_a_folder_that_is_not_there_is_a_run_error(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="could not be written"):
-        write_shard(tmp_path / "no" / "a.bin", [1, 2])
 
 
 def test_globs_are_sorted_by_byte_value(tmp_path: Path) -> None:

@@ -13,13 +13,14 @@ from support.data_files import write_ranks
 
 from cupygpt import prepare
 from cupygpt.data import token_record
-from cupygpt.data.token_files import TokenShard, open_shards, record_path, write_shard
+from cupygpt.data.token_files import TokenShard, open_shards, record_path
 from cupygpt.data.token_record import (
     TokenRecord,
     check_tokenizer,
     load_recorded_tokenizer,
     read_token_record,
 )
+from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import ByteTokenizer, load_tokenizer
 from cupygpt.errors import DataError, RunError, TokenizerError
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cupygpt.data.token_files import TokenShard, open_shards, write_shard
+from cupygpt.data.token_files import TokenShard, open_shards
+from cupygpt.data.token_writer import write_shard
 from cupygpt.data.validation import ValidationBatches, ValidationRows
 from cupygpt.errors import DataError
 

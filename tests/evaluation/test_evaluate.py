@@ -12,7 +12,7 @@ from evaluation.question_files import llmc_file, write_jsonl
 from support.small_runs import TINY, command, metrics, write_files, write_tokens
 
 from cupygpt.checkpoint.model_file import save_model
-from cupygpt.data.token_files import write_shard
+from cupygpt.data.token_writer import write_shard
 from cupygpt.evaluate import main
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.prepare import main as prepare

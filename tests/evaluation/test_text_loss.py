@@ -9,7 +9,8 @@ from evaluation.models import BYTES, oracle_nats, scorer, weights
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupygpt.data.token_files import open_shards, write_shard
+from cupygpt.data.token_files import open_shards
+from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import ByteTokenizer
 from cupygpt.data.validation import ValidationBatches, ValidationRows
 from cupygpt.device.cpu import CPU

@@ -9,7 +9,8 @@ from support.data_files import write_ranks
 
 from cupygpt import prepare
 from cupygpt.config import GPTConfig
-from cupygpt.data.token_files import fingerprint, open_shards, record_path, write_shard
+from cupygpt.data.token_files import fingerprint, open_shards, record_path
+from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import ByteTokenizer
 from cupygpt.distributed.rank_device import choose_rank_device
 from cupygpt.distributed.ranks import OneRank

@@ -11,7 +11,7 @@ from support.small_runs import command, metrics
 
 from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
-from cupygpt.data.token_files import write_shard
+from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import ByteTokenizer
 from cupygpt.device.cpu import CPU
 from cupygpt.device.precision import FP32

@@ -13,7 +13,7 @@ import pytest
 
 from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
-from cupygpt.data.token_files import write_shard
+from cupygpt.data.token_writer import write_shard
 from cupygpt.model.init_weights import initial_parameters
 
 TINY = GPTConfig(maxT=16, V=65, L=2, NH=2, C=16)

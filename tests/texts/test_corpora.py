@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support.data_files import shakespeare_file, use_gpt2_files
 
-from cupygpt.data.token_files import write_shard
+from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import ByteTokenizer, load_tokenizer
 from cupygpt.errors import DataError
 from cupygpt.texts import corpora, python_docs

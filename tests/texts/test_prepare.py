@@ -17,7 +17,8 @@ from support.data_files import shakespeare_file, write_ranks
 
 from cupygpt import prepare
 from cupygpt.cli import run_cli
-from cupygpt.data.token_files import open_shards, write_shard
+from cupygpt.data.token_files import open_shards
+from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import ByteTokenizer, load_tokenizer
 from cupygpt.errors import ConfigError, DataError, RunError
 from cupygpt.texts import prepare_files, python_docs

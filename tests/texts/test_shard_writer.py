@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupygpt import prepare
-from cupygpt.data.token_files import open_shards, write_shard
+from cupygpt.data.token_files import open_shards
+from cupygpt.data.token_writer import write_shard
 from cupygpt.errors import DataError
 from cupygpt.texts.shard_writer import ShardSeries
 

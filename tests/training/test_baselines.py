@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cupygpt.data.token_files import open_shards, write_shard
+from cupygpt.data.token_files import open_shards
+from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import load_tokenizer
 from cupygpt.data.validation import ValidationRows
 from cupygpt.errors import DataError

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.small_runs import metrics, write_files
 
-from cupygpt.data.token_files import write_shard
+from cupygpt.data.token_writer import write_shard
 from cupygpt.train import main
 
 
