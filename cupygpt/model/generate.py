@@ -18,6 +18,9 @@ from cupygpt.ops.layernorm import layernorm_forward, residual_layernorm_forward
 from cupygpt.ops.linear import linear_forward
 from cupygpt.ops.sampling import NOT_FINITE, sample_token
 
+ENDED = -1
+"""Stands for the next token of a text that has ended."""
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -44,6 +47,7 @@ class Generator:
         precision: Precision,
         *,
         window: int | None = None,
+        rows: int = 1,
     ) -> None:
         self.device, self.config, self.params = device, config, params
         self.precision = precision
@@ -52,6 +56,34 @@ class Generator:
         specs, dtypes = decoder_specs(config), precision.dtypes
         size = arena_bytes(specs, lambda name: dtypes[name].itemsize)
         self._buffers = cut_aligned(device.zeros(size, np.uint8), specs, dtypes)
+        self._others = [
+            Generator(device, config, params, precision, window=window) for _ in range(1, rows)
+        ]
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        count: int,
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        *,
+        stop: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yield the next token of each prompt, int32, up to `count` times; -1 where a text ended.
+
+        At most `rows` prompts, each with a seed of its own. Ends early when all texts have ended.
+        """
+        generators = [self, *self._others]
+        assert len(prompts) == len(seeds) <= len(generators), (len(prompts), len(seeds))
+        texts = [
+            generator.generate(prompt, count, sampling, seed, stop=stop)
+            for generator, prompt, seed in zip(generators, prompts, seeds, strict=False)
+        ]
+        for _ in range(count):
+            tokens = np.array([next(text, ENDED) for text in texts], np.int32)
+            if (tokens == ENDED).all():
+                return
+            yield tokens
 
     def generate(
         self,

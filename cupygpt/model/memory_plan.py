@@ -142,13 +142,15 @@ def check_fits(shape: RunShape, free_bytes: int | None, sharing: int = 1) -> Non
     )
 
 
-def check_decoding_fits(config: GPTConfig, precision: Precision, free_bytes: int | None) -> None:
-    """Raise DeviceError with the figures if a model cannot write text in `free_bytes`."""
+def check_decoding_fits(
+    config: GPTConfig, precision: Precision, free_bytes: int | None, rows: int = 1
+) -> None:
+    """Raise DeviceError with the figures if a model cannot write `rows` texts in `free_bytes`."""
     if free_bytes is None:
         return
     dtypes = precision.dtypes
     needed = config.num_parameters * precision.storage.itemsize
-    needed += arena_bytes(decoder_specs(config), lambda name: dtypes[name].itemsize)
+    needed += rows * arena_bytes(decoder_specs(config), lambda name: dtypes[name].itemsize)
     if needed > int(free_bytes * MEMORY_MARGIN):
         raise DeviceError(
             f"the model needs {needed / 2**30:.2f} GiB to write text, {free_bytes / 2**30:.2f} GiB "

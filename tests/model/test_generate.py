@@ -7,7 +7,7 @@ from cupygpt.config import GPTConfig
 from cupygpt.device.cpu import CPU
 from cupygpt.device.precision import FP32
 from cupygpt.errors import RunError
-from cupygpt.model.generate import Generator, Sampling
+from cupygpt.model.generate import ENDED, Generator, Sampling
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.memory_plan import RunShape
 from cupygpt.model.tensors import PREFILL_ROWS, cut_packed, parameter_specs
@@ -17,10 +17,10 @@ BYTES = GPTConfig(maxT=100, V=257, L=2, NH=2, C=16)
 GREEDY = Sampling(temperature=0.0)
 
 
-def make_generator(window: int | None = None) -> tuple[Generator, np.ndarray]:
+def make_generator(window: int | None = None, rows: int = 1) -> tuple[Generator, np.ndarray]:
     parameters = initial_parameters(BYTES, 42) * np.float32(5)
     params = cut_packed(parameters, parameter_specs(BYTES))
-    return Generator(CPU(), BYTES, params, FP32, window=window), parameters
+    return Generator(CPU(), BYTES, params, FP32, window=window, rows=rows), parameters
 
 
 def likeliest_next(parameters: np.ndarray, tokens: list[int]) -> int:
@@ -98,3 +98,25 @@ def test_a_text_ends_before_the_token_that_stops_it() -> None:
         assert text == whole[: whole.index(stop)]
     absent = min({*range(257)} - {*whole})
     assert list(generator.generate([3], 30, Sampling(), (0,), stop=absent)) == whole
+
+
+def test_a_batch_writes_each_text_as_it_would_be_written_alone() -> None:
+    """Prompts of different lengths, each with its own seed; a text that ended stays ended."""
+    generator, _ = make_generator(window=20, rows=3)
+    prompts, seeds = [[3], list(range(17)), [5] * 40], [(7, number) for number in range(3)]
+    alone = [
+        list(generator.generate(p, 60, Sampling(), s)) for p, s in zip(prompts, seeds, strict=True)
+    ]
+    stop = alone[1][9]
+    steps = list(generator.generate_batch(prompts, 60, Sampling(), seeds, stop=stop))
+    assert all(step.shape == (3,) and step.dtype == np.int32 for step in steps)
+    for number, text in enumerate(alone):
+        length = text.index(stop) if stop in text else 60
+        column = [int(step[number]) for step in steps]
+        assert column == text[:length] + [ENDED] * (len(steps) - length)
+
+
+def test_a_batch_ends_when_all_texts_have_ended() -> None:
+    generator, _ = make_generator(rows=2)
+    (first,) = generator.generate([3], 1, GREEDY, (0,))
+    assert list(generator.generate_batch([[3], [3]], 9, GREEDY, [(0,), (1,)], stop=first)) == []
