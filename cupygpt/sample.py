@@ -9,11 +9,11 @@ from cupygpt.checkpoint.model_file import ModelFile
 from cupygpt.cli import run_cli
 from cupygpt.console.stream import say, set_up_streams
 from cupygpt.console.text_output import TextOutput
-from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
+from cupygpt.data.tokenizer import Tokenizer, load_tokenizer_for
 from cupygpt.device.choose import choose_device
 from cupygpt.device.device import Device
-from cupygpt.device.precision import FP32, PRECISIONS, supports_precision
-from cupygpt.errors import ConfigError, TokenizerError
+from cupygpt.device.precision import precision_of_file
+from cupygpt.errors import ConfigError
 from cupygpt.exchange.source import find_weights, load_weights
 from cupygpt.flags.field import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
 from cupygpt.model.generate import Generator, Sampling
@@ -52,7 +52,7 @@ def sample(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--window is {args.window}, but the model has {model.config.maxT} positions."
         )
-    tokenizer = _tokenizer(args.tokenizer or source.tokenizer, model.config.V)
+    tokenizer = load_tokenizer_for(model.config.V, args.tokenizer or source.tokenizer)
     prompt, note = text_prompt(args.prompt, tokenizer, source.text_start)
     choice = choose_device(args.device)
     if choice.warning:
@@ -75,12 +75,10 @@ def text_prompt(
     End of text stands first, unless the training data are known to have too few of it to learn
     from. `text_start` is how their documents begin, None if that is not known.
     """
-    eot = [] if tokenizer.eot is None else [tokenizer.eot]
+    eot = [tokenizer.eot]
     learnt = text_start is None or text_start == eot
     if text:
         return (eot if learnt else []) + [int(i) for i in tokenizer.encode(text)], ""
-    if text_start is None and not eot:
-        raise ConfigError("this tokenizer has no end of text to start from; pass a --prompt.")
     if text_start is None:
         return eot, (
             "no --prompt: the text begins after end of text. The training data are not known; if "
@@ -97,31 +95,13 @@ def load_generator(model: ModelFile, device: Device, window: int | None = None) 
     `window`: how many positions are used, by default all. Raises DeviceError where memory does not
     suffice.
     """
-    precision = PRECISIONS[model.precision]
-    if not supports_precision(device, precision):
-        precision = FP32
+    precision = precision_of_file(model.precision, device)
     config = model.config
     check_decoding_fits(config, precision, device.free_bytes())
     flat = device.zeros(config.num_parameters, precision.storage)
     device.upload(flat, precision.encode(model.parameters))
     params = cut_packed(flat, parameter_specs(config))
     return Generator(device, config, params, precision, window=window)
-
-
-def _tokenizer(spec: str | None, V: int) -> Tokenizer:
-    """The tokenizer `spec`, or the usual one for V ids; TokenizerError unless it has V ids."""
-    spec = spec or default_tokenizer_spec(V)
-    if spec is None:
-        raise TokenizerError(
-            f"no tokenizer is known for a vocabulary of {V}; pass --tokenizer FILE."
-        )
-    tokenizer = load_tokenizer(spec)
-    if tokenizer.vocab_size != V:
-        raise TokenizerError(
-            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size} ids, the model {V}; pass the "
-            f"--tokenizer it was trained with."
-        )
-    return tokenizer
 
 
 def _print_texts(

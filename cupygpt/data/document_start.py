@@ -22,14 +22,13 @@ def document_start(shards: Sequence[TokenShard], tokenizer: Tokenizer | None) ->
     is noise.
     """
     tokens = np.asarray(shards[0].tokens[:SCANNED_TOKENS])
-    eot = None if tokenizer is None else tokenizer.eot
-    if eot is not None and np.count_nonzero(tokens == eot) >= MANY_DOCUMENTS:
+    if tokenizer is None:
+        return [int(token) for token in tokens[:MOST_TOKENS]]
+    eot = tokenizer.eot
+    if np.count_nonzero(tokens == eot) >= MANY_DOCUMENTS:
         return [eot]
-    text = tokens[tokens != eot] if eot is not None else tokens
-    start = [int(token) for token in text[:MOST_TOKENS]]
-    if not start:
-        return [int(tokens[0])]
-    return start if tokenizer is None else _first_line(start, tokenizer)
+    start = [int(token) for token in tokens[tokens != eot][:MOST_TOKENS]]
+    return _first_line(start, tokenizer) if start else [int(tokens[0])]
 
 
 def _first_line(ids: list[int], tokenizer: Tokenizer) -> list[int]:

@@ -42,7 +42,7 @@ class RecordedTokenizer:
     name: str
     sha256: str
     vocab_size: int
-    eot: int | None
+    eot: int
     file: Path | None
 
     def __str__(self) -> str:

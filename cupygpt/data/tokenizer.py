@@ -39,12 +39,12 @@ class Tokenizer(ABC):
     """Text to token ids and back.
 
     `name` is what `load_tokenizer` was given; `vocab_size` the number of ids; `eot` the id that
-    separates documents, or None if there is none; `file` the file that the tokenizer was read from,
-    or None for gpt2 and bytes.
+    separates documents; `file` the file that the tokenizer was read from, or None for gpt2 and
+    bytes.
     """
 
     def __init__(
-        self, name: str, table: Sequence[bytes], eot: int | None, file: Path | None = None
+        self, name: str, table: Sequence[bytes], eot: int, file: Path | None = None
     ) -> None:
         self.name = name
         self.vocab_size = len(table)
@@ -63,10 +63,8 @@ class Tokenizer(ABC):
     def vocabulary(self) -> Vocabulary:
         """The vocabulary with its merges, as other programs need it.
 
-        Raises TokenizerError if it has no end of text, or no merges.
+        Raises TokenizerError if it has no merges.
         """
-        if self.eot is None:
-            raise TokenizerError(f"tokenizer {self.name} has no end of text.")
         return from_ranks(self.name, self._table, self.eot)
 
     def text_bytes(self, ids: npt.NDArray[np.uint16]) -> int:
@@ -78,8 +76,7 @@ class Tokenizer(ABC):
     def text_lengths(self) -> npt.NDArray[np.int64]:
         """(vocab_size,) the bytes of text that each id stands for; end of text counts none."""
         lengths = np.array([len(token) for token in self._table], np.int64)
-        if self.eot is not None:
-            lengths[self.eot] = 0
+        lengths[self.eot] = 0
         return lengths
 
     @abstractmethod
@@ -214,6 +211,27 @@ def load_tokenizer(spec: str) -> Tokenizer:
 def default_tokenizer_spec(V: int) -> str | None:
     """The tokenizer that a vocabulary of V ids suggests: "bytes", "gpt2" or None."""
     return {BYTES_VOCAB: "bytes", GPT2_VOCAB: "gpt2"}.get(V)
+
+
+def load_tokenizer_for(V: int, spec: str | None) -> Tokenizer:
+    """The tokenizer `spec`, or the usual one for V ids. Raises TokenizerError unless it has V."""
+    spec = spec or default_tokenizer_spec(V)
+    if spec is None:
+        raise TokenizerError(
+            f"no tokenizer is known for a vocabulary of {V:,}; pass --tokenizer FILE."
+        )
+    tokenizer = load_tokenizer(spec)
+    check_vocab_size(spec, tokenizer.vocab_size, V)
+    return tokenizer
+
+
+def check_vocab_size(name: str, vocab_size: int, V: int) -> None:
+    """Raise TokenizerError unless the tokenizer `name` has as many ids as the model."""
+    if vocab_size != V:
+        raise TokenizerError(
+            f"the tokenizer {name} has {vocab_size:,} ids, but the model {V:,}. Name the one that "
+            f"it was trained with: --tokenizer gpt2, bytes or a file."
+        )
 
 
 def _bpe_from_ranks(name: str, ranks: dict[bytes, int], eot: int, file: Path) -> Tokenizer:

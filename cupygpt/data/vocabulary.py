@@ -41,16 +41,16 @@ class Vocabulary:
         return {t: i for i, t in enumerate(self.tokens) if t and i != self.eot}
 
 
-def vocabulary_sha256(tokens: Iterable[bytes], eot: int | None) -> str:
+def vocabulary_sha256(tokens: Iterable[bytes], eot: int) -> str:
     """What identifies a vocabulary, whatever the tokenizer or its file is called.
 
     The SHA-256 of the bytes of each id, each preceded by their number, and of the id of end of
-    text (2**32 - 1 for none).
+    text.
     """
     digest = hashlib.sha256()
     for token in tokens:
         digest.update(len(token).to_bytes(4, "little") + token)
-    digest.update((2**32 - 1 if eot is None else eot).to_bytes(4, "little"))
+    digest.update(eot.to_bytes(4, "little"))
     return digest.hexdigest()
 
 

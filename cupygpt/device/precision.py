@@ -107,6 +107,12 @@ def supports_precision(device: Device, precision: Precision) -> bool:
     )
 
 
+def precision_of_file(name: str, device: Device) -> Precision:
+    """The precision `name` of a file, or fp32 on a device that has not got it."""
+    precision = PRECISIONS[name]
+    return precision if supports_precision(device, precision) else FP32
+
+
 def chosen_precision(name: str, device: Device) -> Precision:
     """The precision that `--precision NAME` means on `device`; ConfigError if it has not got it."""
     if name == "auto":

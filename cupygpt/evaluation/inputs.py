@@ -17,7 +17,7 @@ from cupygpt.data.token_record import (
     load_recorded_tokenizer,
     read_token_record,
 )
-from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
+from cupygpt.data.tokenizer import Tokenizer, check_vocab_size, load_tokenizer_for
 from cupygpt.errors import DataError, TokenizerError
 from cupygpt.evaluation.questions import Question, is_question_file, read_questions
 from cupygpt.evaluation.windows import EncodedText, TokenText
@@ -136,25 +136,18 @@ def _find_tokenizer(
     try:
         if spec is None and record is not None:
             tokenizer = load_recorded_tokenizer(record.tokenizer)
-        elif spec or default_tokenizer_spec(V):
-            tokenizer = load_tokenizer(spec or str(default_tokenizer_spec(V)))
         else:
-            return None, f"no tokenizer is known for a vocabulary of {V:,}; pass --tokenizer FILE."
+            tokenizer = load_tokenizer_for(V, spec)
     except TokenizerError as error:
         if asked:
             raise
         return None, str(error)
-    if tokenizer.vocab_size != V:
-        raise TokenizerError(
-            f"tokenizer {tokenizer.name} has {tokenizer.vocab_size:,} ids, the model {V:,}; pass "
-            f"the --tokenizer it was trained with."
-        )
+    check_vocab_size(tokenizer.name, tokenizer.vocab_size, V)
     return tokenizer, None
 
 
 def _encoded(path: Path, tokenizer: Tokenizer, *, split: bool) -> EncodedText:
     """The tokens of a text file, each document after an end of text."""
-    start = [] if tokenizer.eot is None else [tokenizer.eot]
     parts: list[np.ndarray] = []
     is_new = True
     for part in read_documents(path, split=split):
@@ -162,7 +155,7 @@ def _encoded(path: Path, tokenizer: Tokenizer, *, split: bool) -> EncodedText:
             is_new = True
             continue
         if is_new:
-            parts.append(np.array(start, np.uint16))
+            parts.append(np.array([tokenizer.eot], np.uint16))
             is_new = False
         parts.append(tokenizer.encode(part))
     tokens = np.concatenate(parts) if parts else np.zeros(0, np.uint16)

@@ -12,11 +12,10 @@ from cupygpt.console.stream import say
 from cupygpt.device.choose import choose_device
 from cupygpt.device.device import Device
 from cupygpt.device.precision import (
-    FP32,
     PRECISIONS,
     Precision,
     check_precision,
-    supports_precision,
+    precision_of_file,
 )
 from cupygpt.errors import ConfigError
 from cupygpt.evaluation.answers import Answers, answer
@@ -190,8 +189,7 @@ def _precision(asked: str, of_file: str, device: Device) -> Precision:
     if asked != AUTO:
         check_precision(device, PRECISIONS[asked])
         return PRECISIONS[asked]
-    precision = PRECISIONS[of_file]
-    return precision if supports_precision(device, precision) else FP32
+    return precision_of_file(of_file, device)
 
 
 def _say_what_is_missing(request: Request, inputs: Inputs) -> None:

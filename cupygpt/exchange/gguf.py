@@ -20,7 +20,7 @@ from cupygpt.data.vocabulary import Vocabulary, in_alphabet
 from cupygpt.errors import ConfigError
 from cupygpt.exchange.hf_config import LAYER_NORM_EPSILON
 from cupygpt.exchange.hf_tokenizer_files import token_texts
-from cupygpt.exchange.names import TENSOR_NAMES, TensorNames, layers_of
+from cupygpt.exchange.names import TENSOR_NAMES, layers_of, part_of
 from cupygpt.files import write_arrays
 from cupygpt.model.tensors import cut_packed, parameter_specs
 
@@ -111,16 +111,10 @@ def _tensors(model: ModelFile, precision: str) -> Iterator[_Tensor]:
     params = dict(cut_packed(model.parameters, parameter_specs(model.config)).items())
     for names in TENSOR_NAMES:
         for layer in layers_of(names, model.config):
-            values = _view(params[names.ours], names, layer, model.config)
+            values = part_of(params[names.ours], names, layer, model.config)
             is_matrix = values.ndim == 2 and names.ours != "wpe"
             stored = _TYPES[precision if is_matrix else "fp32"]
             yield _Tensor(names.gguf_of(layer), values, stored)
-
-
-def _view(array: np.ndarray, names: TensorNames, layer: int, config: GPTConfig) -> np.ndarray:
-    if names.ours == "wte":
-        return array[: config.V]
-    return array[layer] if names.of_layers else array
 
 
 def _in_turn(head: bytes, tensors: Iterable[_Tensor]) -> Iterator[np.ndarray]:

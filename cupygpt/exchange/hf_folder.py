@@ -12,7 +12,7 @@ from cupygpt.checkpoint.model_file import ModelFile
 from cupygpt.config import GPTConfig
 from cupygpt.errors import CheckpointError
 from cupygpt.exchange.hf_config import CONFIG_FILE, read_config
-from cupygpt.exchange.names import TENSOR_NAMES, TensorNames, layers_of, num_tensors
+from cupygpt.exchange.names import TENSOR_NAMES, TensorNames, layers_of, num_tensors, part_of
 from cupygpt.exchange.safetensors_file import (
     StoredTensor,
     TensorToWrite,
@@ -102,11 +102,8 @@ def load_hugging_face(folder: Path) -> ModelFile:
     for names in TENSOR_NAMES:
         for layer in layers_of(names, config):
             values = model.tensors[names.hugging_face_of(layer)].read()
-            place = params[names.ours]
-            if names.of_layers:
-                place[layer] = values.T if names.transposed else values
-            else:
-                place[: len(values)] = values
+            place = part_of(params[names.ours], names, layer, config)
+            place[...] = values.T if names.transposed else values
     if not math.isfinite(float(np.sum(flat, dtype=np.float64))):
         raise CheckpointError(f"{folder}: the weights hold NaN or infinity; use other weights.")
     kinds = {tensor.dtype for tensor in model.tensors.values()}
@@ -248,9 +245,7 @@ def write_weights(path: Path, model: ModelFile, precision: str) -> None:
     params = dict(cut_packed(model.parameters, parameter_specs(model.config)).items())
 
     def values(names: TensorNames, layer: int) -> np.ndarray:
-        array = params[names.ours]
-        array = array[layer] if names.of_layers else array
-        array = array[: model.config.V] if names.ours == "wte" else array
+        array = part_of(params[names.ours], names, layer, model.config)
         array = np.ascontiguousarray(array.T if names.transposed else array)
         return to_bfloat16(array) if precision == "bf16" else array
 

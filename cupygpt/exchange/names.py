@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from cupygpt.config import GPTConfig
 
 
@@ -50,6 +52,13 @@ TENSOR_NAMES = (
 def layers_of(names: TensorNames, config: GPTConfig) -> range:
     """The layers for which the other formats have a tensor of these names; 0 stands for none."""
     return range(config.L if names.of_layers else 1)
+
+
+def part_of(array: np.ndarray, names: TensorNames, layer: int, config: GPTConfig) -> np.ndarray:
+    """The view of one of our parameters that is one tensor there; padding rows are left out."""
+    if names.ours == "wte":
+        return array[: config.V]
+    return array[layer] if names.of_layers else array
 
 
 def num_tensors(L: int) -> int:

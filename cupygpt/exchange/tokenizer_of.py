@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB
 from cupygpt.data import tokenizer_files
-from cupygpt.data.tokenizer import default_tokenizer_spec, load_tokenizer
+from cupygpt.data.tokenizer import check_vocab_size, default_tokenizer_spec, load_tokenizer
 from cupygpt.data.vocabulary import Vocabulary
 from cupygpt.errors import TokenizerError
 from cupygpt.exchange.source import WeightSource
@@ -44,13 +44,13 @@ def noted_tokenizer(source: WeightSource, named: str | None, V: int) -> NotedTok
 
 def _noted(source: WeightSource, spec: str | None, V: int) -> NotedTokenizer:
     if spec in BUILTIN:
-        _check_size(spec, {"bytes": BYTES_VOCAB, "gpt2": GPT2_VOCAB}[spec], V)
+        check_vocab_size(spec, {"bytes": BYTES_VOCAB, "gpt2": GPT2_VOCAB}[spec], V)
         return NotedTokenizer(name=spec)
     if spec is not None:
-        _check_size(spec, load_tokenizer(spec).vocab_size, V)
+        check_vocab_size(spec, load_tokenizer(spec).vocab_size, V)
         return NotedTokenizer(file=tokenizer_files.read(user_path(spec)))
     assert source.vocabulary is not None
-    _check_size("of the folder", len(source.vocabulary.tokens), V)
+    check_vocab_size("of the folder", len(source.vocabulary.tokens), V)
     return NotedTokenizer(file=_rank_lines(source.vocabulary))
 
 
@@ -63,13 +63,13 @@ def vocabulary_of(source: WeightSource, named: str | None, V: int) -> Vocabulary
     if named is None and source.vocabulary is not None:
         tokens = source.vocabulary.tokens
         if len(tokens) > V:
-            raise _another_size("of the folder", len(tokens), V)
+            check_vocab_size("of the folder", len(tokens), V)
         return replace(source.vocabulary, tokens=[*tokens, *(V - len(tokens)) * [b""]])
     spec = named or source.tokenizer or default_tokenizer_spec(V)
     if spec is None:
         return None
     vocabulary = load_tokenizer(spec).vocabulary()
-    _check_size(spec, len(vocabulary.tokens), V)
+    check_vocab_size(spec, len(vocabulary.tokens), V)
     return vocabulary
 
 
@@ -88,15 +88,3 @@ def _rank_lines(vocabulary: Vocabulary) -> bytes:
             f"tokenizer.json."
         )
     return b"".join(b"%s %d\n" % (base64.b64encode(token), i) for token, i in ranks.items())
-
-
-def _check_size(name: str, size: int, V: int) -> None:
-    if size != V:
-        raise _another_size(name, size, V)
-
-
-def _another_size(name: str, size: int, V: int) -> TokenizerError:
-    return TokenizerError(
-        f"the tokenizer {name} has {size:,} ids, but the model {V:,}. Name the one that it was "
-        f"trained with: --tokenizer gpt2, bytes or a file."
-    )

@@ -69,7 +69,7 @@ def tinyshakespeare_tokens(text: str, tokenizer: Tokenizer) -> npt.NDArray[np.ui
 
 def encode_documents(documents: Sequence[str], tokenizer: Tokenizer) -> npt.NDArray[np.uint16]:
     """(n,) uint16: the ids of all documents, each preceded by end of text if there is one."""
-    separator = np.array([] if tokenizer.eot is None else [tokenizer.eot], np.uint16)
+    separator = np.array([tokenizer.eot], np.uint16)
     pieces = [piece for text in documents for piece in (separator, tokenizer.encode(text))]
     return np.concatenate(pieces) if pieces else np.empty(0, np.uint16)
 

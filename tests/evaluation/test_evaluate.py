@@ -212,7 +212,10 @@ def test_in_a_pipe_only_the_numbers_stand_on_stdout(tmp_path: Path) -> None:
         (["{model}", "{large}"], "token 2 is id 300, but the model's vocabulary has 257"),
         (["{odd}", "{text}"], "text needs the model's tokenizer: no tokenizer is known"),
         (["{odd}", "{small}", "--by-document"], "--by-document needs the tokenizer"),
-        (["{odd}", "{small}", "--tokenizer", "bytes"], "tokenizer bytes has 257 ids, the model 65"),
+        (
+            ["{odd}", "{small}", "--tokenizer", "bytes"],
+            "tokenizer bytes has 257 ids, but the model 65",
+        ),
         (["{model}", "{text}", "--tokenizer", "{text}"], "a.txt"),
         (["{model}", "{text}", "--window", "65"], "--window is 65, but the model has 64 positions"),
         (["{model}", "{text}", "--window", "0"], "--window is 0, but must be at least 1"),

@@ -216,7 +216,7 @@ def test_the_reader_of_a_pipe_may_leave_and_a_disk_be_full(tmp_path: Path) -> No
         (["{model}", "--seed", "4294967296"], "--seed is 4294967296, but must be 0 or more, and"),
         (["{model}", "--tokenizer", "{model}"], "magic"),
         (["{odd}"], "no tokenizer is known for a vocabulary of 65"),
-        (["{odd}", "--tokenizer", "bytes"], "tokenizer bytes has 257 ids, the model 65"),
+        (["{odd}", "--tokenizer", "bytes"], "tokenizer bytes has 257 ids, but the model 65"),
     ],
 )
 def test_bad_input_gets_one_message(
