@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from support import oracle
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
+from cupygpt.lab import oracle
 
 
 def matmul(

@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 from emulator.cases import case
-from support.tolerance import assert_close, limit
 
 from cupygpt.emulator.arrays import EmulatedArray, emulated, emulated_empty
 from cupygpt.emulator.emulate import load
 from cupygpt.emulator.launching import EmulatedKernel
+from cupygpt.lab.tolerance import assert_close, limit
 
 SAMPLES = Path(__file__).parent / "samples"
 CUDA_DIR = Path(__file__).parents[2] / "cuda"

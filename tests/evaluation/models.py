@@ -4,13 +4,13 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
-from support import oracle
 
 from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
 from cupygpt.device.cpu import CPU
 from cupygpt.device.precision import FP32
 from cupygpt.evaluation.scorer import Scorer, make_scorer
+from cupygpt.lab import oracle
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.tensors import cut_packed, parameter_specs
 

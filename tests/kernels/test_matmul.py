@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import oracle, tolerance
 from support.gpu import require_cupy, require_gpu
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
 from cupygpt.errors import KernelError
 from cupygpt.kernels import matmul as matmul_module
 from cupygpt.kernels.matmul import matmul
+from cupygpt.lab import oracle, tolerance
 
 pytestmark = pytest.mark.gpu
 

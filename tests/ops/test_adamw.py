@@ -3,12 +3,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import oracle
 from support.devices import Device, round_to, twice
-from support.tolerance import EPSILON
 
 from cupygpt.config import GPTConfig
 from cupygpt.errors import KernelError
+from cupygpt.lab import oracle
+from cupygpt.lab.tolerance import EPSILON
 from cupygpt.model.tensors import decay_segments, parameter_specs
 from cupygpt.ops.adamw import AFTER_ALL, MAX_CHANGES, _decay_changes, adamw
 

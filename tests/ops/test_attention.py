@@ -11,12 +11,12 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from numpy.random import Generator
-from support import oracle
 from support.devices import DEVICES, PARALLEL_DEVICES, STARTED_AT, Device, round_to
 from support.gpu import require_cupy, require_gpu
-from support.tolerance import EPSILON
 
 from cupygpt.device.precision import BF16, FP32, TF32
+from cupygpt.lab import oracle
+from cupygpt.lab.tolerance import EPSILON
 from cupygpt.ops import attention
 from cupygpt.ops.attention import (
     LEAST_ROW_GROUP,

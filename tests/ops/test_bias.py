@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from support import oracle
 from support.devices import STARTED_AT, Device, twice
 
+from cupygpt.lab import oracle
 from cupygpt.ops.bias import bias_backward
 
 # (N, OC): one row; more rows than a chunk; many columns; more columns than a block's threads.

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from support import oracle
 from support.devices import STARTED_AT, Device, twice
 
+from cupygpt.lab import oracle
 from cupygpt.ops.classifier import classifier
 
 # (N, V, Vp): padding, none, an odd vocabulary, hardly any real column.

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from support import oracle
 from support.devices import Device
 
+from cupygpt.lab import oracle
 from cupygpt.ops.dropout import dropout, philox
 
 SEED, STEP, SITE = 0x123456789ABCDEF0, 17, 3 << 16 | 5

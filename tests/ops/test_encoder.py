@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from support import oracle
 from support.devices import STARTED_AT, Device, twice
 
 from cupygpt.data.loader import token_order
+from cupygpt.lab import oracle
 from cupygpt.ops.encoder import encoder_backward, encoder_forward
 
 # (B, T, C, V, Vp): one token; T = 1; few rows; several blocks of entries and of columns.

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
-from support import oracle
 from support.devices import STARTED_AT, Device, twice
 
 from cupygpt.errors import KernelError
 from cupygpt.kernels.launch import num_packs
+from cupygpt.lab import oracle
 from cupygpt.ops.gelu import gelu_backward, gelu_bias_backward, gelu_forward
 
 # One pack, no multiple of a block, more than one block of threads.

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
-from support import oracle
 from support.devices import PARALLEL_DEVICES, STARTED_AT, Device, twice
 
 from cupygpt.kernels.launch import Multiprocessors
+from cupygpt.lab import oracle
 from cupygpt.ops.layernorm import (
     backward_launch,
     forward_launch,

@@ -4,12 +4,12 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from support import oracle
 from support.devices import STARTED_AT, Device, make_device, twice
 from support.gpu import require_gpu
-from support.tolerance import EPSILON
 
 from cupygpt.device.precision import FP32, TF32
+from cupygpt.lab import oracle
+from cupygpt.lab.tolerance import EPSILON
 from cupygpt.ops import linear
 from cupygpt.ops.linear import (
     gelu_linear_backward,

@@ -8,11 +8,11 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from support import oracle
 from support.devices import DEVICES, STARTED_AT, Device
 from support.gpu import require_gpu
-from support.tolerance import EPSILON, assert_close, limit
 
+from cupygpt.lab import oracle
+from cupygpt.lab.tolerance import EPSILON, assert_close, limit
 from cupygpt.ops import lm_head as lm_head_module
 from cupygpt.ops.lm_head import STATISTICS_PER_ROW, lm_head
 

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from support import oracle
 from support.devices import Device
 
+from cupygpt.lab import oracle
 from cupygpt.ops.sampling import NOT_FINITE, sample_token
 
 CASES = [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.6), (1.3, 9, 0.8), (1.0, 1, 1.0)]

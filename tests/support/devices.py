@@ -17,9 +17,9 @@ from cupygpt.emulator.arrays import EmulatedArray, emulated, unwritten
 from cupygpt.emulator.emulate import load, loader
 from cupygpt.kernels.kernel import forget_compiled
 from cupygpt.kernels.load import register_loader
+from cupygpt.lab.tolerance import assert_close, limit
 from support.emulated_gpu import run_on_emulator
 from support.gpu import require_cupy, require_gpu
-from support.tolerance import assert_close, limit
 
 STARTED_AT = 3.0
 """What accumulated outputs hold before the call."""

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from emulator.make_mma_golden import CUDA_DIR, GOLDEN, GPU, SOURCE, make_inputs, run_kernels
 from support.gpu import require_cupy, require_gpu
-from support.tolerance import assert_close, limit
 
 from cupygpt.emulator.arrays import emulated, emulated_empty
 from cupygpt.emulator.emulate import EmulatedModule
 from cupygpt.emulator.toolchain import preprocess
+from cupygpt.lab.tolerance import assert_close, limit
 
 Arrays = dict[str, np.ndarray[Any, Any]]
 

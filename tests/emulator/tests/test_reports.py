@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import oracle
 from support.devices import Device, EmulatedDevice
 
 from cupygpt.emulator.arrays import emulated, emulated_empty
 from cupygpt.emulator.emulate import EmulatedModule
 from cupygpt.emulator.faults import KernelFault
+from cupygpt.lab import oracle
 
 ROOT = Path(__file__).parents[3]
 

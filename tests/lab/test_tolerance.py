@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from support.devices import Device, round_to, twice
-from support.tolerance import EPSILON, assert_close, limit
+
+from cupygpt.lab.tolerance import EPSILON, assert_close, limit
 
 TERMS = [1, 64, 8192]
 

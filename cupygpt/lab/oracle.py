@@ -2,7 +2,7 @@
 
 Every function computes in the dtype of its inputs. Its float64 result is what the devices are
 compared with; its float32 result shows the error that plain rounding makes. Nothing here shares
-code with cupygpt/ops. tests/ops/test_oracle.py checks the gradients by central differences.
+code with cupygpt/ops. tests/lab/test_oracle.py checks the gradients by central differences.
 """
 
 import math
@@ -14,6 +14,7 @@ Array = np.ndarray
 
 
 def encoder_forward(tokens: Array, wte: Array, wpe: Array) -> Array:
+    """Embeddings of tokens and positions, (B, T, C)."""
     return wte[tokens] + wpe[: tokens.shape[1]]
 
 
@@ -46,10 +47,12 @@ def layernorm_backward(dout: Array, inp: Array, weight: Array) -> tuple[Array, A
 
 
 def gelu_forward(inp: Array) -> Array:
+    """GELU in its tanh form (Hendrycks and Gimpel 2016, arXiv:1606.08415)."""
     return 0.5 * inp * (1.0 + np.tanh(math.sqrt(2.0 / math.pi) * (inp + 0.044715 * inp**3)))
 
 
 def gelu_backward(dout: Array, inp: Array) -> Array:
+    """dout times the derivative of GELU at inp."""
     scale = math.sqrt(2.0 / math.pi)
     tanh = np.tanh(scale * (inp + 0.044715 * inp**3))
     inner = scale * (1.0 + 3.0 * 0.044715 * inp**2)
@@ -57,6 +60,7 @@ def gelu_backward(dout: Array, inp: Array) -> Array:
 
 
 def column_sums(dout: Array) -> Array:
+    """The sum of the rows of a matrix (..., OC)."""
     return dout.reshape(-1, dout.shape[-1]).sum(axis=0)
 
 

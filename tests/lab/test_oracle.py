@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from support import oracle
+
+from cupygpt.lab import oracle
 
 STEP = 1e-5
 
