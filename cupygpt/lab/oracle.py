@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-Array = np.ndarray
+from cupygpt.arrays import Array
 
 
 def encoder_forward(tokens: Array, wte: Array, wpe: Array) -> Array:
