@@ -17,7 +17,7 @@ from support.emulated_gpu import EmulatedGPU, EmulatedHopper
 from support.gpu import require_gpu
 from support.small_runs import TINY, write_files
 
-from cupygpt.checkpoint.model_file import load_model
+from cupygpt.checkpoint.checkpoint import load_model
 from cupygpt.config import GPTConfig
 from cupygpt.device.precision import BF16, FP32
 from cupygpt.model.memory_plan import shape_of_run

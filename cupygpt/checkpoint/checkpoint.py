@@ -1,22 +1,25 @@
 """Checkpoints in a run folder: complete or absent, newest first, a few kept.
 
 A checkpoint is a set of files: model_SSSSSSSS.bin, state_SSSSSSSS_00000.bin (with ZeRO-1 one for
-each rank) and, written last, DONE_SSSSSSSS, as in llm.c. Our DONE holds the checksums of the other
-files (llm.c's is empty; only its name counts).
+each rank) and, written last, DONE_SSSSSSSS, which says that the set is complete, as in llm.c. There
+it is empty, and only its name counts. Ours lists the other files of the set with their checksums,
+and the step. A state file that we wrote must have such a list.
 """
 
+import json
 import math
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from cupygpt.checkpoint.done import checkpoint_steps, done_path, verify_checkpoint, write_done
-from cupygpt.checkpoint.model_file import load_model, save_model
+from cupygpt.checkpoint.model_file import ModelFile, read_model, save_model
 from cupygpt.checkpoint.state_file import (
     TrainState,
     load_state,
+    num_files,
     read_progress,
     save_state,
     state_files,
@@ -26,7 +29,16 @@ from cupygpt.config import GPTConfig
 from cupygpt.distributed.ranks import ONE_RANK, Ranks
 from cupygpt.distributed.zero import shard_of
 from cupygpt.errors import CheckpointError
-from cupygpt.files import PARTIAL_SUFFIX, is_same_file, remove_file
+from cupygpt.files import (
+    PARTIAL_SUFFIX,
+    FileKind,
+    atomic_write,
+    check_kind,
+    file_checksum,
+    is_same_file,
+    read_header,
+    remove_file,
+)
 
 _CHECKPOINT_FILE = re.compile(
     r"(?:model|state|DONE)_(?P<step>\d{8})(?:_\d{5})?(?:\.bin)?"
@@ -76,7 +88,7 @@ def save_checkpoint(
     everyone = ranks.all_gather_object(checksums)
     if ranks.rank == 0:
         written = {name: crc for files in everyone for name, crc in files.items()}
-        write_done(folder, step, written)
+        _write_done(folder, step, written)
 
 
 def load_checkpoint(
@@ -90,9 +102,9 @@ def load_checkpoint(
     model, first_state, done = _paths(folder, step)
     try:
         if ranks.rank == 0:
-            verify_checkpoint(folder, step)  # once for all ranks, because it reads every file
+            _verify_checkpoint(folder, step)  # once for all ranks, because it reads every file
         ranks.all_gather_object("verified")
-        loaded = load_model(model, verified=True)
+        loaded = read_model(model)
         P = loaded.config.num_parameters
         shards = zero_stage and ranks.world > 1
         state = load_state(first_state, P, shard_of(P, ranks.world, ranks.rank) if shards else None)
@@ -108,6 +120,22 @@ def load_checkpoint(
         raise CheckpointError(f"{error} {advice}") from error
     state = replace(state, params=loaded.parameters)
     return Checkpoint(loaded.config, loaded.precision, state, loaded.warnings)
+
+
+def load_model(path: Path) -> ModelFile:
+    """Read a model file and, if it belongs to a checkpoint, compare its checksum before.
+
+    Raises CheckpointError.
+    """
+    check_kind(path, read_header(path), FileKind.MODEL)
+    _verify_model(path)
+    return read_model(path)
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps that have a DONE file, in ascending order."""
+    matches = (re.fullmatch(r"DONE_(\d{8})", path.name) for path in folder.glob("DONE_*"))
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def best_step(folder: Path) -> int:
@@ -126,6 +154,11 @@ def best_step(folder: Path) -> int:
 def model_path(folder: Path, step: int) -> Path:
     """The model file of `step`."""
     return folder / f"model_{step:08d}.bin"
+
+
+def done_path(folder: Path, step: int) -> Path:
+    """The DONE file of `step`."""
+    return folder / f"DONE_{step:08d}"
 
 
 def prune_checkpoints(
@@ -167,3 +200,83 @@ def _paths(folder: Path, step: int) -> tuple[Path, Path, Path]:
         state_path(folder, step, 0),
         done_path(folder, step),
     )
+
+
+def _write_done(folder: Path, step: int, checksums: dict[str, int]) -> None:
+    """Declare the checkpoint of `step` complete: the CRC-32 of each of its files by name."""
+    with atomic_write(done_path(folder, step)) as file:
+        file.write(json.dumps({"step": step, "crc32": checksums}, indent=1).encode())
+
+
+def _verify_checkpoint(folder: Path, step: int) -> None:
+    """Compare all files of a checkpoint with the list in DONE. Raises CheckpointError."""
+    listed, done = _listed(folder, step), done_path(folder, step)
+    for name, checksum in listed.items():
+        _verify_file(folder / name, checksum, done)
+    if listed:
+        expected = 1 + num_files(state_path(folder, step, 0))
+        if len(listed) != expected:
+            raise CheckpointError(f"{done}: lists {len(listed)} files, but there are {expected}.")
+
+
+def _verify_model(path: Path) -> None:
+    """Compare a model file with the DONE beside it, where there is one. Raises CheckpointError."""
+    match = re.fullmatch(r"model_(\d{8})\.bin", path.name)
+    if match is None or not done_path(path.parent, int(match[1])).is_file():
+        return
+    step = int(match[1])
+    listed = _listed(path.parent, step)
+    if listed:
+        _verify_file(path, listed[path.name], done_path(path.parent, step))
+
+
+def _listed(folder: Path, step: int) -> dict[str, int]:
+    """The checksums in DONE; none for a checkpoint of llm.c. CheckpointError if it is damaged."""
+    done = done_path(folder, step)
+    try:
+        raw = done.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{done}: could not be read ({error.strerror or error}).") from error
+    if not raw:
+        if _is_ours(folder, step):
+            raise CheckpointError(f"{done}: empty; it should list the files of this checkpoint.")
+        return {}
+    try:
+        content = json.loads(raw)
+        listed = {str(name): _number(value) for name, value in content["crc32"].items()}
+        known_step = _number(content.get("step", step))  # the first versions wrote none
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{done}: damaged; it should hold the checksums.") from error
+    if known_step != step:
+        raise CheckpointError(f"{done}: it belongs to step {known_step}, not to step {step}.")
+    states = sorted(name for name in listed if name.startswith("state_"))
+    expected = [state_path(folder, step, rank).name for rank in range(max(1, len(states)))]
+    if sorted(listed) != sorted([f"model_{step:08d}.bin", *expected]):
+        raise CheckpointError(
+            f"{done}: damaged; it should list the model and the states of step {step}, but lists "
+            f"{', '.join(sorted(listed)) or 'nothing'}."
+        )
+    return listed
+
+
+def _is_ours(folder: Path, step: int) -> bool:
+    """Whether a state of this step was written by us, or is damaged; llm.c's have no marker."""
+    states = state_files(folder, step)
+    return any(read_progress(path).position is not None for path in states)
+
+
+def _number(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(value)
+    return value
+
+
+def _verify_file(path: Path, checksum: int, done: Path) -> None:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing, though {done.name} lists it.")
+    try:
+        found = file_checksum(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: could not be read ({error.strerror or error}).") from error
+    if found != checksum:
+        raise CheckpointError(f"{path}: damaged (its checksum is not the one in {done.name}).")

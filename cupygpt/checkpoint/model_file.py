@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
-from cupygpt.checkpoint.done import verify_model
 from cupygpt.config import GPTConfig
 from cupygpt.errors import CheckpointError, ConfigError
 from cupygpt.files import HEADER_BYTES, HEADER_INTS, FileKind, check_kind, read_header, write_arrays
@@ -46,18 +45,16 @@ def save_model(path: Path, config: GPTConfig, parameters: np.ndarray, precision:
     return write_arrays(path, [header, body])
 
 
-def load_model(path: Path, *, verified: bool = False) -> ModelFile:
+def read_model(path: Path) -> ModelFile:
     """Read a model file, checking magic, version, shape, exact size and finite weights.
 
-    If it belongs to a checkpoint, its checksum is compared too, unless that was `verified` before.
+    The checksum of a model in a checkpoint is not compared: checkpoint.load_model does that too.
 
     Padding rows of wte that are not zero are set to zero, with a warning: llm.c's trainers use the
     logits of these rows as their gradients, which ruins a run. Raises CheckpointError.
     """
     header = read_header(path)
     check_kind(path, header, FileKind.MODEL)
-    if not verified:
-        verify_model(path)
     config, precision = _shape(path, header)
     element_bytes = _ELEMENT_BYTES[int(header[1])]
     expected = HEADER_BYTES + element_bytes * config.num_parameters

@@ -4,9 +4,8 @@ from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 
-from cupygpt.checkpoint.checkpoint import best_step, model_path
-from cupygpt.checkpoint.done import checkpoint_steps
-from cupygpt.checkpoint.model_file import ModelFile, load_model
+from cupygpt.checkpoint.checkpoint import best_step, checkpoint_steps, load_model, model_path
+from cupygpt.checkpoint.model_file import ModelFile
 from cupygpt.config import config_from_descriptor
 from cupygpt.data import hf_tokenizer
 from cupygpt.data.vocabulary import Vocabulary

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from cupygpt.checkpoint.model_file import ModelFile, load_model
+from cupygpt.checkpoint.checkpoint import load_model
+from cupygpt.checkpoint.model_file import ModelFile
 from cupygpt.config import GPTConfig, config_from_descriptor
 from cupygpt.data.token_files import longest_row, num_tokens
 from cupygpt.flags.config import TrainConfig

@@ -4,7 +4,7 @@ import contextlib
 import re
 from pathlib import Path
 
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps
 from cupygpt.console.paste import shell_word
 from cupygpt.errors import CheckpointError, ConfigError
 from cupygpt.run_folder.log import MAIN_LOG

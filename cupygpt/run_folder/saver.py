@@ -2,8 +2,7 @@
 
 from pathlib import Path
 
-from cupygpt.checkpoint.checkpoint import prune_checkpoints, save_checkpoint
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps, prune_checkpoints, save_checkpoint
 from cupygpt.checkpoint.state_file import TrainState
 from cupygpt.config import GPTConfig
 from cupygpt.console.console import Console

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cupygpt.checkpoint.checkpoint import best_step, model_path
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import best_step, checkpoint_steps, model_path
 from cupygpt.checkpoint.state_file import TrainState
 from cupygpt.console.paste import shell_command
 from cupygpt.errors import RunError

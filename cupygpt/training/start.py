@@ -10,8 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cupygpt.checkpoint.checkpoint import load_checkpoint, remove_leftovers
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint, remove_leftovers
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.console import Console
 from cupygpt.console.stop_signal import StopSignal, ending_cleanly

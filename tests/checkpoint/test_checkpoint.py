@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from cupygpt.arrays import from_bfloat16, to_bfloat16
 from cupygpt.checkpoint.checkpoint import (
     best_step,
+    checkpoint_steps,
     load_checkpoint,
     prune_checkpoints,
     remove_leftovers,
     save_checkpoint,
 )
-from cupygpt.checkpoint.done import checkpoint_steps
 from cupygpt.checkpoint.state_file import Progress, TrainState, load_state
 from cupygpt.config import GPTConfig
 from cupygpt.data.loader import Position

@@ -9,9 +9,8 @@ import pytest
 from support.small_runs import TINY, write_files
 
 from cupygpt import sample
-from cupygpt.checkpoint.checkpoint import load_checkpoint, save_checkpoint
-from cupygpt.checkpoint.done import done_path
-from cupygpt.checkpoint.model_file import load_model, save_model
+from cupygpt.checkpoint.checkpoint import done_path, load_checkpoint, load_model, save_checkpoint
+from cupygpt.checkpoint.model_file import save_model
 from cupygpt.checkpoint.state_file import Progress, TrainState, state_path
 from cupygpt.errors import CheckpointError
 from cupygpt.model.init_weights import initial_parameters

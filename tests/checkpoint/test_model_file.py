@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
-from cupygpt.checkpoint.model_file import load_model, save_model
+from cupygpt.checkpoint.checkpoint import load_model
+from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
 from cupygpt.errors import CheckpointError
 from cupygpt.model.init_weights import initial_parameters

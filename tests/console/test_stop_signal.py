@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.small_runs import main_log, write_files
 
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps
 from cupygpt.console.stop_signal import StopSignal, ending_cleanly
 from cupygpt.run_folder.new_folder import NewFolder
 

@@ -8,7 +8,7 @@ from evaluation.question_files import EXAMPLES, llmc_file
 from support.rank_threads import run_ranks
 from support.small_runs import main_log, metrics, write_files
 
-from cupygpt.checkpoint.model_file import load_model
+from cupygpt.checkpoint.checkpoint import load_model
 from cupygpt.config import GPTConfig
 from cupygpt.data.tokenizer import ByteTokenizer
 from cupygpt.device.cpu import CPU

@@ -9,7 +9,8 @@ import pytest
 from support.data_files import use_gpt2_files
 from support.small_runs import command
 
-from cupygpt.checkpoint.model_file import ModelFile, load_model, save_model
+from cupygpt.checkpoint.checkpoint import load_model
+from cupygpt.checkpoint.model_file import ModelFile, save_model
 from cupygpt.config import GPT2_VOCAB, GPTConfig
 from cupygpt.device.cpu import CPU
 from cupygpt.device.precision import FP32

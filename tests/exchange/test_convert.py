@@ -10,7 +10,7 @@ from exchange.exchanged_models import random_weights, save_random
 from exchange.hugging_face_files import TINY, write_folder
 from support.data_files import write_ranks
 
-from cupygpt.checkpoint.model_file import load_model
+from cupygpt.checkpoint.checkpoint import load_model
 from cupygpt.config import GPTConfig
 from cupygpt.convert import main
 from cupygpt.data.tokenizer import load_tokenizer

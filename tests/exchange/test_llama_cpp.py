@@ -14,7 +14,7 @@ import pytest
 from exchange.exchanged_models import convert, greedy, mixed_text, trained_run
 from support.data_files import use_gpt2_files
 
-from cupygpt.checkpoint.model_file import load_model
+from cupygpt.checkpoint.checkpoint import load_model
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]

@@ -11,7 +11,8 @@ from exchange.exchanged_models import random_weights
 from exchange.hugging_face_files import TINY, write_folder
 from support.data_files import write_ranks
 
-from cupygpt.checkpoint.model_file import load_model, save_model
+from cupygpt.checkpoint.checkpoint import load_model
+from cupygpt.checkpoint.model_file import save_model
 from cupygpt.data.tokenizer import load_tokenizer
 from cupygpt.errors import CheckpointError
 from cupygpt.exchange.hf_tokenizer_files import tokenizer_files

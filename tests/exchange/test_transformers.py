@@ -22,7 +22,8 @@ from support.data_files import use_gpt2_files
 from support.small_runs import command, metrics
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
-from cupygpt.checkpoint.model_file import load_model, save_model
+from cupygpt.checkpoint.checkpoint import load_model
+from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
 from cupygpt.data.tokenizer import load_tokenizer
 from cupygpt.exchange.safetensors_file import read_tensor_table

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from support.small_runs import main_log, write_files
 
-from cupygpt.checkpoint.checkpoint import load_checkpoint
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.train import main
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from support.small_runs import main_log, write_files
 
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps
 from cupygpt.run_folder.log import MAIN_LOG, METRICS, RunLog, cut_logs
 from cupygpt.train import main
 

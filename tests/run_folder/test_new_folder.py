@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from support.small_runs import TINY, main_log, write_files, write_tokens
 
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps
 from cupygpt.errors import ConfigError
 from cupygpt.run_folder.new_folder import NewFolder
 from cupygpt.train import main

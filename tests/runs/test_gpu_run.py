@@ -14,8 +14,7 @@ import pytest
 from support.gpu import require_gpu
 from support.small_runs import main_log, write_files
 
-from cupygpt.checkpoint.checkpoint import load_checkpoint
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.config import GPT2_VOCAB, GPTConfig, small_config
 from cupygpt.data.loader import pack
 from cupygpt.device.cpu import CPU

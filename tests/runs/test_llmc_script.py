@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support.small_runs import command, main_log, write_files
 
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps
 from cupygpt.train import main
 
 LOOP = """

@@ -22,8 +22,7 @@ from support.rank_runs import (
 )
 from support.small_runs import main_log, metrics, write_files, write_tokens
 
-from cupygpt.checkpoint.checkpoint import load_checkpoint
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.train import main
 
 pytestmark = pytest.mark.multi_gpu

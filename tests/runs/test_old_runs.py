@@ -15,8 +15,7 @@ import pytest
 from support.small_runs import main_log, metrics
 
 from cupygpt import sample, train
-from cupygpt.checkpoint.checkpoint import load_checkpoint
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.run_folder.record import read_record
 
 RUNS = Path(__file__).parents[1] / "golden" / "runs"

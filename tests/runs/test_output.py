@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 from support.small_runs import TINY, main_log, metrics, write_files
 
-from cupygpt.checkpoint.checkpoint import load_checkpoint
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.config import GPTConfig
 from cupygpt.prepare import main as prepare
 from cupygpt.sample import main as sample

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from support.small_runs import change_record, command, main_log, metrics, write_files
 
-from cupygpt.checkpoint.checkpoint import load_checkpoint
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.train import main
 
 # 1200 tokens in rows of 8 are about 149 rows, 37 steps of 4 rows: -n 60 crosses an epoch.

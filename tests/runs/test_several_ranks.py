@@ -26,8 +26,7 @@ from support.rank_runs import (
 )
 from support.small_runs import TINY, main_log, metrics, write_files
 
-from cupygpt.checkpoint.checkpoint import load_checkpoint
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.device import cuda_check
 from cupygpt.device.cpu import available_memory_bytes
 from cupygpt.model.memory_plan import RunShape, memory_plan

@@ -12,7 +12,7 @@ import pytest
 from support.small_runs import TINY, command, main_log, metrics, write_files, write_tokens
 
 from cupygpt import sample
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps
 from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
 from cupygpt.model.init_weights import initial_parameters

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cupygpt.checkpoint.checkpoint import load_checkpoint
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.distributed.launcher_env import LOOPBACK, free_port
 from support.small_runs import main_log
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.small_runs import main_log, write_files
 
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps
 from cupygpt.checkpoint.state_file import Progress, TrainState
 from cupygpt.planning.schedule import Schedule
 from cupygpt.train import main

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from support.small_runs import main_log, metrics, write_tokens
 
-from cupygpt.checkpoint.done import checkpoint_steps
+from cupygpt.checkpoint.checkpoint import checkpoint_steps
 from cupygpt.train import main
 
 SHAPE = "L1:H1:C16:V65"
