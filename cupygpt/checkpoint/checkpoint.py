@@ -26,7 +26,7 @@ from cupygpt.checkpoint.state_file import (
     state_path,
 )
 from cupygpt.config import GPTConfig
-from cupygpt.distributed.ranks import ONE_RANK, Ranks
+from cupygpt.distributed.ranks import ONE_RANK, Ranks, broadcast_object
 from cupygpt.distributed.zero import shard_of
 from cupygpt.errors import CheckpointError
 from cupygpt.files import (
@@ -120,6 +120,12 @@ def load_checkpoint(
         raise CheckpointError(f"{error} {advice}") from error
     state = replace(state, params=loaded.parameters)
     return Checkpoint(loaded.config, loaded.precision, state, loaded.warnings)
+
+
+def load_newest(folder: Path, *, ranks: Ranks, zero_stage: int) -> Checkpoint:
+    """The checkpoint from which the run in `folder` continues; see `load_checkpoint`."""
+    step = broadcast_object(ranks, checkpoint_steps(folder)[-1])
+    return load_checkpoint(folder, step, ranks=ranks, zero_stage=zero_stage)
 
 
 def load_model(path: Path) -> ModelFile:

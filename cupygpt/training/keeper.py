@@ -1,4 +1,4 @@
-"""Which checkpoints a run writes, and when one is worth its time.
+"""The checkpoints that a run writes: when one is worth its time, what stays, and how to go on.
 
 Where no flag says how often to save, saving may take 2 % of the time. A checkpoint is due at each
 new best validation, and ten minutes after the last one, if it can be afforded. The weights of a
@@ -7,13 +7,21 @@ last one at the latest.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
+from cupygpt.checkpoint.checkpoint import checkpoint_steps, prune_checkpoints, save_checkpoint
 from cupygpt.checkpoint.state_file import TrainState
+from cupygpt.config import GPTConfig
+from cupygpt.console.console import Console
+from cupygpt.console.paste import shell_word
 from cupygpt.distributed.ranks import Ranks, broadcast_object
+from cupygpt.errors import RunError
+from cupygpt.files import is_full
+from cupygpt.model.memory_plan import checkpoint_bytes
+from cupygpt.planning.plan import Plan
 from cupygpt.run_folder.log import RunLog
-from cupygpt.run_folder.saver import Saver
 from cupygpt.training.clock import Clock
 
 SHARE = 0.02
@@ -26,8 +34,71 @@ GUESSED_BYTES_PER_S = 5e8
 """How fast the first checkpoint is expected to be written."""
 
 
+class Saver:
+    """Writes the checkpoints of one run into its folder; all `ranks` call `save` together.
+
+    The newest `keep` stay (0: all), and those of steps that are multiples of `keep_every`.
+    `saved_step` is the step that was saved last, or that the run was resumed from; None at first.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        model: GPTConfig,
+        ranks: Ranks,
+        console: Console,
+        *,
+        keep: int,
+        keep_every: int,
+        saved_step: int | None,
+    ) -> None:
+        self.folder, self.saved_step = folder, saved_step
+        self._keep, self._keep_every = keep, keep_every
+        self._model, self._ranks, self._console = model, ranks, console
+
+    def save(self, state: TrainState, log: RunLog, best_step: int | None) -> None:
+        """Write the checkpoint of `state`, after the lines of the `log` that belong before it.
+
+        Older ones are deleted, but that of `best_step` and those that are kept. Raises
+        RunError that names the last complete checkpoint if the disk refuses.
+        """
+        step = state.progress.step
+        log.sync()
+        try:
+            self._write(state, best_step)
+        except RunError as error:
+            failure = f"{log.failure} " if log.failure else ""
+            raise RunError(f"{failure}{error} {last_checkpoint(self.folder)}") from error
+        self.saved_step = step
+        if self._ranks.rank != 0:
+            return
+        if log.failure:
+            log.sync()  # an older checkpoint may have made room for its lines
+        self._console.saved(step, str(self.folder))
+        try:
+            self._prune(self._keep, best_step)
+        except RunError as error:
+            self._console.warn(f"an old checkpoint stays: {error}")
+
+    def _write(self, state: TrainState, best_step: int | None) -> None:
+        """Save; where the disk is full, in the place of the checkpoint that would go next."""
+        try:
+            save_checkpoint(self.folder, self._model, state, ranks=self._ranks)
+        except RunError as error:
+            before = checkpoint_steps(self.folder)
+            if not is_full(error.__cause__) or self._ranks.world > 1 or self._keep < 2:
+                raise
+            self._prune(self._keep - 1, best_step)
+            if checkpoint_steps(self.folder) == before:
+                raise
+            save_checkpoint(self.folder, self._model, state)
+
+    def _prune(self, keep: int, best_step: int | None) -> None:
+        prune_checkpoints(self.folder, keep, best_step, keep_every=self._keep_every)
+
+
 class Keeper:
-    """Writes the checkpoints of a run; all `ranks` call its methods together.
+    """Decides when the `saver` writes; all `ranks` call its methods together.
 
     `read_state` gives what this rank saves. With `is_timed` the clock decides, else a best
     validation is always saved. `num_bytes` is the size of a checkpoint.
@@ -92,3 +163,40 @@ def _copy_of(state: TrainState) -> TrainState:
     arrays = (state.params, state.m, state.v, state.master)
     params, m, v, master = (None if array is None else np.array(array) for array in arrays)
     return TrainState(state.progress, params, m, v, master, state.zero_shard)
+
+
+def keeper_of(
+    plan: Plan,
+    folder: Path,
+    console: Console,
+    ranks: Ranks,
+    clock: Clock,
+    read_state: Callable[[], TrainState],
+    *,
+    saved_step: int | None,
+) -> Keeper:
+    """The keeper of a run in `folder`, as its flags ask for it; `saved_step` is the Saver's."""
+    config, shape = plan.config, plan.shape
+    saver = Saver(
+        folder,
+        shape.config,
+        ranks,
+        console,
+        keep=config.keep,
+        keep_every=config.keep_every,
+        saved_step=saved_step,
+    )
+    is_timed = config.checkpoint_every is None
+    size = checkpoint_bytes(shape)
+    return Keeper(saver, read_state, clock, ranks, is_timed=is_timed, num_bytes=size)
+
+
+def last_checkpoint(folder: Path) -> str:
+    """A sentence: from where the run can continue, and how."""
+    steps = checkpoint_steps(folder)
+    if not steps:
+        return "No checkpoint was saved yet."
+    return (
+        f"The last complete checkpoint is step {steps[-1]}: "
+        f"continue from it with --resume {shell_word(folder)}."
+    )

@@ -18,16 +18,14 @@ from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.ranks import Ranks, rank0_first
 from cupygpt.errors import ConfigError, RunError
 from cupygpt.model.generate import Generator, Sampling
-from cupygpt.model.memory_plan import checkpoint_bytes
 from cupygpt.planning.open_data import Data
 from cupygpt.planning.plan import Plan, train_loader
 from cupygpt.run_folder.log import RunLog
 from cupygpt.run_folder.record import update_record
-from cupygpt.run_folder.saver import Saver
 from cupygpt.training.clock import Clock
 from cupygpt.training.compile_ahead import compile_ahead
 from cupygpt.training.diverged import diverged, has_finite_moments, is_finite
-from cupygpt.training.keeper import Keeper
+from cupygpt.training.keeper import keeper_of, last_checkpoint
 from cupygpt.training.length import final_plan, fixed_at, measured_plan
 from cupygpt.training.trainer import OptimizerSettings, PendingStep, Trainer
 from cupygpt.training.validator import Validator, open_questions
@@ -97,22 +95,14 @@ class Run:
         self._overfit_batch: np.ndarray | None = None
         self._pending: deque[_Queued] = deque()
         self._last_report = 0.0
-        self._saver = Saver(
+        self._keeper = keeper_of(
+            plan,
             folder,
-            plan.shape.config,
-            ranks,
             console,
-            keep=plan.config.keep,
-            keep_every=plan.config.keep_every,
-            saved_step=progress.step if is_resumed else None,
-        )
-        self._keeper = Keeper(
-            self._saver,
-            self._read_state,
-            clock,
             ranks,
-            is_timed=plan.config.checkpoint_every is None,
-            num_bytes=checkpoint_bytes(plan.shape),
+            clock,
+            self._read_state,
+            saved_step=progress.step if is_resumed else None,
         )
         self._log = RunLog(None)
         self._saves_seen, self._save_is_asked = 0, False
@@ -133,6 +123,18 @@ class Run:
             f"{1e3 * seconds:.1f} ms a step: about {self.plan.steps:,} steps in "
             f"{self.plan.minutes:g} minutes; the number is fixed after the warm-up"
         )
+
+    def load(self, state: TrainState) -> None:
+        """Continue from the weights and moments of a checkpoint."""
+        if (
+            state.zero_shard is not None
+            and state.master is not None
+            and self.trainer.master is None
+        ):
+            self.console.warn(
+                "this run keeps no master weights, so it continues from the rounded bf16 weights"
+            )
+        self.trainer.load(state)
 
     def loop(self, stop: StopSignal) -> None:
         """Train until the last step, a signal, or nobody reads the console; then save."""
@@ -172,7 +174,7 @@ class Run:
             self._train_step()
         console.finish()
         if self._log.failure:
-            raise RunError(f"{self._log.failure} {self._saver.last_checkpoint()}")
+            raise RunError(f"{self._log.failure} {last_checkpoint(self.folder)}")
 
     def _fix_steps(self) -> None:
         """From here on a run of so many minutes has its number of steps."""
@@ -340,7 +342,7 @@ class Run:
     def _farewell(self) -> str:
         """When another rank dies: restore the terminal, and say where the run can continue."""
         self.console.finish()
-        return self._saver.last_checkpoint() if self.ranks.rank == 0 else ""
+        return last_checkpoint(self.folder) if self.ranks.rank == 0 else ""
 
 
 def _make_trainer(plan: Plan, ranks: Ranks) -> Trainer:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint, remove_leftovers
+from cupygpt.checkpoint.checkpoint import load_newest, remove_leftovers
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.console import Console
 from cupygpt.console.stop_signal import StopSignal, ending_cleanly
@@ -204,8 +204,7 @@ def resume_run(
     _warn_of_no_lock(lock, console)
     config = data_from_first_folder(config, given, record)
     data = rank0_first(ranks, lambda: open_data(config, folder, new=False))
-    step = broadcast_object(ranks, checkpoint_steps(folder)[-1])
-    checkpoint = load_checkpoint(folder, step, ranks=ranks, zero_stage=config.zero_stage)
+    checkpoint = load_newest(folder, ranks=ranks, zero_stage=config.zero_stage)
     model, state = checkpoint.config, checkpoint.state
     attach_tokenizer_of_run(
         config, model, data, folder, record["data"], is_asked_for="tokenizer" in given
@@ -228,11 +227,7 @@ def resume_run(
     run = Run(plan, data, folder, console, state.progress, ranks, clock, is_resumed=True)
     run.measure_steps()
     _check_equal_files(ranks, data, state.float32_weights())
-    if state.zero_shard is not None and state.master is not None and run.trainer.master is None:
-        console.warn(
-            "this run keeps no master weights, so it continues from the rounded bf16 weights"
-        )
-    run.trainer.load(state)
+    run.load(state)
     if ranks.rank == 0:
         for missing in cut_logs(folder, state.progress.step):
             console.warn(missing)
