@@ -3,27 +3,22 @@
 import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
-from cupygpt.checkpoint.model_file import ModelFile
 from cupygpt.cli import run_cli
 from cupygpt.console.paste import shell_command
 from cupygpt.console.stream import say, set_up_streams
-from cupygpt.data.tokenizer import default_tokenizer_spec
 from cupygpt.errors import ConfigError
-from cupygpt.exchange.note import ModelNote
-from cupygpt.exchange.source import Kind, WeightSource, find_weights, load_weights
+from cupygpt.exchange.company import with_company
+from cupygpt.exchange.source import find_weights, load_weights
 from cupygpt.exchange.target import (
     PRECISIONS,
     Converted,
     Format,
     check_target,
     format_of,
-    tokenizer_path,
     write_target,
 )
-from cupygpt.exchange.tokenizer_of import is_guessed, noted_tokenizer, vocabulary_of
 from cupygpt.files import user_path
 
 DESCRIPTION = """\
@@ -60,58 +55,14 @@ def convert(args: argparse.Namespace) -> None:
     model = load_weights(source)
     for warning in model.warnings:
         say(f"warning: {warning}")
-    converted = _with_company(source, model, args.tokenizer, target)
+    converted, notes = with_company(source, model, args.tokenizer, target)
+    for note in notes:
+        say(f"note: {note}")
     precision = args.precision or model.precision
     for path in write_target(target, converted, precision):
         _say(f"wrote {path} ({path.stat().st_size:,} bytes)")
     _say(f"{source.origin}: {model.config.describe()}, {model.precision} -> {precision}")
     _say_how_to_use(target, converted)
-
-
-def _with_company(
-    source: WeightSource, model: ModelFile, tokenizer: str | None, target: Path
-) -> Converted:
-    """The model with what the target needs besides it: a note, or a vocabulary."""
-    V = model.config.V
-    longest = source.trained_length or model.config.maxT
-    name = {
-        Kind.RUN: source.path.parent.name,
-        Kind.HUGGING_FACE: source.path.name,
-        Kind.MODEL_FILE: source.path.stem,
-    }[source.kind]
-    converted = Converted(model, name, longest)
-    if format_of(target) is Format.MODEL_FILE:
-        if not source.is_trained and source.trained_length is None:
-            if tokenizer is not None:
-                raise ConfigError(
-                    f"--tokenizer has no effect: {source.path} has no note that could name one. "
-                    f"Pass it to train or sample."
-                )
-            return converted
-        noted = noted_tokenizer(source, tokenizer, V)
-        if noted.doubt is not None:
-            say(f"note: no tokenizer is noted beside {target}: {noted.doubt}")
-        file = None if noted.file is None else str(tokenizer_path(target))
-        note = ModelNote(
-            source.origin, noted.name or file, source.text_start, source.trained_length
-        )
-        return replace(converted, note=note, tokenizer_file=noted.file)
-    vocabulary = vocabulary_of(source, tokenizer, V)
-    if vocabulary is None and format_of(target) is Format.GGUF:
-        raise ConfigError(
-            f"a GGUF file holds its tokenizer, but that of {source.path} is not known ({V:,} ids). "
-            f"Name it with --tokenizer FILE."
-        )
-    if vocabulary is None:
-        say(f"note: no tokenizer is known for {V:,} ids, so none is written (--tokenizer FILE).")
-    elif is_guessed(source, tokenizer):
-        say(f"note: the tokenizer {default_tokenizer_spec(V)} is assumed, by the number of ids.")
-    if longest < model.config.maxT:
-        say(
-            f"note: {longest} of the {model.config.maxT} positions were trained; longer texts turn "
-            f"to noise."
-        )
-    return replace(converted, vocabulary=vocabulary)
 
 
 def _say_how_to_use(target: Path, converted: Converted) -> None:

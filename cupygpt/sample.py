@@ -9,27 +9,17 @@ from cupygpt.checkpoint.model_file import ModelFile
 from cupygpt.cli import run_cli
 from cupygpt.console.stream import say, set_up_streams
 from cupygpt.console.text_output import TextOutput
+from cupygpt.data.document_start import text_prompt
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer_for
 from cupygpt.device.choose import choose_device
 from cupygpt.device.device import Device
 from cupygpt.device.precision import precision_of_file
 from cupygpt.errors import ConfigError
 from cupygpt.exchange.source import find_weights, load_weights
-from cupygpt.flags.field import AT_LEAST_1, NOT_NEGATIVE, SEED, Range
+from cupygpt.flags.writing import RANGES
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.memory_plan import check_decoding_fits
 from cupygpt.model.tensors import cut_packed, parameter_specs
-
-RANGES = {
-    "tokens": AT_LEAST_1,
-    "num": AT_LEAST_1,
-    "window": AT_LEAST_1,
-    "temperature": Range(NOT_NEGATIVE.holds, "0 or more, and finite"),
-    "top_k": NOT_NEGATIVE,
-    "top_p": Range(lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "seed": SEED,
-}
-"""What the flags with numbers may be."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,28 +55,6 @@ def sample(args: argparse.Namespace) -> None:
     if note:
         say(note)
     _print_texts(args, generator, tokenizer, prompt)
-
-
-def text_prompt(
-    text: str, tokenizer: Tokenizer, text_start: list[int] | None
-) -> tuple[list[int], str]:
-    """The ids that a text continues, and a note about where it begins if `text` is empty.
-
-    End of text stands first, unless the training data are known to have too few of it to learn
-    from. `text_start` is how their documents begin, None if that is not known.
-    """
-    eot = [tokenizer.eot]
-    learnt = text_start is None or text_start == eot
-    if text:
-        return (eot if learnt else []) + [int(i) for i in tokenizer.encode(text)], ""
-    if text_start is None:
-        return eot, (
-            "no --prompt: the text begins after end of text. The training data are not known; if "
-            "their documents did not begin so, the beginning is noise."
-        )
-    if learnt:
-        return eot, "no --prompt: the text begins as the documents of the training data do."
-    return text_start, "no --prompt: the text begins with the first line of the training data."
 
 
 def load_generator(model: ModelFile, device: Device, window: int | None = None) -> Generator:

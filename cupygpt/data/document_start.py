@@ -1,4 +1,4 @@
-"""How the documents of a data set begin: where a text starts that is not given a prompt."""
+"""How the documents of a data set begin, and with which ids a text that continues a prompt."""
 
 from collections.abc import Sequence
 
@@ -29,6 +29,28 @@ def document_start(shards: Sequence[TokenShard], tokenizer: Tokenizer | None) ->
         return [eot]
     start = [int(token) for token in tokens[tokens != eot][:MOST_TOKENS]]
     return _first_line(start, tokenizer) if start else [int(tokens[0])]
+
+
+def text_prompt(
+    text: str, tokenizer: Tokenizer, text_start: list[int] | None
+) -> tuple[list[int], str]:
+    """The ids that a text continues, and a note about where it begins if `text` is empty.
+
+    End of text stands first, unless the training data are known to have too few of it to learn
+    from. `text_start` is how their documents begin, None if that is not known.
+    """
+    eot = [tokenizer.eot]
+    learnt = text_start is None or text_start == eot
+    if text:
+        return (eot if learnt else []) + [int(i) for i in tokenizer.encode(text)], ""
+    if text_start is None:
+        return eot, (
+            "no --prompt: the text begins after end of text. The training data are not known; if "
+            "their documents did not begin so, the beginning is noise."
+        )
+    if learnt:
+        return eot, "no --prompt: the text begins as the documents of the training data do."
+    return text_start, "no --prompt: the text begins with the first line of the training data."
 
 
 def _first_line(ids: list[int], tokenizer: Tokenizer) -> list[int]:

@@ -6,6 +6,7 @@ errors with file and line.
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -48,8 +49,9 @@ class Variant(NamedTuple):
     """The architecture that the file needs (sm_90a); empty for that of the device."""
 
 
-_recorded: dict[Variant, set[str]] | None = None
-"""While `record_kernels` runs: the variants so far, each with the kernels launched from it."""
+_here = threading.local()
+"""`recorded` on a thread in `record_kernels`: the variants so far, each with the kernels launched
+from it. Other threads launch meanwhile."""
 
 _loaders: dict[type, Loader] = {}
 _modules: dict[Variant, Module] = {}
@@ -103,24 +105,23 @@ def record_kernels(dry_run: Callable[[], None]) -> dict[Variant, set[str]]:
     first launch, each with the names of the kernels launched from it. So the list of what a run
     must compile follows from the code that launches.
     """
-    global _recorded
-    _recorded = {}
+    recorded: dict[Variant, set[str]] = {}
+    _here.recorded = recorded
     try:
         dry_run()
-        return _recorded
     finally:
-        _recorded = None
+        _here.recorded = None
+    return recorded
 
 
 def is_recording() -> bool:
-    """Whether `record_kernels` is running: then a launch is only recorded."""
-    return _recorded is not None
+    """Whether `record_kernels` runs on this thread: then a launch is only recorded."""
+    return getattr(_here, "recorded", None) is not None
 
 
 def record(variant: Variant, kernel: str) -> None:
     """Record a launch for `record_kernels`."""
-    assert _recorded is not None
-    _recorded.setdefault(variant, set()).add(kernel)
+    _here.recorded.setdefault(variant, set()).add(kernel)
 
 
 def precompile(

@@ -4,10 +4,12 @@ CuPy's own products refuse to run while a stream is captured; these run eagerly 
 first call of a kind makes a plan: it creates the product's cuBLASLt descriptors (under 100 μs), and
 takes the algorithm that was measured to be the fastest (matmul_plan.py); without a measurement,
 the first one that cuBLASLt proposes. Later calls look the plan up. No call outside `measuring`
-waits for the device, and only the first call on a device allocates memory.
+waits for the device, and only the first call on a stream allocates memory.
 """
 
 import ctypes
+import threading
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +27,7 @@ from cupygpt.kernels.matmul_plan import (
 )
 
 WORKSPACE_BYTES = 32 << 20
-"""Scratch memory per device: NVIDIA's advice for Hopper, ample for older GPUs."""
+"""Scratch memory per stream: NVIDIA's advice for Hopper, ample for older GPUs."""
 
 MAX_CANDIDATES = 16
 """Algorithms that the heuristics are asked for; for most products they propose about 8."""
@@ -80,10 +82,10 @@ def matmul(
     epilogue and aux, rows of aux must lie a multiple of 8 elements apart.
 
     All arrays are CuPy arrays on one device, or of a type that `register_matmul` knows. The work is
-    queued on CuPy's current stream. Products of one device share a workspace and cached
-    descriptors: issue them from one thread, on one stream at a time. Raises KernelError for shapes,
-    types and layouts that do not fit together or that cuBLASLt does not support, with its status;
-    DeviceError if cuBLASLt is missing.
+    queued on CuPy's current stream, each of which has a workspace of its own. Several threads may
+    call this at once, each with a stream of its own. Raises KernelError for shapes, types and
+    layouts that do not fit together or that cuBLASLt does not support, with its status; DeviceError
+    if cuBLASLt is missing.
     """
     if out.size == 0:
         return
@@ -136,11 +138,12 @@ class _Context:
         with cupy.cuda.Device(device_id):
             self.handle = self.library.create()
             properties = cupy.cuda.runtime.getDeviceProperties(device_id)
-            # Straight from cudaMalloc: a pool could round the size up, and the memory plan counts
-            # exactly WORKSPACE_BYTES.
-            self._workspace = cupy.cuda.Memory(WORKSPACE_BYTES)
+        # Straight from cudaMalloc: a pool could round the size up, and the memory plan counts
+        # exactly WORKSPACE_BYTES.
+        self._new_workspace: Callable[[], Any] = lambda: cupy.cuda.Memory(WORKSPACE_BYTES)
+        self._workspaces: dict[int, Any] = {}
+        self._lock = threading.Lock()
         self.machine = f"{properties['name'].decode()}, cuBLASLt {self.library.version()}"
-        self.workspace_address = self._workspace.ptr
         self.plans: dict[tuple[Any, ...], _Plan] = {}
         self._one, self._zero = ctypes.c_float(1.0), ctypes.c_float(0.0)
         self._one_address = ctypes.addressof(self._one)
@@ -205,21 +208,34 @@ class _Context:
         self, plan: _Plan, out: int, a: int, b: int, bias: Array | None, aux: Array | None
     ) -> None:
         """Queue the product on CuPy's current stream for this device; out, a, b are addresses."""
-        if bias is not None:
-            assert plan.set_bias is not None
-            plan.set_bias(bias.data.ptr)
-        if aux is not None:
-            assert plan.set_aux is not None
-            plan.set_aux(aux.data.ptr)
+        stream = self.current_stream(self.device_id)
+        workspace = self._workspaces.get(stream.ptr) or self._make_workspace(stream)
         A_layout, B_layout, D_layout = plan.layouts
-        # Row-major a @ b is column-major b @ a: cuBLASLt's A is our b.
-        status = self.library.matmul(
-            self.handle, plan.operation, self._one_address, b, A_layout, a, B_layout,
-            plan.beta_address, out, D_layout, out, D_layout, plan.algorithm_address,
-            self.workspace_address, WORKSPACE_BYTES, self.current_stream(self.device_id).ptr,
-        )  # fmt: skip
+        with self._lock:  # the addresses of bias and aux lie in the plan, which threads share
+            if bias is not None:
+                assert plan.set_bias is not None
+                plan.set_bias(bias.data.ptr)
+            if aux is not None:
+                assert plan.set_aux is not None
+                plan.set_aux(aux.data.ptr)
+            # Row-major a @ b is column-major b @ a: cuBLASLt's A is our b.
+            status = self.library.matmul(
+                self.handle, plan.operation, self._one_address, b, A_layout, a, B_layout,
+                plan.beta_address, out, D_layout, out, D_layout, plan.algorithm_address,
+                workspace.ptr, WORKSPACE_BYTES, stream.ptr,
+            )  # fmt: skip
         if status:
             self.library.check(status, plan.problem.describe())
+
+    def _make_workspace(self, stream: Any) -> Any:
+        """Scratch memory for the products of one stream: those of two streams run at once."""
+        workspace = self._workspaces[stream.ptr] = self._new_workspace()
+        # CuPy keeps one object for a stream. When it goes, so does the workspace.
+        weakref.finalize(stream, self._free_workspace, stream.ptr).atexit = False
+        return workspace
+
+    def _free_workspace(self, stream: int) -> None:
+        self._workspaces.pop(stream, None)
 
 
 def _layout(library: cublaslt.CublasLt, operand: Operand) -> int:

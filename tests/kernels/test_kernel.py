@@ -2,6 +2,7 @@
 
 import re
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -275,6 +276,16 @@ def test_kernels_are_launched_again_after_a_recording_that_failed(fake: FakeDevi
     with pytest.raises(KernelError):
         record_kernels(lambda: launch(None, None, 1, 1.0, 1))
     launch(array(8), None, 1, 1.0, 1)
+    assert len(fake.function.launches) == 1
+
+
+def test_other_threads_launch_while_one_records(fake: FakeDevice) -> None:
+    def dry_run() -> None:
+        thread = threading.Thread(target=launch, args=(array(8), None, 1, 1.0, 1))
+        thread.start()
+        thread.join()
+
+    assert not record_kernels(dry_run)
     assert len(fake.function.launches) == 1
 
 

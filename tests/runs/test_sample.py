@@ -11,6 +11,7 @@ from support.small_runs import command, metrics
 
 from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
+from cupygpt.data.document_start import text_prompt
 from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import ByteTokenizer
 from cupygpt.device.cpu import CPU
@@ -18,7 +19,7 @@ from cupygpt.device.precision import FP32
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.tensors import cut_packed, parameter_specs
-from cupygpt.sample import main, text_prompt
+from cupygpt.sample import main
 from cupygpt.train import main as train
 
 BYTES = GPTConfig(maxT=100, V=257, L=2, NH=2, C=16)
