@@ -55,6 +55,13 @@ class Speaker(Protocol):
         """Write a line just before the process ends."""
 
 
+class StopRequest(Protocol):
+    """What a run asks between two steps: the signal that ends it, and how many asked to save."""
+
+    received: str | None
+    saves_asked: int
+
+
 class StopSignal:
     """While active, the first signal sets `received`, and the second ends the process.
 

@@ -11,7 +11,7 @@ import numpy as np
 from cupygpt.checkpoint.state_file import Progress, TrainState
 from cupygpt.console.bar import StepLine
 from cupygpt.console.console import Console
-from cupygpt.console.stop_signal import StopSignal
+from cupygpt.console.stop_signal import StopRequest
 from cupygpt.data.document_start import document_start
 from cupygpt.data.loader import START, Packed, Position, Prefetcher, StepLoader
 from cupygpt.distributed.collectives import make_collectives
@@ -136,7 +136,7 @@ class Run:
             )
         self.trainer.load(state)
 
-    def loop(self, stop: StopSignal) -> None:
+    def loop(self, stop: StopRequest) -> None:
         """Train until the last step, a signal, or nobody reads the console; then save."""
         config, console = self.plan.config, self.console
         console.start(self.progress.step, self.plan.steps)
@@ -202,7 +202,7 @@ class Run:
         self._batches.close()
         self._log.close()
 
-    def _stops(self, stop: StopSignal) -> bool:
+    def _stops(self, stop: StopRequest) -> bool:
         """Whether any rank has got a signal: all hear of it here, at the same step."""
         received = stop.received or (READER_GONE if self.console.reader_gone else None)
         asked = stop.saves_asked

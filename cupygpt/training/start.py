@@ -3,8 +3,9 @@
 import os
 import time
 import zlib
-from contextlib import ExitStack
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import numpy as np
 from cupygpt.checkpoint.checkpoint import load_newest, remove_leftovers
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.console import Console
-from cupygpt.console.stop_signal import StopSignal, ending_cleanly
+from cupygpt.console.stop_signal import StopRequest, StopSignal, ending_cleanly
 from cupygpt.console.stream import say
 from cupygpt.distributed.launcher_env import imitates_terminal
 from cupygpt.distributed.rank_device import choose_rank_device
@@ -69,6 +70,18 @@ LAUNCHER_ECHO_S = 1.0
 """With several ranks a signal may come twice, from the terminal and from the launcher."""
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who asks for a run, the command or a Python program: how it is shown, and what stops it.
+
+    `starting` is entered while the run starts, and `stopping` while it trains.
+    """
+
+    console: Callable[[TrainConfig, Ranks], Console]
+    starting: Callable[[], AbstractContextManager[None]]
+    stopping: Callable[[Console, Ranks], AbstractContextManager[StopRequest]]
+
+
 def train(line: CommandLine, signals: list[str]) -> None:
     """Run what the flags ask for; the signal that ends it early is appended to `signals`."""
     began = time.perf_counter()
@@ -82,28 +95,31 @@ def train(line: CommandLine, signals: list[str]) -> None:
         console = _console(config, ranks)
         for note in line.notes:
             console.note(f"note: {note}")
-        train_rank(config, given, signals, ranks, began)
+        run = train_rank(config, given, ranks, began, COMMAND)
+    if run.stopped_by:
+        signals.append(run.stopped_by)
 
 
 def train_rank(
     config: TrainConfig,
     given: dict[str, Any],
-    signals: list[str],
     ranks: Ranks,
     began: float,
-) -> None:
+    caller: Caller,
+) -> Run:
     """The whole run as this rank sees it; `began` is the time of the command's start."""
     clock = Clock(began)
     with ExitStack() as held:  # the lock of the run folder
-        with ending_cleanly():
+        with caller.starting():
             if config.resume and _continues(config, ranks):
-                run = resume_run(config.resume, config.out, given, ranks, clock, held)
+                run = resume_run(config.resume, config.out, given, ranks, clock, held, caller)
             else:
-                run = start_run(config, ranks, clock, held)
-        _finish_run(run, signals, ranks)
+                run = start_run(config, ranks, clock, held, caller)
+        _finish_run(run, ranks, caller)
+        return run
 
 
-def _finish_run(run: Run, signals: list[str], ranks: Ranks) -> None:
+def _finish_run(run: Run, ranks: Ranks, caller: Caller) -> None:
     """Train to the end, and say what came of it."""
     console = run.console
     try:
@@ -114,8 +130,7 @@ def _finish_run(run: Run, signals: list[str], ranks: Ranks) -> None:
                 f"bigram {baselines[1]:.4f} (a table of how often each token occurs, alone and "
                 f"after another)"
             )
-        echo_s = LAUNCHER_ECHO_S if ranks.world > 1 else 0.0
-        with StopSignal(console, echo_s=echo_s) as stop:
+        with caller.stopping(console, ranks) as stop:
             run.loop(stop)
     finally:
         run.close()
@@ -123,8 +138,6 @@ def _finish_run(run: Run, signals: list[str], ranks: Ranks) -> None:
         console.note(line)
         if console.reader_gone:
             say(line)
-    if run.stopped_by:
-        signals.append(run.stopped_by)
 
 
 def _continues(config: TrainConfig, ranks: Ranks) -> bool:
@@ -135,7 +148,9 @@ def _continues(config: TrainConfig, ranks: Ranks) -> bool:
     return bool(broadcast_object(ranks, found))
 
 
-def start_run(config: TrainConfig, ranks: Ranks, clock: Clock, held: ExitStack) -> Run:
+def start_run(
+    config: TrainConfig, ranks: Ranks, clock: Clock, held: ExitStack, caller: Caller
+) -> Run:
     """A new run: its folder, data, model and weights. Rank 0 makes what the others find.
 
     The folder stays locked until `held` is closed.
@@ -143,7 +158,7 @@ def start_run(config: TrainConfig, ranks: Ranks, clock: Clock, held: ExitStack) 
     # A run of `-y 1` that ended before its first checkpoint begins again in its folder.
     may_restart = config.resume == RESUME_IF_ANY
     config = replace(config, resume=None)
-    console = _console(config, ranks)
+    console = caller.console(config, ranks)
     made = None
     if ranks.rank == 0:
         made = NewFolder(
@@ -185,6 +200,7 @@ def resume_run(
     ranks: Ranks,
     clock: Clock,
     held: ExitStack,
+    caller: Caller,
 ) -> Run:
     """The run that --resume names, as it stood at its newest checkpoint.
 
@@ -200,7 +216,7 @@ def resume_run(
     config = resumed_config(record["config"], given, world=ranks.world, writer=written_by(record))
     if ranks.rank == 0:
         remove_leftovers(folder, keep=Path(config.model) if config.model else None)
-    console = _console(config, ranks)
+    console = caller.console(config, ranks)
     _warn_of_no_lock(lock, console)
     config = data_from_first_folder(config, given, record)
     data = rank0_first(ranks, lambda: open_data(config, folder, new=False))
@@ -254,6 +270,14 @@ def _console(config: TrainConfig, ranks: Ranks) -> Console:
     lines = config.no_bar or imitates_terminal(os.environ)
     terminal = False if lines else None  # None: the stream knows
     return Console(silent, terminal=terminal, log_every=config.log_every)
+
+
+def _stop_signal(console: Console, ranks: Ranks) -> StopSignal:
+    return StopSignal(console, echo_s=LAUNCHER_ECHO_S if ranks.world > 1 else 0.0)
+
+
+COMMAND = Caller(_console, ending_cleanly, _stop_signal)
+"""`python -m cupygpt.train`."""
 
 
 def _show_plan(console: Console, plan: Plan, data: Data, origin: str, folder: Path) -> None:
