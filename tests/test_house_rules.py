@@ -1,8 +1,11 @@
 """What keeps the code easy to read: small folders, files and functions, and no long line."""
 
 import ast
+import re
 from collections import Counter
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cupygpt"
@@ -79,3 +82,18 @@ def test_no_line_of_a_kernel_is_long() -> None:
         if len(line) > MOST_COLUMNS
     ]
     assert not long, "\n".join(long)
+
+
+@pytest.mark.parametrize(
+    ("thing", "most_files", "word"),
+    [("A batch", 11, ""), ("A checkpoint", 7, ""), ("A flag", 7, "dropout")],
+)
+def test_a_walk_of_contributing_is_short_and_true(thing: str, most_files: int, word: str) -> None:
+    """It names files that exist, and those of the flag name the flag."""
+    text = (ROOT / ".github" / "CONTRIBUTING.md").read_text()
+    walks = text.split("## Three walks")[1].split("\n## ")[0]
+    walk = walks.split(f"**{thing}**")[1].split("**")[0]
+    files = re.findall(r"^\d+\. `(\S+)`: ", walk, re.MULTILINE)
+    assert 0 < len(files) <= most_files
+    assert [name for name in files if not (ROOT / name).is_file()] == []
+    assert [name for name in files if word not in (ROOT / name).read_text()] == []

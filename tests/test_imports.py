@@ -38,7 +38,7 @@ MAY_IMPORT = {
         *("data", "distributed", "device"),
     },
     "flags": {"device"},
-    "run_folder": {"checkpoint", "distributed"},
+    "run_folder": {"checkpoint"},
     "model": {"ops", "distributed", "kernels", "device"},
     "checkpoint": {"data", "distributed"},
     "ops": {"kernels", "device"},
