@@ -27,7 +27,7 @@
 typedef unsigned long long u64;
 constexpr float LARGEST_FLOAT = 3.402823466e38f;
 constexpr u64 NOT_FINITE = ~0ull;               // above the entry of every finite logit
-constexpr float WEIGHT_ONE = 1099511627776.0f;  // 2^40: the sum of 2^16 weights is below 2^64
+constexpr float WEIGHT_ONE = 1099511627776.0f;  // 2^40: 2^20 of them are below 2^64
 
 // Unsigned integers that are ordered as the floats are.
 __device__ __forceinline__ unsigned key_of(float x) {

@@ -8,8 +8,8 @@ from cupygpt.errors import ConfigError
 VOCAB_MULTIPLE = 128
 """Vp is V rounded up to a multiple of this: the matmuls of lm_head and 128-bit accesses need it."""
 
-MAX_VOCAB = 2**16
-"""Token files hold uint16."""
+MAX_VOCAB = 2**20
+"""Above all known vocabularies; the sampling kernel adds up so many weights without overflow."""
 
 GPT2_VOCAB = 50257
 GPT2_CONTEXT = 1024
@@ -66,7 +66,7 @@ class GPTConfig:
                 raise ConfigError(f"{name} must be at least 1, got {value}.")
         if self.V > MAX_VOCAB:
             raise ConfigError(
-                f"vocabulary {self.V} is over {MAX_VOCAB}, the most that uint16 token files hold."
+                f"vocabulary {self.V} is over {MAX_VOCAB}, the most that a model can have here."
             )
         if self.C % self.NH:
             raise ConfigError(

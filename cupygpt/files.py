@@ -157,7 +157,7 @@ class FileKind(Enum):
     TOKENS = 20240520, "a GPT-2 token file"
     EVALUATION = 20240522, "a multiple-choice evaluation file"
     STATE = 20240527, "a training state"
-    LLAMA3_TOKENS = 20240801, "a Llama 3 token file"
+    LLAMA3_TOKENS = 20240801, "a token file of 4-byte ids"
     LLAMA3_MODEL = 20240803, "a Llama 3 model"
 
     def __init__(self, magic: int, title: str) -> None:

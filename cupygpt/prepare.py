@@ -16,7 +16,8 @@ from cupygpt.texts.prepare_files import SHARD_TOKENS, VAL_FRACTION, Request, pre
 from cupygpt.texts.text_files import SEPARATOR
 
 DESCRIPTION = """\
-Turn text into token files for cupygpt.train, in llm.c's format (uint16).
+Turn text into token files for cupygpt.train, in llm.c's format (2 bytes an id, or 4 for a
+vocabulary above 65,536).
 
 WHAT is one of
   tinyshakespeare   Shakespeare, 1.1 MB, downloaded or from --source FILE; split and separators
@@ -84,7 +85,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--headerless",
         action="store_true",
-        help="the files are nanoGPT's: 2-byte token ids without a header, made with --tokenizer; "
+        help="the files are nanoGPT's: token ids without a header, made with --tokenizer; "
         "those named val* are for validation",
     )
     add(

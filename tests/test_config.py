@@ -71,7 +71,7 @@ def test_other_descriptors_are_no_shapes(descriptor: str) -> None:
         ("L6,H6,C384", "'L6,H6,C384' .* is not clear"),
         ("L0:H6:C384", "layers must be at least 1, got 0"),
         ("L6:H5:C384", "384 channels do not divide by 5 heads"),
-        ("L6:H6:C384:V70000", "65536"),
+        ("L6:H6:C384:V2000000", "1048576"),
     ],
 )
 def test_a_shape_that_is_not_clear_or_not_possible_is_refused(
@@ -88,7 +88,7 @@ def test_a_shape_that_is_not_clear_or_not_possible_is_refused(
         ({"NH": 0}, "heads must be at least 1, got 0"),
         ({"L": -1}, "layers must be at least 1, got -1"),
         ({"maxT": 0}, "sequence length must be at least 1"),
-        ({"V": 70000}, "65536"),
+        ({"V": 2000000}, "1048576"),
         ({"C": 48, "NH": 4}, "head size 12"),
         ({"C": 1024, "NH": 4}, "head size 256"),
     ],

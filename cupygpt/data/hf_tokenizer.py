@@ -120,7 +120,7 @@ def _build(
     num_ids = max(table.values()) + 1
     if num_ids > MAX_VOCAB:
         raise TokenizerError(
-            f"{path}: {num_ids:,} ids, but token files hold {MAX_VOCAB:,}. It cannot be used here."
+            f"{path}: {num_ids:,} ids, but {MAX_VOCAB:,} are the most that can be used here."
         )
     tokens = [b""] * num_ids
     for text, number in table.items():

@@ -305,8 +305,13 @@ def pack(batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> Packed:
 
 def token_order(tokens: np.ndarray) -> npt.NDArray[np.int32]:
     """Positions (B * T,) int32 of the tokens, sorted by token id; equal ids keep their order."""
-    # Ids fit in 16 bits, which NumPy sorts by radix, in about a tenth of the time.
-    order = np.argsort(tokens.astype(np.uint16), axis=None, kind="stable")
+    # NumPy sorts numbers of 16 bits by radix, in about a tenth of the time: first by the lower half
+    # of the ids, then by the upper half, where an id has one.
+    ids = tokens.ravel()
+    order = np.argsort(ids.astype(np.uint16), kind="stable")
+    upper = (ids >> 16).astype(np.uint16)
+    if upper.any():
+        order = order[np.argsort(upper[order], kind="stable")]
     return order.astype(np.int32)
 
 

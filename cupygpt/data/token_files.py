@@ -1,14 +1,11 @@
-"""Token files (shards): llm.c's GPT-2 format, validated, memory-mapped and read in rows.
+"""Token files (shards): validated, memory-mapped and read in rows.
 
-A file is a header of 256 little-endian int32 (magic number, version 1, number of tokens n, the rest
-0) followed by n uint16 token ids, and nothing else. token_writer.py writes them. Format: llm.c
-llmc/dataloader.h and dev/data/data_common.py.
+token_format.py says what they hold; token_writer.py writes them.
 
 A row is T + 1 consecutive tokens of one shard, which are T inputs, and the same tokens shifted by
 one as targets. The rows of all shards are numbered through.
 """
 
-import codecs
 import contextlib
 import functools
 import glob
@@ -22,24 +19,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.console.paste import shell_command
+from cupygpt.data.token_format import TokenFormat, read_format
 from cupygpt.errors import DataError
-from cupygpt.files import (
-    HEADER_BYTES,
-    FileKind,
-    check_can_end,
-    check_kind,
-    kind_of,
-    read_header,
-    user_path,
-)
+from cupygpt.files import HEADER_BYTES, check_can_end, user_path
 
-Tokens: TypeAlias = npt.NDArray[np.uint16]
+Tokens: TypeAlias = npt.NDArray[np.unsignedinteger[Any]]
+"""uint16, or uint32 from a file of 4-byte ids."""
 Ids: TypeAlias = npt.NDArray[np.int32]
 Counts: TypeAlias = npt.NDArray[np.int64]
-
-VERSION = 1
-TOKEN_DTYPE = np.dtype("<u2")
 
 MAX_MAPPED = 128
 """A mapping holds a file descriptor; many systems allow a process 256 (macOS) or 1024 (Linux)."""
@@ -58,16 +45,17 @@ class TokenShard:
 
     path: Path
     num_tokens: int
-    _mapped: Callable[[Path, int], Tokens]
+    format: TokenFormat
+    _mapped: Callable[[Path, int, TokenFormat], Tokens]
 
     @property
     def tokens(self) -> Tokens:
-        """(num_tokens,) uint16, read-only, backed by the file.
+        """(num_tokens,) uint16 or uint32, read-only, backed by the file.
 
         At most 128 files of one `open_shards` call are mapped at a time; an older one is mapped
         again when it is next read. Raises DataError if the size of the file has changed.
         """
-        return self._mapped(self.path, self.num_tokens)
+        return self._mapped(self.path, self.num_tokens, self.format)
 
     @functools.cached_property
     def fingerprint(self) -> dict[str, Any]:
@@ -78,7 +66,7 @@ class TokenShard:
         covers the size in bytes (8 bytes, little-endian) and 64 blocks of 64 KiB spread evenly,
         from the header to the end of the file.
         """
-        size = HEADER_BYTES + TOKEN_DTYPE.itemsize * self.num_tokens
+        size = _file_bytes(self.num_tokens, self.format)
         digest = hashlib.sha256()
         with reading(self.path), self.path.open("rb") as file:
             if size <= FULL_HASH_BYTES:
@@ -110,7 +98,7 @@ def open_shards(pattern: str) -> list[TokenShard]:
     records = {record_path(path) for path in found}
     paths = [path for path in found if path not in records]
     mapped = functools.lru_cache(maxsize=MAX_MAPPED)(_map_tokens)
-    return [TokenShard(path, _checked_num_tokens(path), mapped) for path in paths]
+    return [TokenShard(path, *_checked(path), mapped) for path in paths]
 
 
 def record_path(path: Path) -> Path:
@@ -177,9 +165,8 @@ def check_ids(shards: Sequence[TokenShard], V: int) -> None:
     larger ones only the beginning of each shard is read, which is enough to find data made with
     another tokenizer. The loader also checks every batch.
     """
-    if V >= 2**16:
-        return
-    for shard, start, block in _scanned_blocks(shards):
+    may_be_above = [shard for shard in shards if shard.format.num_ids > V]
+    for shard, start, block in _scanned_blocks(may_be_above):
         if int(block.max()) >= V:
             offset = int(np.argmax(block >= V))
             raise id_error(shard, start + offset, int(block[offset]), V)
@@ -211,7 +198,7 @@ def token_blocks(shard: TokenShard, count: int) -> Iterator[Tokens]:
         file.seek(HEADER_BYTES)
         while count > 0:
             size = min(count, SCAN_BLOCK_TOKENS)
-            block = np.frombuffer(file.read(size * TOKEN_DTYPE.itemsize), TOKEN_DTYPE)
+            block = np.frombuffer(file.read(size * shard.format.id_bytes), shard.format.dtype)
             if block.size < size:
                 raise DataError(f"{shard.path}: the file was cut short while it was read.")
             yield block
@@ -261,9 +248,10 @@ def read_rows(shards: Sequence[TokenShard], cut: Cut, indices: Counts, V: int, o
     starts = cut.starts[owners] + index_in_shard * T
     for row, owner, start in zip(out, owners.tolist(), starts.tolist(), strict=True):
         row[:] = shards[owner].tokens[start : start + T + 1]
-    if out.size and int(out.max()) >= V:
-        i, t = (int(x) for x in np.argwhere(out >= V)[0])
-        raise id_error(shards[int(owners[i])], int(starts[i]) + t, int(out[i, t]), V)
+    ids = out.view(np.uint32)  # in int32 an id of 2**31 or more is negative
+    if ids.size and int(ids.max()) >= V:
+        i, t = (int(x) for x in np.argwhere(ids >= V)[0])
+        raise id_error(shards[int(owners[i])], int(starts[i]) + t, int(ids[i, t]), V)
 
 
 def check_row_fits(shards: Sequence[TokenShard], T: int) -> None:
@@ -286,10 +274,9 @@ def check_sizes(B: int, T: int, rank: int, num_ranks: int) -> None:
         )
 
 
-def _checked_num_tokens(path: Path) -> int:
-    header = read_header(path, DataError)
-    _check_format(path, header)
-    count = int(header[2])
+def _checked(path: Path) -> tuple[int, TokenFormat]:
+    """The number of tokens in a file, and its format."""
+    token_format, count = read_format(path)
     with reading(path):
         size = path.stat().st_size
     if count < 2:
@@ -297,57 +284,28 @@ def _checked_num_tokens(path: Path) -> int:
             f"{path}: its header counts {count} token(s); at least 2 are needed "
             f"(one to read, one to predict). Prepare it from more text."
         )
-    expected = HEADER_BYTES + TOKEN_DTYPE.itemsize * count
+    expected = _file_bytes(count, token_format)
     if size != expected:
         raise DataError(
             f"{path}: {size:,} bytes, but its header counts {count:,} tokens, which take "
             f"{expected:,} bytes. The file is cut short or damaged; make or copy it again."
         )
-    return count
+    return count, token_format
 
 
-def _check_format(path: Path, header: np.ndarray) -> None:
-    magic, version = int(header[0]), int(header[1])
-    kind = kind_of(magic)
-    if kind is None:
-        prepare = ["python", "-m", "cupygpt.prepare", str(path)]
-        if _may_be_ids(header):
-            advice = (
-                f"If it holds 2-byte token ids without a header, as nanoGPT's files do, give it "
-                f"one: {shell_command([*prepare, '--headerless'])}"
-            )
-        else:
-            advice = f"If this is text, turn it into tokens first: {shell_command(prepare)}"
-    elif kind is FileKind.LLAMA3_TOKENS:
-        advice = "Token ids must fit 2 bytes here, Llama 3's take 4: prepare the text with gpt2."
-    else:
-        advice = "Make token files from text with python -m cupygpt.prepare; -e takes a model."
-    check_kind(path, header, FileKind.TOKENS, DataError, advice)
-    if version != VERSION:
-        raise DataError(
-            f"{path}: token file of version {version}; only version {VERSION} is known. "
-            f"Make it again: python -m cupygpt.prepare"
-        )
+def _file_bytes(num_tokens: int, token_format: TokenFormat) -> int:
+    return HEADER_BYTES + token_format.id_bytes * num_tokens
 
 
-def _may_be_ids(header: np.ndarray) -> bool:
-    """Whether the beginning of a file is no text, so that it may be token ids without a header."""
-    try:
-        text = codecs.getincrementaldecoder("utf-8")().decode(header.astype("<i4").tobytes())
-    except UnicodeDecodeError:
-        return True
-    return "\0" in text
-
-
-def _map_tokens(path: Path, num_tokens: int) -> Tokens:
+def _map_tokens(path: Path, num_tokens: int, token_format: TokenFormat) -> Tokens:
     with reading(path):
         size = path.stat().st_size
-        if size != HEADER_BYTES + TOKEN_DTYPE.itemsize * num_tokens:
+        if size != _file_bytes(num_tokens, token_format):
             raise DataError(
                 f"{path}: the file changed during the run ({size:,} bytes, "
                 f"{num_tokens:,} tokens when it was opened). Restore it and resume the run."
             )
-        return np.memmap(path, TOKEN_DTYPE, mode="r", offset=HEADER_BYTES, shape=(num_tokens,))
+        return np.memmap(path, token_format.dtype, "r", offset=HEADER_BYTES, shape=(num_tokens,))
 
 
 @contextlib.contextmanager

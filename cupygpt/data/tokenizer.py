@@ -1,6 +1,6 @@
 """Tokenizers: text to ids and back. GPT-2's BPE, bytes, any tiktoken rank file, llm.c's table.
 
-Ids fit in 16 bits, because token files hold uint16. tiktoken is imported only when it is needed.
+tiktoken is imported only when it is needed.
 """
 
 import functools
@@ -17,6 +17,8 @@ from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB
 from cupygpt.data import tokenizer_files
 from cupygpt.data.gpt2_bpe import load_encoding
 from cupygpt.data.hf_tokenizer import is_tokenizer_json, parse_tokenizer_json
+from cupygpt.data.token_files import Tokens
+from cupygpt.data.token_format import TokenFormat, format_for
 from cupygpt.data.vocabulary import (
     END_OF_TEXT,
     GPT2_SHA256,
@@ -67,7 +69,12 @@ class Tokenizer(ABC):
         """
         return from_ranks(self.name, self._table, self.eot)
 
-    def text_bytes(self, ids: npt.NDArray[np.uint16]) -> int:
+    @property
+    def format(self) -> TokenFormat:
+        """How token files hold the ids; `encode` returns them in its dtype."""
+        return format_for(self.vocab_size)
+
+    def text_bytes(self, ids: Tokens) -> int:
         """The bytes of text that `ids` (n,) stand for; end of text counts none."""
         counts = np.bincount(ids, minlength=self.vocab_size)
         return int(counts @ self.text_lengths)
@@ -80,8 +87,8 @@ class Tokenizer(ABC):
         return lengths
 
     @abstractmethod
-    def encode(self, text: str) -> npt.NDArray[np.uint16]:
-        """The ids (n,) uint16 of ordinary text; `<|endoftext|>` in it is text like any other.
+    def encode(self, text: str) -> Tokens:
+        """The ids (n,) of ordinary text; `<|endoftext|>` in it is text like any other.
 
         Half of a surrogate pair, which UTF-8 cannot hold, becomes U+FFFD. Raises TokenizerError
         if this tokenizer can only decode.
@@ -113,7 +120,7 @@ class ByteTokenizer(Tokenizer):
     def __init__(self) -> None:
         super().__init__("bytes", [*(bytes([i]) for i in range(256)), END_OF_TEXT], 256)
 
-    def encode(self, text: str) -> npt.NDArray[np.uint16]:
+    def encode(self, text: str) -> Tokens:
         """One id per byte of UTF-8."""
         return np.frombuffer(_encodable(text).encode(), np.uint8).astype(np.uint16)
 
@@ -126,10 +133,10 @@ class BPETokenizer(Tokenizer):
         super().__init__(name, table, encoding.eot_token, file)
         self._encoding = encoding
 
-    def encode(self, text: str) -> npt.NDArray[np.uint16]:
+    def encode(self, text: str) -> Tokens:
         """BPE tokens of the text; the id of end of text never occurs."""
         parts = [self._encode_part(part) for part in split_at_long_blanks(_encodable(text))]
-        return np.array([token for part in parts for token in part], np.uint16)
+        return np.array([token for part in parts for token in part], self.format.dtype)
 
     def _encode_part(self, text: str) -> list[int]:
         try:
@@ -165,7 +172,7 @@ def split_at_long_blanks(text: str) -> Iterator[str]:
 class DecodeOnlyTokenizer(Tokenizer):
     """llm.c's tokenizer.bin: the bytes of each id, without the merges that encoding needs."""
 
-    def encode(self, text: str) -> npt.NDArray[np.uint16]:
+    def encode(self, text: str) -> Tokens:
         """Always raises TokenizerError."""
         raise TokenizerError(
             f"{self.name}: a tokenizer of llm.c holds no merges, so it can decode but not encode "

@@ -83,7 +83,7 @@ def parse_ranks(path: Path, content: bytes) -> dict[bytes, int]:
     """The rank of each token in a tiktoken rank file: lines of base64, a space, a number.
 
     Raises TokenizerError for anything else, a repeated token or rank, a missing single byte
-    (every text must be encodable), or ranks that leave no room for end of text below 65536.
+    (every text must be encodable), or ranks that leave no room for end of text below 2**20.
     """
     # tiktoken.load.load_tiktoken_bpe reads such files too, but accepts repeated tokens and broken
     # base64. It also caches a copy under the name of the path: it does not see that a file changed.
@@ -105,8 +105,8 @@ def parse_ranks(path: Path, content: bytes) -> dict[bytes, int]:
         raise TokenizerError(f"{path}: two tokens have the same rank. The file is damaged.")
     if max(ranks.values()) + 2 > MAX_VOCAB:
         raise TokenizerError(
-            f"{path}: {max(ranks.values()) + 2:,} ids with end of text, but token files hold "
-            f"{MAX_VOCAB:,}. Use a smaller vocabulary, such as gpt2."
+            f"{path}: {max(ranks.values()) + 2:,} ids with end of text, but {MAX_VOCAB:,} are the "
+            f"most that can be used here. Use a smaller vocabulary, such as gpt2."
         )
     return ranks
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cupygpt.data.token_files import TokenShard, check_ids, matching_files, open_shards, record_path
+from cupygpt.data.token_format import FOUR_BYTES, TWO_BYTES
 from cupygpt.data.token_record import (
     TokenRecord,
     check_tokenizer,
@@ -24,6 +25,8 @@ from cupygpt.evaluation.windows import EncodedText, TokenText
 from cupygpt.files import FileKind, kind_of
 from cupygpt.flags.llmc import HELLASWAG as LLMC_HELLASWAG
 from cupygpt.texts.text_files import read_documents
+
+TOKEN_KINDS = (TWO_BYTES.kind, FOUR_BYTES.kind)
 
 HELLASWAG = "hellaswag"
 HELLASWAG_ORIGIN = (
@@ -70,7 +73,7 @@ def find_files(names: Sequence[str], hellaswag: Path | None) -> Files:
         for path in paths:
             if path in records:
                 continue
-            if _magic_of(path) == FileKind.TOKENS.magic:
+            if _magic_of(path) in {kind.magic for kind in TOKEN_KINDS}:
                 files.texts += open_shards(str(path))
             elif is_question_file(path):
                 files.questions.append(path)
@@ -155,10 +158,10 @@ def _encoded(path: Path, tokenizer: Tokenizer, *, split: bool) -> EncodedText:
             is_new = True
             continue
         if is_new:
-            parts.append(np.array([tokenizer.eot], np.uint16))
+            parts.append(np.array([tokenizer.eot], tokenizer.format.dtype))
             is_new = False
         parts.append(tokenizer.encode(part))
-    tokens = np.concatenate(parts) if parts else np.zeros(0, np.uint16)
+    tokens = np.concatenate(parts) if parts else np.zeros(0, tokenizer.format.dtype)
     if len(tokens) < 2:
         raise DataError(f"{path}: there is no text in this file.")
     return EncodedText(path, tokens)
@@ -172,7 +175,7 @@ def _magic_of(path: Path) -> int | None:
     except OSError:
         return None  # whoever reads it says why it cannot be read
     kind = kind_of(magic)
-    if kind not in (None, FileKind.TOKENS, FileKind.EVALUATION):
+    if kind not in (None, *TOKEN_KINDS, FileKind.EVALUATION):
         raise DataError(
             f"{path}: this is {kind.title}, nothing to evaluate a model on. The model comes first: "
             f"python -m cupygpt.evaluate MODEL FILE"

@@ -19,7 +19,8 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from cupygpt.data.token_files import TOKEN_DTYPE, Tokens
+from cupygpt.data.token_files import Tokens
+from cupygpt.data.token_format import TWO_BYTES
 from cupygpt.data.tokenizer import Tokenizer
 from cupygpt.errors import DataError
 from cupygpt.files import HEADER_BYTES, FileKind, check_can_end, check_kind, read_header
@@ -37,7 +38,7 @@ CONTEXTS, CHOICES, LABEL = ("ctx", "context", "question"), ("endings", "choices"
 
 @dataclass(frozen=True, eq=False)
 class Question:
-    """A context, choices that continue it, and the index of the right one; ids are uint16.
+    """A context, choices that continue it, and the index of the right one.
 
     `characters` are those of the text of each choice, without the space before it; None if they
     are not known.
@@ -90,10 +91,15 @@ def _questions(path: Path, tokenizer: Tokenizer | None, V: int) -> Iterator[Ques
 
 
 def _from_llmc(path: Path, tokenizer: Tokenizer | None, V: int) -> Iterator[Question]:
+    if TWO_BYTES.num_ids < V:
+        raise DataError(
+            f"{path}: llm.c's evaluation files hold ids of 2 bytes, so there is none for the "
+            f"model's vocabulary of {V:,} ids. Take the questions as jsonl."
+        )
     numbers, count, longest = _open_llmc(path)
     place = 0
     for index in range(count):
-        example = _Example(path, index, numbers[place : place + longest // TOKEN_DTYPE.itemsize])
+        example = _Example(path, index, numbers[place : place + longest // TWO_BYTES.id_bytes])
         question = example.read(tokenizer, V)
         place += example.size
         yield question
@@ -117,19 +123,19 @@ def _open_llmc(path: Path) -> tuple[Tokens, int, int]:
             f"{path}: evaluation file of version {version}; only version {VERSION} is known."
         )
     size = path.stat().st_size - HEADER_BYTES
-    fewest = TOKEN_DTYPE.itemsize * (FIELDS + 1 + 2 * FEWEST_CHOICES)
+    fewest = TWO_BYTES.id_bytes * (FIELDS + 1 + 2 * FEWEST_CHOICES)
     if not 0 < count < START_OF_EXAMPLE + 1 or not fewest <= longest <= START_OF_EXAMPLE:
         raise DataError(
             f"{path}: its header counts {count:,} examples of at most {longest:,} bytes; there "
             f"can be 1 to 65,535, of {fewest} to 65,535 bytes. {_AGAIN}"
         )
-    if size % TOKEN_DTYPE.itemsize or not count * fewest <= size <= count * longest:
+    if size % TWO_BYTES.id_bytes or not count * fewest <= size <= count * longest:
         raise DataError(
             f"{path}: {size:,} bytes follow the header, which cannot hold its {count:,} examples "
             f"of at most {longest:,} bytes. The file is cut short or damaged; make or copy it "
             f"again."
         )
-    return np.memmap(path, TOKEN_DTYPE, mode="r", offset=HEADER_BYTES), count, longest
+    return np.memmap(path, TWO_BYTES.dtype, mode="r", offset=HEADER_BYTES), count, longest
 
 
 class _Example:
@@ -144,9 +150,9 @@ class _Example:
         start, num_bytes, index, label, num_choices = (self._next() for _ in range(5))
         if start != START_OF_EXAMPLE:
             self._fail(f"it begins with {start}, not with {START_OF_EXAMPLE}")
-        if num_bytes % TOKEN_DTYPE.itemsize or num_bytes > 2 * len(self._numbers):
+        if num_bytes % TWO_BYTES.id_bytes or num_bytes > 2 * len(self._numbers):
             self._fail(f"its size is given as {num_bytes:,} bytes")
-        self._numbers = self._numbers[: num_bytes // TOKEN_DTYPE.itemsize]
+        self._numbers = self._numbers[: num_bytes // TWO_BYTES.id_bytes]
         if index != self._index:
             self._fail(f"its number is given as {index:,}")
         if not FEWEST_CHOICES <= num_choices <= MOST_CHOICES:

@@ -34,7 +34,7 @@ class TokenText(Protocol):
 
     @property
     def tokens(self) -> Tokens:
-        """(num_tokens,) uint16."""
+        """(num_tokens,) uint16 or uint32."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
+from cupygpt.data.token_files import Tokens
 from cupygpt.data.token_record import Origin
 from cupygpt.data.tokenizer import ByteTokenizer, Tokenizer
 from cupygpt.errors import DataError
@@ -56,8 +56,8 @@ def tinyshakespeare_text(source: Path | None = None) -> str:
     return content.decode()
 
 
-def tinyshakespeare_tokens(text: str, tokenizer: Tokenizer) -> npt.NDArray[np.uint16]:
-    """(n,) uint16: each passage preceded by end of text, as llm.c's dev/data/tinyshakespeare.py.
+def tinyshakespeare_tokens(text: str, tokenizer: Tokenizer) -> Tokens:
+    """(n,): each passage preceded by end of text, as llm.c's dev/data/tinyshakespeare.py.
 
     A passage ends at a blank line; the two line feeds belong to it. Each passage is encoded
     separately.
@@ -67,17 +67,17 @@ def tinyshakespeare_tokens(text: str, tokenizer: Tokenizer) -> npt.NDArray[np.ui
     return encode_documents(passages, tokenizer)
 
 
-def encode_documents(documents: Sequence[str], tokenizer: Tokenizer) -> npt.NDArray[np.uint16]:
-    """(n,) uint16: the ids of all documents, each preceded by end of text if there is one."""
-    separator = np.array([tokenizer.eot], np.uint16)
+def encode_documents(documents: Sequence[str], tokenizer: Tokenizer) -> Tokens:
+    """(n,): the ids of all documents, each preceded by end of text if there is one."""
+    separator = np.array([tokenizer.eot], tokenizer.format.dtype)
     pieces = [piece for text in documents for piece in (separator, tokenizer.encode(text))]
-    return np.concatenate(pieces) if pieces else np.empty(0, np.uint16)
+    return np.concatenate(pieces) if pieces else separator[:0]
 
 
 def python_docs_tokens(
     docs: PythonDocs | None = None, tokenizer: Tokenizer | None = None
-) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.uint16]]:
-    """Train and validation tokens (n,) uint16 of the built-in corpus, in bytes by default.
+) -> tuple[Tokens, Tokens]:
+    """Train and validation tokens (n,) of the built-in corpus, in bytes by default.
 
     Every 20th document is held out for validation, about 5 % of the tokens. Each document is
     preceded by end of text (256 for bytes). The tokens depend only on the Python installation.

@@ -74,8 +74,8 @@ def split_documents(
 
     Both parts start with end of text, if the tokenizer has one and they are not empty.
     """
-    eot = np.array([tokenizer.eot], np.uint16)
-    nothing = np.empty(0, np.uint16)
+    eot = np.array([tokenizer.eot], tokenizer.format.dtype)
+    nothing = eot[:0]
     owed = 0.0
     for tokens, sha256 in _encoded_documents(texts, tokenizer, split=split):
         if hold_out.whole:

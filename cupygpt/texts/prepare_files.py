@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from cupygpt.console.paste import shell_word
-from cupygpt.data.token_files import TOKEN_DTYPE, matching_files
+from cupygpt.data.token_files import matching_files
+from cupygpt.data.token_format import TokenFormat
 from cupygpt.data.token_record import NAMED_SOURCES, Origin, write_token_records
 from cupygpt.data.token_writer import headerless_blocks
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
@@ -137,8 +138,10 @@ def prepare_files(request: Request, note: Note) -> Prepared:
     name = request.name or _default_name(request)
     _make_folder(request.output)
     with (
-        ShardSeries(request.output, f"{name}_train", request.shard_tokens) as train,
-        ShardSeries(request.output, f"{name}_val", sys.maxsize) as val,
+        ShardSeries(
+            request.output, f"{name}_train", request.shard_tokens, tokenizer.format
+        ) as train,
+        ShardSeries(request.output, f"{name}_val", sys.maxsize, tokenizer.format) as val,
     ):
         for train_tokens, val_tokens in pieces:
             train.append(train_tokens)
@@ -252,7 +255,7 @@ def _headerless_files(request: Request, tokenizer: Tokenizer, note: Note) -> tup
     digest = hashlib.sha256()
     largest = 0
     for path in paths:
-        for block in headerless_blocks(path):
+        for block in headerless_blocks(path, tokenizer.format):
             digest.update(block.tobytes())
             largest = max(largest, int(block.max()))
     if largest >= tokenizer.vocab_size:
@@ -270,15 +273,17 @@ def _headerless_files(request: Request, tokenizer: Tokenizer, note: Note) -> tup
     origin = Origin(names[:NAMED_SOURCES], len(names), digest.hexdigest(), held_out)
     shares = {path: 1.0 if path in val_paths else fraction for path in paths}
     return origin, (
-        parts for path, share in shares.items() for parts in _headerless_parts(path, share)
+        parts
+        for path, share in shares.items()
+        for parts in _headerless_parts(path, tokenizer.format, share)
     )
 
 
-def _headerless_parts(path: Path, share: float) -> Pieces:
+def _headerless_parts(path: Path, token_format: TokenFormat, share: float) -> Pieces:
     """The tokens of a file block by block; the last `share` of the file is for validation."""
-    num_tokens = path.stat().st_size // TOKEN_DTYPE.itemsize
+    num_tokens = path.stat().st_size // token_format.id_bytes
     num_train = num_tokens - int(share * num_tokens)
-    for block in headerless_blocks(path):
+    for block in headerless_blocks(path, token_format):
         cut = min(max(num_train, 0), block.size)
         yield block[:cut], block[cut:]
         num_train -= block.size

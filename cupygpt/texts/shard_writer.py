@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
 import numpy.typing as npt
 
-from cupygpt.data.token_files import open_shards, record_path
+from cupygpt.data.token_files import Tokens, open_shards, record_path
+from cupygpt.data.token_format import TWO_BYTES, TokenFormat
 from cupygpt.data.token_record import tokenizer_copy_path
 from cupygpt.data.token_writer import shard_writer
 from cupygpt.errors import DataError
@@ -26,18 +26,25 @@ class ShardSeries:
     it, because a file needs two.
     """
 
-    def __init__(self, folder: Path, stem: str, shard_tokens: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        stem: str,
+        shard_tokens: int,
+        token_format: TokenFormat = TWO_BYTES,
+    ) -> None:
         assert shard_tokens >= 2
         self.paths: list[Path] = []
         self.num_tokens = 0
         self._folder, self._stem = folder, stem
         self._shard_tokens = shard_tokens
+        self._format = token_format
         self._in_shard = 0
         self._path: Path | None = None
         self._open_shard = contextlib.ExitStack()
         self._append: Callable[[npt.ArrayLike], None] | None = None
 
-    def append(self, tokens: npt.NDArray[np.uint16]) -> None:
+    def append(self, tokens: Tokens) -> None:
         """Write tokens (n,); when a file is full, a new one begins. Not after `finish`.
 
         Raises RunError, naming the file, if it cannot be written.
@@ -72,7 +79,7 @@ class ShardSeries:
         self._finish_shard()
         self._path = self._folder / f"{self._stem}_{len(self.paths) + 1:06}.bin"
         self._in_shard = 0
-        return self._open_shard.enter_context(shard_writer(self._path))
+        return self._open_shard.enter_context(shard_writer(self._path, self._format))
 
     def _finish_shard(self) -> None:
         self._open_shard.close()

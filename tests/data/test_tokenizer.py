@@ -116,7 +116,7 @@ def test_unused_ids_decode_to_nothing(tmp_path: Path) -> None:
         (b"<html> <body> </body>\n", "line 257 is not a base64 token"),
         (b"YQ== 300\n", "line 257 repeats the token b'a'"),
         (b"YWI= 97\n", "two tokens have the same rank"),
-        (b"YWI= 65535\n", "65,537 ids .* hold 65,536"),
+        (b"YWI= 1048575\n", "1,048,577 ids .* 1,048,576 are"),
     ],
 )
 def test_a_damaged_rank_file_is_named_with_its_line(

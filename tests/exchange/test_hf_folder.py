@@ -186,7 +186,7 @@ def test_settings_that_change_nothing_are_accepted(tmp_path: Path, key: str, val
         ("n_layer", 2.0, "n_layer is 2.0"),
         ("n_embd", "16", "n_embd is '16'"),
         ("n_head", 3, "16 channels do not divide by 3 heads"),
-        ("vocab_size", 10**9, "vocabulary 1000000000 is over 65536"),
+        ("vocab_size", 10**9, "vocabulary 1000000000 is over 1048576"),
         ("vocab_size", TINY.V + 1, "wte.weight has the shape"),
         ("hidden_size", 32, "n_embd and hidden_size differ"),
         ("tie_word_embeddings", False, "but lm_head.weight is missing"),

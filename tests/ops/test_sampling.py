@@ -93,3 +93,11 @@ def test_vocabulary_of_gpt2(dev: Device, rng: np.random.Generator) -> None:
         token = draw(dev, logits, 50257, 0.5, 0.8, 40, 0.9)
         order = np.argsort(-values, kind="stable")
         assert token == order[np.searchsorted(np.cumsum(probs[order]), 0.5)]
+
+
+def test_a_vocabulary_above_65536(dev: Device) -> None:
+    """All tokens alike, so that the weights of all of them are added up."""
+    V = 2**17
+    with dev.unchecked():
+        token = draw(dev, dev.input(np.zeros(V)), V, 70_000.5 / V, 1.0, 0, 1.0)
+    assert token == 70_000
