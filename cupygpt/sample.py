@@ -19,7 +19,7 @@ from cupygpt.exchange.source import find_weights, load_weights
 from cupygpt.flags.writing import RANGES
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.memory_plan import check_decoding_fits
-from cupygpt.model.tensors import cut_packed, parameter_specs
+from cupygpt.model.parameters import parameters_on
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -66,9 +66,7 @@ def load_generator(model: ModelFile, device: Device, window: int | None = None) 
     precision = precision_of_file(model.precision, device)
     config = model.config
     check_decoding_fits(config, precision, device.free_bytes())
-    flat = device.zeros(config.num_parameters, precision.storage)
-    device.upload(flat, precision.encode(model.parameters))
-    params = cut_packed(flat, parameter_specs(config))
+    params = parameters_on(device, config, model.parameters, precision)
     return Generator(device, config, params, precision, window=window)
 
 

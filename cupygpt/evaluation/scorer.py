@@ -23,14 +23,13 @@ from cupygpt.device.precision import Precision
 from cupygpt.errors import DeviceError, RunError
 from cupygpt.model.gpt import GPT
 from cupygpt.model.memory_plan import MEMORY_MARGIN, RunShape, largest_batch, shape_of_run
+from cupygpt.model.parameters import parameters_on, weights_bytes
 from cupygpt.model.tensors import (
     Tensors,
     TensorSpec,
     activation_specs,
     arena_bytes,
     cut_aligned,
-    cut_packed,
-    parameter_specs,
     scratch_specs,
 )
 
@@ -90,7 +89,7 @@ class Scorer:
         self.device, self.config, self.precision = device, config, precision
         self._params, self._buffers = params, buffers
         self._input = device.zeros(2 * buffers.num_tokens, np.int32)
-        self._models: dict[tuple[int, ...], GPT] = {}
+        self._models: dict[tuple[tuple[int, ...], int], GPT] = {}
 
     def rows_of(self, length: int) -> int:
         """How many rows of `length` tokens a batch may have; 0 if not even one fits."""
@@ -113,12 +112,25 @@ class Scorer:
         while queued:
             yield _finished(*queued.popleft())
 
+    def forward(self, inputs: Ids, layers: int | None = None) -> GPT:
+        """The model after the forward pass of inputs (B, T), through its first `layers` layers.
+
+        Its activations are those of the last of these layers, and stay until the next call.
+        """
+        assert 0 < inputs.size <= self._buffers.num_tokens, inputs.shape
+        tokens = self._input[: inputs.size].reshape(inputs.shape)
+        self.device.upload(tokens, inputs)
+        model = self._model(inputs.shape, layers or self.config.L)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            model.forward(tokens)
+        return model
+
     def _queue(self, inputs: Ids, targets: Ids) -> PendingRead:
         size = inputs.size
         assert 0 < size <= self._buffers.num_tokens, inputs.shape
         both = self._input[: 2 * size].reshape(2, *inputs.shape)
         self.device.upload(both, np.stack([inputs, targets]))
-        model = self._model(inputs.shape)
+        model = self._model(inputs.shape, self.config.L)
         losses = model.acts.losses
         losses.fill(0)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
@@ -126,23 +138,24 @@ class Scorer:
             model.loss(both[1])
         return self.device.read_later(losses)
 
-    def _model(self, shape: tuple[int, ...]) -> GPT:
+    def _model(self, shape: tuple[int, ...], layers: int) -> GPT:
         """The model over views of the buffers for batches of this shape."""
-        if shape not in self._models:
+        key = shape, layers
+        if key not in self._models:
             if len(self._models) >= MOST_SHAPES:
                 self._models.clear()
             buffers, (B, T) = self._buffers, shape
             acts, scratch = _specs(self.config, B, T, buffers.logits_rows)
             dtypes = self.precision.dtypes
-            self._models[shape] = GPT(
-                self.config,
+            self._models[key] = GPT(
+                replace(self.config, L=layers),
                 self._params,
                 None,
                 cut_aligned(buffers.acts, acts, dtypes),
                 cut_aligned(buffers.scratch, scratch, dtypes),
                 precision=self.precision,
             )
-        return self._models[shape]
+        return self._models[key]
 
 
 def make_scorer(
@@ -153,21 +166,36 @@ def make_scorer(
     The batches are as large as is useful, or as the free memory allows. Raises DeviceError, with
     the figures, if not even one row fits.
     """
+    shape = _shape(device, config, precision, window, weights_bytes(config, precision))
+    return _scorer(device, shape, parameters_on(device, config, weights, precision))
+
+
+def scorer_of(
+    device: Device, config: GPTConfig, params: Tensors, precision: Precision, window: int
+) -> Scorer:
+    """The same for parameters that are on the device already."""
+    return _scorer(device, _shape(device, config, precision, window, 0), params)
+
+
+def _scorer(device: Device, shape: RunShape, params: Tensors) -> Scorer:
+    acts, scratch = _specs(shape.config, shape.B, 1, shape.logits_rows)
+    buffers = Buffers(
+        device.zeros(_num_bytes(acts, shape.precision), np.uint8),
+        device.zeros(_num_bytes(scratch, shape.precision), np.uint8),
+        shape.B,
+        shape.logits_rows,
+    )
+    return Scorer(device, shape.config, params, shape.precision, buffers)
+
+
+def _shape(
+    device: Device, config: GPTConfig, precision: Precision, window: int, weights: int
+) -> RunShape:
+    """The shape of the buffers, as if each token were a row; `weights` bytes will be taken too."""
     shape = replace(
         shape_of_run(config, 1, 1, precision, on_gpu=device.is_gpu), training=False, master=False
     )
-    num_tokens = _batch_tokens(device, shape, window)
-    shape = replace(shape, B=num_tokens)
-    acts, scratch = _specs(config, num_tokens, 1, shape.logits_rows)
-    flat = device.zeros(config.num_parameters, precision.storage)
-    device.upload(flat, precision.encode(weights))
-    buffers = Buffers(
-        device.zeros(_num_bytes(acts, precision), np.uint8),
-        device.zeros(_num_bytes(scratch, precision), np.uint8),
-        num_tokens,
-        shape.logits_rows,
-    )
-    return Scorer(device, config, cut_packed(flat, parameter_specs(config)), precision, buffers)
+    return replace(shape, B=_batch_tokens(device, shape, window, weights))
 
 
 def row_length(longest: int, window: int) -> int:
@@ -181,18 +209,19 @@ def blank_batch(num_rows: int, length: int) -> tuple[Ids, Ids]:
     return np.zeros((num_rows, length), np.int32), targets
 
 
-def _batch_tokens(device: Device, shape: RunShape, window: int) -> int:
+def _batch_tokens(device: Device, shape: RunShape, window: int, weights: int) -> int:
     """The tokens of a batch: rows of `window` tokens, as many as are useful and fit."""
     useful = GPU_BATCH_TOKENS if device.is_gpu else max(CPU_BATCH_TOKENS, num_cores() * window)
     rows = max(1, useful // window)
     free = device.free_bytes()
     if free is not None:
-        needed = _bytes_for(shape, window, 1)
-        fit = largest_batch(lambda B: _bytes_for(shape, window, B), int(free * MEMORY_MARGIN))
+        needed = weights + _bytes_for(shape, window, 1)
+        budget = int(free * MEMORY_MARGIN) - weights
+        fit = largest_batch(lambda B: _bytes_for(shape, window, B), budget)
         if not fit:
             raise DeviceError(
                 f"the model needs {needed / 2**30:.2f} GiB to evaluate one row of {window} tokens, "
-                f"{free / 2**30:.2f} GiB are free. Use a smaller --window or another --device, or "
+                f"{free / 2**30:.2f} GiB are free. Use a smaller window or another device, or "
                 f"close other programs."
             )
         rows = min(rows, fit)
@@ -202,9 +231,8 @@ def _batch_tokens(device: Device, shape: RunShape, window: int) -> int:
 def _bytes_for(shape: RunShape, window: int, rows: int) -> int:
     shape = replace(shape, B=rows * window)
     acts, scratch = _specs(shape.config, shape.B, 1, shape.logits_rows)
-    weights = shape.config.num_parameters * shape.precision.storage.itemsize
     sizes = _num_bytes(acts, shape.precision) + _num_bytes(scratch, shape.precision)
-    return weights + sizes + shape.workspace_bytes
+    return sizes + shape.workspace_bytes
 
 
 def _specs(

@@ -10,6 +10,7 @@ from cupygpt.device.precision import FP32, Precision
 from cupygpt.distributed.zero import shard_size
 from cupygpt.errors import DeviceError
 from cupygpt.kernels.matmul import WORKSPACE_BYTES
+from cupygpt.model.parameters import weights_bytes
 from cupygpt.model.tensors import (
     CPU_LOGITS_ROWS,
     GPU_LOGITS_ROWS,
@@ -149,7 +150,7 @@ def check_decoding_fits(
     if free_bytes is None:
         return
     dtypes = precision.dtypes
-    needed = config.num_parameters * precision.storage.itemsize
+    needed = weights_bytes(config, precision)
     needed += rows * arena_bytes(decoder_specs(config), lambda name: dtypes[name].itemsize)
     if needed > int(free_bytes * MEMORY_MARGIN):
         raise DeviceError(
