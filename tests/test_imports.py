@@ -68,7 +68,10 @@ room console."""
 COMMANDS = {"train", "sample", "prepare", "convert", "evaluate"}
 """What a person starts. No module imports them."""
 
-IMPORTED_LATE = {"cupy", "cupyx", "cuda", "tiktoken", "mpi4py", "resource", "matplotlib"}
+IMPORTED_LATE = {
+    *("cupy", "cupyx", "cuda", "tiktoken", "mpi4py", "resource", "matplotlib"),
+    *("pyarrow", "compression", "backports"),
+}
 """Packages that may be imported inside a function: they are slow, optional, or not everywhere."""
 
 

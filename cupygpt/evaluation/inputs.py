@@ -24,7 +24,8 @@ from cupygpt.evaluation.questions import Question, is_question_file, read_questi
 from cupygpt.evaluation.windows import EncodedText, TokenText
 from cupygpt.files import FileKind, kind_of
 from cupygpt.flags.llmc import HELLASWAG as LLMC_HELLASWAG
-from cupygpt.texts.text_files import read_documents
+from cupygpt.texts.reading.documents import Documents
+from cupygpt.texts.reading.reading import Reading
 
 TOKEN_KINDS = (TWO_BYTES.kind, FOUR_BYTES.kind)
 
@@ -153,7 +154,7 @@ def _encoded(path: Path, tokenizer: Tokenizer, *, split: bool) -> EncodedText:
     """The tokens of a text file, each document after an end of text."""
     parts: list[np.ndarray] = []
     is_new = True
-    for part in read_documents(path, split=split):
+    for part in Documents([str(path)], Reading(split=split)).pieces():
         if part is None:
             is_new = True
             continue

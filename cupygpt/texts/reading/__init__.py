@@ -1,0 +1,1 @@
+"""How files of any format become documents."""
