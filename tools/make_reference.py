@@ -9,6 +9,7 @@ of its data, and its command.
 import argparse
 import json
 import math
+import sys
 from pathlib import Path
 
 from cupygpt.config import GPTConfig
@@ -20,6 +21,12 @@ from cupygpt.training.reference import hashes_of
 def entry(folder: Path, name: str) -> dict[str, object]:
     """The reference entry of a run folder."""
     record = read_record(folder)
+    for resume in record.get("resumes", []):
+        if {"batch_size", "total_batch"} & resume["changes"].keys():
+            sys.exit(
+                f"{folder}: its steps have another size since step {resume['step']} (-b or -d), so "
+                f"they do not tell how many tokens it had trained on. Take a run with one size."
+            )
     lines = (folder / METRICS).read_text(encoding="utf-8").splitlines()
     events = [event for event in map(json.loads, lines) if event["kind"] == "val"]
     losses = {event["step"] * record["tokens_per_step"]: event["loss"] for event in events}

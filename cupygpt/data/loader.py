@@ -44,6 +44,9 @@ POLL_S = 0.1
 CLOSE_S = 5.0
 """How long to wait for the thread at the end: a network disk that hangs must not stop the exit."""
 
+MOST_COUNTED_EPOCHS = 100
+"""Beyond, `rows_before` takes all epochs as equal: to count each one would take a while."""
+
 
 @dataclass(frozen=True)
 class Position:
@@ -137,6 +140,12 @@ class TrainLoader:
     def rows_per_epoch(self, epoch: int) -> int:
         """The rows of all shards in `epoch`; epochs differ by up to one row per shard."""
         return self._cut_of(epoch).num_rows
+
+    def rows_before(self, position: Position) -> int:
+        """The rows that a run at `position` has used since its beginning."""
+        counted = min(position.epoch, MOST_COUNTED_EPOCHS)
+        rows = sum(self.rows_per_epoch(epoch) for epoch in range(counted))
+        return rows + (position.epoch - counted) * self.rows_per_epoch(0) + position.rows
 
     def next_batch(self) -> Batch:
         """The next batch of this rank; moves `position` on by B * num_ranks rows."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cupygpt.checkpoint.state_file import Progress
 from cupygpt.config import GPTConfig
 from cupygpt.data.loader import START, Position, TrainLoader, order_bytes
 from cupygpt.data.token_files import check_ids, num_tokens
@@ -50,7 +51,8 @@ class Plan:
     """All numbers of a run, nothing left to choose.
 
     `asked` is the config before what depends on the number of steps was chosen. `steps_are_fixed`
-    is False as long as a run of so many minutes measures how many fit.
+    is False as long as a run of so many minutes measures how many fit. The run begins, or goes on,
+    at `first_step`, after `tokens_before`: its steps may have had another size before.
     """
 
     config: TrainConfig
@@ -71,6 +73,8 @@ class Plan:
     steps: int = 0
     steps_are_fixed: bool = True
     extensions: tuple[int, ...] = ()
+    first_step: int = 0
+    tokens_before: int = 0
 
     @property
     def schedule(self) -> Schedule:
@@ -100,6 +104,10 @@ class Plan:
     def tokens_per_step(self) -> int:
         """Tokens of one optimizer step, of all ranks together."""
         return self.shape.B * self.shape.T * self.accumulation * self.world
+
+    def tokens_at(self, step: int) -> int:
+        """The tokens that the run has trained on when it stands at `step`, not before the first."""
+        return self.tokens_before + (step - self.first_step) * self.tokens_per_step
 
     def with_steps(self, steps: int) -> "Plan":
         """The plan of a run of so many steps; what was chosen by their number is chosen again.
@@ -189,6 +197,20 @@ def _steps(plan: Plan, record: Mapping[str, Any] | None) -> int:
 def _rows_per_epoch(config: TrainConfig, shape: RunShape, data: Data, world: int) -> int:
     loader = train_loader(config, shape, data, rank=0, world=world, position=START)
     return loader.rows_per_epoch(0)
+
+
+def going_on(plan: Plan, data: Data, progress: Progress) -> Plan:
+    """The plan of a run that stands at `progress`, perhaps after steps of another size.
+
+    A state of llm.c does not tell how many tokens came before, nor does a run that repeats one
+    batch: there all steps count as ones of today's size.
+    """
+    config, shape, step = plan.config, plan.shape, progress.step
+    if progress.position is None or config.overfit:
+        return replace(plan, first_step=step, tokens_before=step * plan.tokens_per_step)
+    loader = train_loader(config, shape, data, rank=0, world=plan.world, position=START)
+    tokens = loader.rows_before(progress.position) * shape.T
+    return replace(plan, first_step=step, tokens_before=tokens)
 
 
 def train_loader(

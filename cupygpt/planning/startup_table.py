@@ -76,7 +76,7 @@ def _describe_length(plan: Plan) -> str:
         return f"{reason}; the first steps are timed"
     if plan.length_reason:
         return f"{plan.steps:,} steps, {plan.length_reason}"
-    epochs = plan.steps * plan.tokens_per_step / plan.train_tokens
+    epochs = plan.tokens_at(plan.steps) / plan.train_tokens
     return f"{plan.steps:,} steps, {epochs:.3g} epochs"
 
 

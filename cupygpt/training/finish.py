@@ -42,13 +42,12 @@ def outcome_of(run: Run) -> Outcome:
     progress, plan, validator = run.progress, run.plan, run.validator
     position = progress.position or START
     is_validated = validator.is_there and math.isfinite(progress.best_loss)
-    tokens = progress.step * plan.tokens_per_step
     return Outcome(
         step=progress.step,
         steps=plan.steps,
         seconds=run.console.elapsed_s(),
         epochs=position.epoch + position.rows / plan.rows_per_epoch,
-        tokens_per_parameter=tokens / plan.shape.config.num_parameters,
+        tokens_per_parameter=plan.tokens_at(progress.step) / plan.shape.config.num_parameters,
         dropout=plan.config.dropout,
         bits_per_byte=validator.bits_per_byte(progress.best_loss) if is_validated else None,
         best=(progress.best_step, progress.best_loss) if is_validated else None,

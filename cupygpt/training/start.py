@@ -41,7 +41,7 @@ from cupygpt.planning.open_data import (
     copy_tokenizer_to,
     open_data,
 )
-from cupygpt.planning.plan import Plan, make_plan
+from cupygpt.planning.plan import Plan, going_on, make_plan
 from cupygpt.planning.startup_table import header_rows
 from cupygpt.run_folder.folder import check_can_be_resumed, find_run, has_checkpoint
 from cupygpt.run_folder.lock import FolderLock
@@ -232,6 +232,7 @@ def resume_run(
         record = {**record, "steps": None, "extensions": []}  # the length that they made is gone
     chosen = ModelChoice(config, model, None, f"checkpoint of step {state.progress.step}")
     plan = make_plan(chosen, data, choice, ranks, record)
+    plan = going_on(plan, data, state.progress)
     check_can_be_extended(given, plan)
     _show_plan(console, plan, data, chosen.origin, folder)
     for warning in (

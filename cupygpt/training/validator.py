@@ -33,7 +33,7 @@ class Validator:
         self.reference = find_reference(data.record(), model.num_parameters)
         self.baselines = ngram_baselines(rows, data.train, model.V)
         self._bytes_per_token = bytes_per_token(rows, data.tokenizer, model.V)
-        self._tokens_per_step, self._ranks = plan.tokens_per_step, ranks
+        self._plan, self._ranks = plan, ranks
         self._batches = validation_batches(plan, data, ranks.rank)
 
     def validate(self, trainer: Trainer, step: int) -> Validation:
@@ -45,7 +45,7 @@ class Validator:
         # Added in the order of the batches: then the mean equals that of one rank to the last bit.
         loss = mean_loss(of_rank for batch in zip(*sums, strict=True) for of_rank in batch)
         self.history.append((step, loss))
-        known = self.reference.at(step * self._tokens_per_step) if self.reference else None
+        known = self.reference.at(self._plan.tokens_at(step)) if self.reference else None
         return Validation(loss, self.bits_per_byte(loss), known)
 
     def bits_per_byte(self, loss: float) -> float | None:

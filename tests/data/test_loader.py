@@ -195,6 +195,18 @@ def test_a_position_splits_the_rows_exactly_for_any_batch_and_ranks(data: st.Dat
         assert before + position.rows == done
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_the_rows_before_a_position_are_those_that_were_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, shuffle: bool
+) -> None:
+    loader = TrainLoader(make_shards(tmp_path, [30, 41]), 3, 5, V, seed=1, shuffle=shuffle)
+    for batches in range(1, 30):  # more than six epochs
+        loader.next_batch()
+        assert loader.rows_before(loader.position) == 3 * batches
+    monkeypatch.setattr(loader_module, "MOST_COUNTED_EPOCHS", 2)
+    assert abs(loader.rows_before(loader.position) - 3 * 29) <= 2 * loader.position.epoch
+
+
 def test_epochs_and_seeds_differ(tmp_path: Path) -> None:
     shards = make_shards(tmp_path, [2000])
     first, second, third = read_epochs(shards, 3, 1, 16, 1, seed=3)

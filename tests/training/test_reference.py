@@ -1,15 +1,17 @@
 """Reference curves: what known runs reached on known data."""
 
 import json
+import re
 import runpy
 from pathlib import Path
 
 import pytest
-from support.small_runs import write_files
+from support.small_runs import TINY, write_files
 
 from cupygpt.train import main
-from cupygpt.training.reference import CURVES, ReferenceCurve, find_reference
+from cupygpt.training.reference import CURVES, ReferenceCurve, find_reference, hashes_of
 
+TOOL = Path(__file__).parents[2] / "tools" / "make_reference.py"
 DATA = {"train": [{"sha256": "t"}], "val": [{"sha256": "v"}]}
 
 
@@ -57,10 +59,9 @@ def test_a_run_on_the_same_data_says_how_far_it_is(
     flags = [*write_files(tmp_path), "-n", "20", "--no-bar"]
     assert main([*flags, "-o", str(tmp_path / "first")]) == 0
     capfd.readouterr()
-    tool = Path(__file__).parents[2] / "tools" / "make_reference.py"
     arguments = ["make_reference", str(tmp_path / "first"), "--name", "the first run"]
     monkeypatch.setattr("sys.argv", arguments)
-    runpy.run_path(str(tool), run_name="__main__")
+    runpy.run_path(str(TOOL), run_name="__main__")
     curves = tmp_path / "curves.json"
     curves.write_text(f"[{capfd.readouterr().out}]")
     monkeypatch.setattr(find_reference, "__defaults__", (curves,))
@@ -68,3 +69,24 @@ def test_a_run_on_the_same_data_says_how_far_it_is(
     out = capfd.readouterr().out
     assert "by the first run; this run is +0.0000 from it" in out
     assert out.count("| reference ") == 5
+
+
+def test_tokens_are_counted_as_they_came_when_a_resume_changes_the_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """10 steps of 4 rows, then 10 of 8: 960 tokens, where 20 steps of 8 would be 1,280."""
+    run, curves = tmp_path / "run", tmp_path / "curves.json"
+    assert main([*write_files(tmp_path), "-n", "10", "-o", str(run)]) == 0
+    hashes = hashes_of(json.loads((run / "run.json").read_text())["data"])
+    curve = {"name": "known", "parameters": 1, "data": hashes, "curve": [[0, 5.0], [960, 1.0]]}
+    curves.write_text(json.dumps([curve]))
+    monkeypatch.setattr(find_reference, "__defaults__", (curves,))
+    capsys.readouterr()
+    assert main(["--resume", str(run), "-n", "20", "-b", "8", "-d", "64"]) == 0
+    out = capsys.readouterr().out
+    assert "20 steps, 0.8 epochs" in out  # of 1,200 tokens
+    assert re.findall(r"\| reference (\S+)", out) == ["3.6667", "2.3333", "1.0000"]
+    assert f"{960 / TINY.num_parameters:.3g} tokens per parameter" in out
+    monkeypatch.setattr("sys.argv", ["make_reference", str(run), "--name", "mixed"])
+    with pytest.raises(SystemExit, match="another size since step 10"):
+        runpy.run_path(str(TOOL), run_name="__main__")
