@@ -31,6 +31,10 @@ class KernelError(CupyGPTError, RuntimeError):
     """A CUDA kernel that does not compile, or a launch with wrong arguments."""
 
 
+class LabError(CupyGPTError, ValueError):
+    """A kernel file, exercise or launch line of the lab that cannot be used as it is."""
+
+
 class RunError(CupyGPTError, RuntimeError):
     """A run that started well and cannot continue (NaN loss, full disk); exit code 1."""
 

@@ -42,7 +42,7 @@ _KERNEL = re.compile(
     + _BOUNDS.format("after")
     + r"(?P<name>\w+)\s*\("
 )
-_DYNAMIC = re.compile(r"\bextern\s+thread_local\b[^;]*?(\w+)\s*\[\s*\]\s*;")
+_DYNAMIC = re.compile(r"\bextern\s+__constinit\s+thread_local\b[^;]*?(\w+)\s*\[\s*\]\s*;")
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@
 #define __host__
 // In a function thread_local implies static, and it may follow `extern`, which `static` may not.
 // Blocks run one after another on one thread, so there is one copy, as of shared memory.
-#define __shared__ thread_local
+// constinit keeps g++ from asking, at each use of an array of bfloat16, whether it is initialised.
+#define __shared__ __constinit thread_local
 #define __constant__ static const
 #define __forceinline__ inline __attribute__((always_inline))
 #define __inline__ inline

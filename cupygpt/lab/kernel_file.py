@@ -1,0 +1,152 @@
+"""A .cu file with the launches of its kernels: a rung of a ladder, or a learner's own."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cupygpt.emulator.arrays import emulated_empty
+from cupygpt.emulator.emulate import EmulatedModule, load
+from cupygpt.emulator.launching import EmulatedKernel
+from cupygpt.errors import LabError
+from cupygpt.kernels.launch import Launch
+from cupygpt.kernels.load import compile_options, find_cuda_dir
+from cupygpt.lab.launch_line import LaunchLine, launch_lines
+
+MAX_FILE_BYTES = 1 << 20
+"""Of a kernel file. The largest in cuda/ has 20 KB."""
+
+_SCALARS = {"i32": np.int32, "i64": np.int64, "f32": np.float32}
+"""The types of scalar parameters, by the emulator's code."""
+
+_PACK_SIZES = {"float": 4, "__nv_bfloat16": 8}
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What an op is called with: its parameters by name, in its order, arrays and numbers.
+
+    `sizes` are the names that a launch may use. `floatX` is the C++ type of the elements.
+    """
+
+    parameters: Mapping[str, Any]
+    sizes: Mapping[str, int]
+    floatX: str
+
+    @property
+    def names(self) -> dict[str, int]:
+        """The sizes, and PACK_SIZE."""
+        return {**self.sizes, "PACK_SIZE": _PACK_SIZES[self.floatX]}
+
+
+@dataclass(frozen=True)
+class KernelFile:
+    """A .cu file whose comments `// lab:` say how its kernels are launched (launch_line.py)."""
+
+    path: Path
+    source: str
+
+    @classmethod
+    def read(cls, path: Path) -> "KernelFile":
+        """Read a file. Raises LabError where it is missing, too large or no text."""
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_FILE_BYTES + 1)
+        except OSError as error:
+            raise LabError(f"{path}: {error.strerror or error}.") from None
+        if len(data) > MAX_FILE_BYTES:
+            raise LabError(f"{path} has more than 1 MiB, which is too long for a kernel file.")
+        try:
+            return cls(path, data.decode())
+        except UnicodeDecodeError as error:
+            raise LabError(f"{path}, byte {error.start}: not UTF-8 text.") from None
+
+    def launches(self, arguments: Arguments) -> list[Launch]:
+        """The launch of each kernel, in the file's order. Raises LabError where there is none."""
+        found = [line.launch(arguments.names) for line in self._lines if line.is_launch]
+        if not found:
+            raise LabError(
+                f"{self.path}: no line says how the kernel is launched. Add one, such as "
+                "`// lab: grid = ceil_div(N, 256), block = 256`."
+            )
+        return found
+
+    def module(self, arguments: Arguments) -> EmulatedModule:
+        """The file compiled for the emulator. Raises CompileError."""
+        defines = {"HS": arguments.sizes["HS"]} if "HS" in arguments.sizes else {}
+        for launch in self.launches(arguments):
+            defines.update(launch.defines)
+        return load(self.path, compile_options(find_cuda_dir(), arguments.floatX, defines))
+
+    def run(self, arguments: Arguments) -> None:
+        """Run all kernels on emulated arrays, in the file's order.
+
+        A file with one kernel takes the op's parameters in their order, whatever it calls them. One
+        with several takes those that it needs by name.
+
+        Raises:
+            LabError: launches and kernels do not fit each other, or the op.
+            CompileError, KernelFault: as the emulator raises them.
+        """
+        module, launches = self.module(arguments), self.launches(arguments)
+        names = module.kernel_names
+        if len(names) != len(launches):
+            raise LabError(
+                f"{self.path} has {len(names)} kernels ({', '.join(names)}) and {len(launches)} "
+                "lines `// lab: grid = …`; each kernel needs one, in the file's order."
+            )
+        given = {**arguments.parameters, **self._scratch(arguments)}
+        for name, launch in zip(names, launches, strict=True):
+            kernel = module.get_function(name)
+            values = self._chosen(kernel, given, by_name=len(names) > 1)
+            args = [_argument(*pair) for pair in zip(kernel.parameters, values, strict=True)]
+            kernel.max_dynamic_shared_size_bytes = max(
+                kernel.max_dynamic_shared_size_bytes, launch.shared_bytes
+            )
+            kernel(_tuple(launch.grid), _tuple(launch.block), args, launch.shared_bytes)
+
+    def _chosen(
+        self, kernel: EmulatedKernel, given: Mapping[str, Any], *, by_name: bool
+    ) -> list[Any]:
+        """The arguments of one kernel, of all that are given."""
+        wanted = kernel.parameter_names
+        if by_name:
+            for name in wanted:
+                if name not in given:
+                    raise LabError(
+                        f"{self.path}: {kernel.name} has a parameter {name}. A file with several "
+                        f"kernels gets its parameters by name; there are {', '.join(given)}."
+                    )
+            return [given[name] for name in wanted]
+        if len(wanted) != len(given):
+            raise LabError(
+                f"{self.path}: {kernel.name} has {len(wanted)} parameters, the op has "
+                f"{len(given)}: {', '.join(given)}."
+            )
+        return list(given.values())
+
+    @cached_property
+    def _lines(self) -> list[LaunchLine]:
+        return launch_lines(self.source)
+
+    def _scratch(self, arguments: Arguments) -> dict[str, Any]:
+        return {
+            name: emulated_empty(line.number(name, arguments.names))
+            for line in self._lines
+            if not line.is_launch
+            for name in line.settings
+        }
+
+
+def _argument(code: str, value: Any) -> Any:
+    """`value` as a parameter of this code takes it (EmulatedKernel.parameters)."""
+    if code[3:] == "*" or code[:3] not in _SCALARS:
+        return value
+    return _SCALARS[code[:3]](value)
+
+
+def _tuple(size: int | tuple[int, ...]) -> tuple[int, ...]:
+    return size if isinstance(size, tuple) else (size,)
