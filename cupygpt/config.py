@@ -139,9 +139,10 @@ def config_from_descriptor(
     known = [f"d{depth}" for depth in _GPT2_CHANNELS_HEADS]
     known += [f"gpt3:c{channels}" for channels in _GPT3_LAYERS_HEADS]
     raise ConfigError(
-        f"'{descriptor}' is neither a file that ends in .bin nor a known model. "
-        f"Known: small, {', '.join(known)}. "
-        f"For another shape write its layers, heads and channels: L6:H6:C384."
+        f"'{descriptor}' is no known size. Known: small, {', '.join(known)}. "
+        f"For another shape write its layers, heads and channels: L6:H6:C384. "
+        f"train -e takes weights by their path as well: a model file (.bin), a run folder "
+        f"(RUN, RUN@newest or RUN@STEP), or a Hugging Face folder."
     )
 
 

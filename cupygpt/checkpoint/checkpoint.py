@@ -152,9 +152,17 @@ def best_step(folder: Path) -> int:
     steps = checkpoint_steps(folder)
     if not steps:
         raise CheckpointError(f"{folder}: the folder holds no complete checkpoint.")
-    progress = read_progress(_paths(folder, steps[-1])[1])
-    is_kept = math.isfinite(progress.best_loss) and progress.best_step in steps
-    return progress.best_step if is_kept else steps[-1]
+    best = validated_best_step(folder)
+    return best if best in steps else steps[-1]
+
+
+def validated_best_step(folder: Path) -> int | None:
+    """The step with the lowest validation loss, kept or not; None if nothing was validated.
+
+    The folder must hold a complete checkpoint.
+    """
+    progress = read_progress(_paths(folder, checkpoint_steps(folder)[-1])[1])
+    return progress.best_step if math.isfinite(progress.best_loss) else None
 
 
 def model_path(folder: Path, step: int) -> Path:

@@ -19,6 +19,7 @@ Merge = tuple[bytes, bytes]
 
 GPT2_SHA256 = "c7a3751296701f3d24b48ac98ac4d6f3f2bb2b49601553ce8644eacc284bff32"
 BYTES_SHA256 = "b5297166ef36ea2def7c7ebefa7248f31a0b5c54c951928bad1ace1b2a661822"
+BUILTIN_SHA256 = {"gpt2": GPT2_SHA256, "bytes": BYTES_SHA256}
 """`vocabulary_sha256` of the two vocabularies that need no file."""
 
 
@@ -34,7 +35,7 @@ class Vocabulary:
     def builtin_name(self) -> str | None:
         """The name of the tokenizer if it is "gpt2" or "bytes", else None."""
         digest = vocabulary_sha256(self.tokens, self.eot)
-        return {GPT2_SHA256: "gpt2", BYTES_SHA256: "bytes"}.get(digest)
+        return {sha256: name for name, sha256 in BUILTIN_SHA256.items()}.get(digest)
 
     def ranks(self) -> dict[bytes, int]:
         """The rank of each token but end of text, as a `.tiktoken` file holds them."""

@@ -1,10 +1,20 @@
 """What a name stands for: a model file, a run folder and its step, or a Hugging Face folder."""
 
+import zlib
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
-from cupygpt.checkpoint.checkpoint import best_step, checkpoint_steps, load_model, model_path
+import numpy as np
+
+from cupygpt.checkpoint.checkpoint import (
+    best_step,
+    checkpoint_steps,
+    load_model,
+    model_path,
+    validated_best_step,
+)
 from cupygpt.checkpoint.model_file import ModelFile
 from cupygpt.config import config_from_descriptor
 from cupygpt.data import hf_tokenizer
@@ -48,12 +58,11 @@ class WeightSource:
     """Weights that a name stands for, not yet loaded, and what is known of their training.
 
     `path` is the model file, of a run the one of its `step`, or the Hugging Face folder. `origin`
-    says in words what it is. `is_trained`: the weights are known to be those of a trained
-    model. `tokenizer`
-    names the tokenizer of the data ("gpt2", "bytes" or a file), `text_start` holds the ids with
-    which its documents begin, `trained_length` is the number of positions that were trained; None
-    is not known. `vocabulary` is that of a Hugging Face folder. `notes` says what a person should
-    know, one sentence each.
+    says in words what it is. `is_trained`: the weights are known to be those of a trained model.
+    `tokenizer` names the tokenizer of the data ("gpt2", "bytes" or a file), `text_start` holds the
+    ids with which its documents begin, `trained_length` is the number of positions that were
+    trained; None is not known. `vocabulary` is that of a Hugging Face folder. `notes` says what a
+    person should know, one sentence each.
     """
 
     kind: Kind
@@ -66,6 +75,20 @@ class WeightSource:
     trained_length: int | None = None
     vocabulary: Vocabulary | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def exact_name(self) -> str:
+        """The name that stands for the same weights when the run has other checkpoints."""
+        return str(self.path) if self.step is None else f"{self.path.parent}@{self.step}"
+
+    def as_record(self, weights: np.ndarray) -> dict[str, Any]:
+        """What a run records of the `weights` (P,) that it began with: whence, and their CRC-32."""
+        return {
+            "kind": self.kind.value,
+            "path": str(self.path.resolve()),
+            "step": self.step,
+            "crc32": zlib.crc32(weights.data),
+        }
 
 
 def names_weights(name: str) -> bool:
@@ -111,7 +134,12 @@ def load_weights(source: WeightSource) -> ModelFile:
     """The weights of a source, as from a model file. Raises CheckpointError."""
     if source.kind is Kind.HUGGING_FACE:
         return load_hugging_face(source.path)
-    return load_model(source.path)
+    try:
+        return load_model(source.path)
+    except (CheckpointError, OSError) as error:
+        if source.step is None or source.path.exists():
+            raise
+        raise CheckpointError(_what_became_of(source.path.parent, source.step)) from error
 
 
 def _find_in_folder(folder: Path, which: str, *, chosen: bool) -> WeightSource:
@@ -136,8 +164,15 @@ def _find_in_folder(folder: Path, which: str, *, chosen: bool) -> WeightSource:
 def _find_in_run(folder: Path, which: str | None) -> WeightSource:
     """The checkpoint of a run: "newest", a step, or None for the best one."""
     steps = checkpoint_steps(folder)
+    notes: tuple[str, ...] = ()
     if which is None:
-        step, kept = best_step(folder), "best"
+        best, step = validated_best_step(folder), best_step(folder)
+        kept = "best" if best == step else NEWEST
+        if best and best != step:
+            notes = (
+                f"{folder}: the lowest validation loss was that of step {best}, whose checkpoint "
+                f"is not there; these are the weights of the newest, step {step}",
+            )
     elif which == NEWEST:
         step, kept = steps[-1], NEWEST
     elif which.isascii() and which.isdigit() and int(which) in steps:
@@ -150,7 +185,7 @@ def _find_in_run(folder: Path, which: str | None) -> WeightSource:
         )
     path, origin = model_path(folder, step), f"step {step} ({kept}) of run {folder}"
     if not (folder / RECORD).is_file():  # a run of llm.c
-        return WeightSource(Kind.RUN, path, origin, is_trained=True, step=step)
+        return WeightSource(Kind.RUN, path, origin, is_trained=True, step=step, notes=notes)
     tokenizer, text_start, trained_length = _training(folder)
     return WeightSource(
         Kind.RUN,
@@ -161,6 +196,22 @@ def _find_in_run(folder: Path, which: str | None) -> WeightSource:
         tokenizer=tokenizer,
         text_start=text_start,
         trained_length=trained_length,
+        notes=notes,
+    )
+
+
+def _what_became_of(folder: Path, step: int) -> str:
+    """What to do about a checkpoint whose model file was there a moment ago, or should be."""
+    steps = checkpoint_steps(folder)
+    if step not in steps:
+        return (
+            f"{folder}: the checkpoint of step {step} was removed meanwhile: the run still goes "
+            f"on, and keeps other ones now. Try again."
+        )
+    others = ", ".join(f"{folder}@{other}" for other in steps if other != step)
+    return (
+        f"{model_path(folder, step)}: missing, though the checkpoint of step {step} should be "
+        f"complete (DONE_{step:08d}). {f'Name another one: {others}.' if others else ''}".rstrip()
     )
 
 

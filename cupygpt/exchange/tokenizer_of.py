@@ -6,12 +6,10 @@ from dataclasses import dataclass, replace
 from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB
 from cupygpt.data import tokenizer_files
 from cupygpt.data.tokenizer import check_vocab_size, default_tokenizer_spec, load_tokenizer
-from cupygpt.data.vocabulary import Vocabulary
+from cupygpt.data.vocabulary import BUILTIN_SHA256, Vocabulary, vocabulary_sha256
 from cupygpt.errors import TokenizerError
 from cupygpt.exchange.source import WeightSource
 from cupygpt.files import user_path
-
-BUILTIN = ("gpt2", "bytes")
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def noted_tokenizer(source: WeightSource, named: str | None, V: int) -> NotedTok
 
 
 def _noted(source: WeightSource, spec: str | None, V: int) -> NotedTokenizer:
-    if spec in BUILTIN:
+    if spec in BUILTIN_SHA256:
         check_vocab_size(spec, {"bytes": BYTES_VOCAB, "gpt2": GPT2_VOCAB}[spec], V)
         return NotedTokenizer(name=spec)
     if spec is not None:
@@ -71,6 +69,18 @@ def vocabulary_of(source: WeightSource, named: str | None, V: int) -> Vocabulary
     vocabulary = load_tokenizer(spec).vocabulary()
     check_vocab_size(spec, len(vocabulary.tokens), V)
     return vocabulary
+
+
+def sha256_of(source: WeightSource) -> str | None:
+    """What identifies the tokenizer that a model was trained with; None if it is not known."""
+    if source.vocabulary is not None:
+        return vocabulary_sha256(source.vocabulary.tokens, source.vocabulary.eot)
+    if source.tokenizer is None or source.tokenizer in BUILTIN_SHA256:
+        return BUILTIN_SHA256.get(str(source.tokenizer))
+    try:
+        return load_tokenizer(source.tokenizer).sha256
+    except TokenizerError:
+        return None  # its file is not there any more
 
 
 def is_guessed(source: WeightSource, named: str | None) -> bool:

@@ -1,10 +1,25 @@
 """What a run does where its flags leave it open.
 
-A run from a model file gets llm.c's defaults, which stand in the fields of the flags. A new model
-gets what was measured to be good: its size from the time or the text that there is for it, the rest
-from its size and the length of the run. The rules were fitted to some 180 runs on four texts, from
-0.2 to 11 million parameters and one to a hundred epochs; `tools/try_defaults.py` repeats such a
-grid. The first table shows the choices about size, batch and learning; run.json records all.
+A run from a model file of which nothing is known gets llm.c's defaults, which stand in the fields
+of the flags. A new model gets what was measured to be good: its size from the time or the text that
+there is for it, the rest from its size and the length of the run. The rules were fitted to some 180
+runs on four texts, from 0.2 to 11 million parameters and one to a hundred epochs;
+`tools/try_defaults.py` repeats such a grid. The first table shows the choices about size, batch and
+learning; run.json records all.
+
+A trained model (a run, a Hugging Face folder, or what `convert` made from one) is fine-tuned:
+
+| setting | value | why |
+|---|---|---|
+| rows | as long as those that it was trained on | positions beyond them are noise |
+| length | 3 epochs | GPT-1's fine-tuning (Radford et al. 2018) and the default of transformers |
+| step | 8,192 tokens, fewer for a small text | 8 rows of 1,024, the default of transformers; at |
+| | | least 200 steps, so that the rate can rise and fall |
+| learning rate | FINE_TUNING_SHARE | 5e-5 for GPT-2 124M: transformers has 5e-5, |
+| | of a new model's peak | GPT-1 had 6.25e-5 |
+| dropout | 0.1, or 0 if the text has more tokens | GPT-2's config.json has 0.1; a model that |
+| | than the model has parameters | is small for its text does not overfit |
+| warm-up, decay, betas | as for a new model | AdamW's moments begin at 0 here too |
 """
 
 import math
@@ -30,6 +45,11 @@ RATE_OF_ROOT = 4.5
 
 LARGE_STEP_TOKENS = 2**15
 """From such steps on gradients are so exact that AdamW's second moment may forget sooner."""
+
+FINE_TUNING_SHARE = 1 / 8
+FINE_TUNING_EPOCHS = 3
+FINE_TUNING_STEP_TOKENS, FINE_TUNING_STEPS = 2**13, 200
+"""See the table of this module."""
 
 SMALL_VOCAB = 1024
 """Up to this vocabulary a token is a letter or a byte."""
@@ -87,18 +107,29 @@ def file_settings(config: TrainConfig) -> TrainConfig:
     )
 
 
-def batch_settings(config: TrainConfig, *, T: int, size: Size, world: int) -> TrainConfig:
-    """Rows of T tokens for a new model, so many that all ranks together make one step of `size`."""
-    B = config.batch_size or max(1, (config.total_batch or size.step_tokens) // (T * world))
+def batch_settings(config: TrainConfig, *, T: int, step_tokens: int, world: int) -> TrainConfig:
+    """Rows of T tokens, so many that all ranks together make one step of `step_tokens`."""
+    B = config.batch_size or max(1, (config.total_batch or step_tokens) // (T * world))
     return _fill(config, {"seq_len": T, "batch_size": B})
 
 
+def fine_tuning_step_tokens(tokens: int) -> int:
+    """The tokens of a step of fine-tuning on a text of so many; a power of two."""
+    most = max(1, FINE_TUNING_EPOCHS * tokens // FINE_TUNING_STEPS)
+    return min(FINE_TUNING_STEP_TOKENS, 1 << most.bit_length() - 1)
+
+
 def length_settings(
-    config: TrainConfig, model: GPTConfig, tokens: int, *, on_gpu: bool
+    config: TrainConfig, model: GPTConfig, tokens: int, *, on_gpu: bool, fine_tunes: bool = False
 ) -> tuple[TrainConfig, str]:
-    """How long a new model is trained, and why; `tokens` are those of its training data."""
+    """How long a model is trained, and why; `tokens` are those of its training data."""
     if any(getattr(config, name) is not None for name in LENGTHS):
         return config, ""
+    if fine_tunes:
+        return replace(config, epochs=float(FINE_TUNING_EPOCHS)), (
+            f"{FINE_TUNING_EPOCHS} epochs, as is usual for fine-tuning (-n, --epochs or --minutes "
+            f"change it)"
+        )
     if not on_gpu:
         return replace(config, minutes=CPU_MINUTES), (
             f"{CPU_MINUTES:g} minutes, the default for a new model on a CPU (--minutes, -n or "
@@ -121,22 +152,26 @@ def settle(
     step_tokens: int,
     train_tokens: int,
     val_tokens: int,
+    fine_tunes: bool = False,
 ) -> TrainConfig:
     """The config with all chosen that depends on the number of steps.
 
     `step_tokens` are those of one step, `val_tokens` those of one validation, 0 without.
     """
-    config = _learning_settings(config, model, steps, step_tokens, train_tokens)
+    chosen = _learning_settings(config, model, steps, step_tokens, train_tokens)
+    if fine_tunes:
+        chosen |= fine_tuning_settings(model, train_tokens)
+    config = _fill(config, chosen)
     return _report_settings(config, model, steps, step_tokens, val_tokens)
 
 
 def _learning_settings(
     config: TrainConfig, model: GPTConfig, steps: int, step_tokens: int, tokens: int
-) -> TrainConfig:
+) -> dict[str, Any]:
     """Learning rate, warm-up, decay and dropout of a new model that takes `steps` steps."""
     P, epochs = model.num_parameters, steps * step_tokens / tokens
     chosen = {
-        "learning_rate": float(f"{RATE_OF_ROOT / math.sqrt(P):.2g}"),
+        "learning_rate": _rounded(RATE_OF_ROOT / math.sqrt(P)),
         "warmup": min(steps // 10, 1000),
         "final_fraction": 0.05,
         "weight_decay": 0.1,
@@ -145,7 +180,20 @@ def _learning_settings(
     }
     if config.schedule == "constant":
         chosen |= {"warmup": 0, "final_fraction": 1.0}
-    return _fill(config, chosen)
+    return chosen
+
+
+def fine_tuning_settings(model: GPTConfig, tokens: int) -> dict[str, float]:
+    """In what fine-tuning on so many tokens differs from training a new model."""
+    P = model.num_parameters
+    return {
+        "learning_rate": _rounded(FINE_TUNING_SHARE * RATE_OF_ROOT / math.sqrt(P)),
+        "dropout": 0.1 if tokens <= P else 0.0,
+    }
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.2g}")
 
 
 def _dropout(epochs: float, parameters_per_token: float) -> float:

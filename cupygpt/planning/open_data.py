@@ -17,8 +17,15 @@ from cupygpt.data.token_record import (
     write_token_records,
 )
 from cupygpt.data.token_writer import write_shard
-from cupygpt.data.tokenizer import Tokenizer, default_tokenizer_spec, load_tokenizer
+from cupygpt.data.tokenizer import (
+    Tokenizer,
+    default_tokenizer_spec,
+    load_tokenizer,
+    load_tokenizer_for,
+)
 from cupygpt.errors import ConfigError, TokenizerError
+from cupygpt.exchange.source import WeightSource
+from cupygpt.exchange.tokenizer_of import sha256_of
 from cupygpt.files import atomic_write
 from cupygpt.flags.config import TrainConfig, flags_of
 from cupygpt.run_folder.record import TOKENIZER_COPY
@@ -143,18 +150,25 @@ def vocabulary(config: TrainConfig, data: Data) -> int:
 
 
 def attach_tokenizer(
-    config: TrainConfig, model: GPTConfig, data: Data, *, is_needed: bool = True
+    config: TrainConfig,
+    model: GPTConfig,
+    data: Data,
+    source: WeightSource | None = None,
+    *,
+    is_needed: bool = True,
 ) -> None:
     """Find the tokenizer for samples and bits per byte; note a missing one, refuse a wrong one.
 
-    A wrong one is another than the data was made with, or one that the model was not made for. One
-    that the flags name may be missing only if it is not needed.
+    A wrong one is another than the data was made with, or one that the model was not made for, or
+    not trained with, as far as its `source` says. One that the flags name may be missing only if it
+    is not needed.
     """
     if data.made_with is not None:
+        _check_source("the data's", data.made_with.tokenizer, source)
         _check_model("the data's", data.made_with.tokenizer, model)
     _doubt_ids(model, data)
     try:
-        data.tokenizer = data.tokenizer or _find_tokenizer(config, model, data)
+        data.tokenizer = data.tokenizer or _find_tokenizer(config, model, data, source)
     except TokenizerError as error:
         if config.tokenizer and is_needed:
             raise
@@ -162,6 +176,7 @@ def attach_tokenizer(
     if data.tokenizer is not None:
         if data.made_with is not None:
             check_tokenizer(data.tokenizer, data.made_with, [*data.train, *data.val])
+        _check_source("the", data.tokenizer, source)
         _check_model("the", data.tokenizer, model)
 
 
@@ -202,17 +217,37 @@ def copy_tokenizer_to(folder: Path, data: Data) -> None:
             file.write(tokenizer_files.read(data.tokenizer.file))
 
 
-def _find_tokenizer(config: TrainConfig, model: GPTConfig, data: Data) -> Tokenizer | None:
-    """The tokenizer that the flags, the data or else the model's vocabulary name."""
-    if config.tokenizer is None and data.made_with is not None:
+def _find_tokenizer(
+    config: TrainConfig, model: GPTConfig, data: Data, source: WeightSource | None
+) -> Tokenizer | None:
+    """The tokenizer that the flags, the data, the model or else its vocabulary name."""
+    if config.tokenizer is not None:
+        return load_tokenizer(config.tokenizer)
+    if data.made_with is not None:
         return load_recorded_tokenizer(data.made_with.tokenizer)
-    spec = config.tokenizer or default_tokenizer_spec(model.V)
+    spec = (source.tokenizer if source else None) or default_tokenizer_spec(model.V)
     if spec is not None:
-        return load_tokenizer(spec)
+        return load_tokenizer_for(model.V, spec)
     data.notes.append(
         f"no tokenizer known for a vocabulary of {model.V}: samples show ids (--tokenizer FILE)"
     )
     return None
+
+
+def _check_source(
+    whose: str, tokenizer: Tokenizer | RecordedTokenizer, source: WeightSource | None
+) -> None:
+    """Raise TokenizerError if the model is known to be trained with another tokenizer."""
+    known = None if source is None else sha256_of(source)
+    if source is None or known in (None, tokenizer.sha256):
+        return
+    named = source.tokenizer or "its own"
+    raise TokenizerError(
+        f"{whose} tokenizer {tokenizer.name} ({tokenizer.vocab_size:,} ids) is not the one that "
+        f"{source.origin} was trained with ({named}): the same ids mean other texts there. Prepare "
+        f"the text with the model's tokenizer (cupygpt.prepare --tokenizer {named}), or leave out "
+        f"-e."
+    )
 
 
 def _check_model(whose: str, tokenizer: Tokenizer | RecordedTokenizer, model: GPTConfig) -> None:

@@ -52,7 +52,8 @@ class Plan:
 
     `asked` is the config before what depends on the number of steps was chosen. `steps_are_fixed`
     is False as long as a run of so many minutes measures how many fit. The run begins, or goes on,
-    at `first_step`, after `tokens_before`: its steps may have had another size before.
+    at `first_step`, after `tokens_before`: its steps may have had another size before. `fine_tunes`
+    says that what is open is chosen for a trained model.
     """
 
     config: TrainConfig
@@ -75,6 +76,7 @@ class Plan:
     extensions: tuple[int, ...] = ()
     first_step: int = 0
     tokens_before: int = 0
+    fine_tunes: bool = False
 
     @property
     def schedule(self) -> Schedule:
@@ -122,6 +124,7 @@ class Plan:
             step_tokens=self.tokens_per_step,
             train_tokens=self.train_tokens,
             val_tokens=self.validation.num_tokens if self.validation else 0,
+            fine_tunes=self.fine_tunes,
         )
         return replace(self, config=config, steps=steps)
 
@@ -154,8 +157,10 @@ def make_plan(
         shape = replace(shape, row_order_bytes=order_bytes(rows))
     check_fits(shape, free, sharing)
     tokens, reason = num_tokens(data.train), ""
-    if chosen.loaded is None and record is None:
-        config, reason = length_settings(config, model, tokens, on_gpu=device.is_gpu)
+    if record is None and (chosen.loaded is None or chosen.fine_tunes):
+        config, reason = length_settings(
+            config, model, tokens, on_gpu=device.is_gpu, fine_tunes=chosen.fine_tunes
+        )
     plan = Plan(
         config=config,
         asked=config,
@@ -172,6 +177,7 @@ def make_plan(
         runtime_bytes=device.used_bytes() or 0,
         world=ranks.world,
         peak_flops=_peak_flops(device, precision, ranks.world),
+        fine_tunes=chosen.fine_tunes,
     )
     steps = _steps(plan, record)
     is_fixed = config.minutes is None or bool((record or {}).get("steps"))

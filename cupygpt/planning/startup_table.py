@@ -7,13 +7,19 @@ from cupygpt.console.figures import format_bytes
 from cupygpt.data.token_files import TokenShard
 from cupygpt.flags.config import labelled_values
 from cupygpt.model.memory_plan import RunShape, memory_plan
+from cupygpt.planning.defaults import FINE_TUNING_SHARE
 from cupygpt.planning.open_data import Data
 from cupygpt.planning.plan import Plan
 from cupygpt.planning.schedule import Schedule
 
 
-def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple[str, str]]:
-    """(name, text) of each row; `origin` says where the weights come from."""
+def header_rows(
+    plan: Plan, data: Data, origin: str, folder: Path, notes: Sequence[str] = ()
+) -> list[tuple[str, str]]:
+    """(name, text) of each row; `origin` says where the weights come from.
+
+    `notes` are sentences about the weights.
+    """
     precision = f"{plan.shape.precision.name}: {plan.precision_reason}"
     train_data = f"{_describe_shards(data.train)}, {plan.rows_per_epoch:,} rows an epoch"
     return [
@@ -28,7 +34,7 @@ def header_rows(plan: Plan, data: Data, origin: str, folder: Path) -> list[tuple
         ("precision", precision),
         ("memory", _describe_memory(plan)),
         ("run folder", str(folder)),
-        *(("note", note) for note in (*data.notes, *_without_effect(plan))),
+        *(("note", note) for note in (*notes, *data.notes, *_without_effect(plan))),
     ]
 
 
@@ -81,9 +87,25 @@ def _describe_length(plan: Plan) -> str:
 
 
 def _describe_optimizer(plan: Plan) -> str:
-    is_open = not plan.steps_are_fixed and plan.asked.warmup is None
+    is_open = not plan.steps_are_fixed and _was_open(plan, "warmup")
     warmup = "a tenth of the steps as warm-up" if is_open else None
-    return ", ".join(["AdamW", describe_lr(plan.schedule, warmup), *labelled_values(plan.config)])
+    text = ", ".join(["AdamW", describe_lr(plan.schedule, warmup), *labelled_values(plan.config)])
+    return text + _why_fine_tuning(plan)
+
+
+def _why_fine_tuning(plan: Plan) -> str:
+    """Why the learning rate and dropout of fine-tuning are what they are, if no flag set them."""
+    reasons = []
+    if plan.fine_tunes and _was_open(plan, "learning_rate"):
+        share = round(1 / FINE_TUNING_SHARE)
+        reasons.append(f"to fine-tune, 1/{share} of the rate that a new model gets")
+    if plan.fine_tunes and _was_open(plan, "dropout") and plan.config.dropout:
+        reasons.append("dropout because the model has more parameters than the text has tokens")
+    return "; " + ", ".join(reasons) if reasons else ""
+
+
+def _was_open(plan: Plan, name: str) -> bool:
+    return getattr(plan.asked, name) is None
 
 
 def describe_lr(schedule: Schedule, warmup: str | None = None) -> str:

@@ -27,9 +27,10 @@ BITS_DEPEND_ON = ("cupygpt", "numpy", "processor", "blas", "device")
 """The entries of a run's environment that decide over the last bits of its losses."""
 
 
-def new_record(plan: Plan, data: Data) -> dict[str, Any]:
-    """What a new run writes into run.json."""
+def new_record(plan: Plan, data: Data, source: dict[str, Any] | None) -> dict[str, Any]:
+    """What a new run writes into run.json; `source` says what weights it began with, if not new."""
     return {
+        "source": source,
         "config": plan.config.as_dict(),
         "model": asdict(plan.shape.config),
         "data": data.record(),
@@ -42,6 +43,12 @@ def new_record(plan: Plan, data: Data) -> dict[str, Any]:
         "text_start": document_start(data.train, data.tokenizer),
         "environment": _environment(plan),
     }
+
+
+def file_of_source(record: dict[str, Any]) -> Path | None:
+    """The model file that a run began with, which it must not delete."""
+    path = (record.get("source") or {}).get("path") or record["config"].get("model")
+    return Path(path) if isinstance(path, str) else None
 
 
 def resumed_config(

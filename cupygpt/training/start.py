@@ -32,7 +32,7 @@ from cupygpt.flags.llmc import RESUME_IF_ANY, check_claims
 from cupygpt.flags.model_and_data import NEWEST_RUN
 from cupygpt.kernels import matmul_plan
 from cupygpt.model.init_weights import initial_parameters
-from cupygpt.planning.choose_model import ModelChoice, choose_model
+from cupygpt.planning.choose_model import ModelChoice, choose_model, find_source
 from cupygpt.planning.open_data import (
     DEMO_NAME,
     Data,
@@ -60,6 +60,7 @@ from cupygpt.training.resume import (
     data_from_first_folder,
     decisive_entries,
     extended,
+    file_of_source,
     new_record,
     resume_warnings,
     resumed_config,
@@ -159,6 +160,7 @@ def start_run(
     may_restart = config.resume == RESUME_IF_ANY
     config = replace(config, resume=None)
     console = caller.console(config, ranks)
+    source = find_source(config, ranks)
     made = None
     if ranks.rank == 0:
         made = NewFolder(
@@ -166,17 +168,17 @@ def start_run(
             overwrite=config.overwrite,
             may_restart=may_restart,
             made_at_start=_made_at_start(config),
-            keep=Path(config.model) if config.model else None,
+            keep=source.path if source else None,
         )
         _warn_of_no_lock(held.enter_context(made).lock, console)
     folder = _common_folder(ranks, made.path if made else None)
     data = rank0_first(ranks, lambda: open_data(config, folder, new=ranks.rank == 0))
     choice = choose_rank_device(config.device, ranks)
-    chosen = choose_model(config, data, on_gpu=choice.device.is_gpu, world=ranks.world)
+    chosen = choose_model(config, data, source, on_gpu=choice.device.is_gpu, world=ranks.world)
     loaded = chosen.loaded
-    attach_tokenizer(config, chosen.model, data)
+    attach_tokenizer(config, chosen.model, data, source)
     plan = make_plan(chosen, data, choice, ranks)
-    _show_plan(console, plan, data, chosen.origin, folder)
+    _show_plan(console, plan, data, chosen, folder)
     for warning in (*data.warnings, *(loaded.warnings if loaded else ())):
         console.warn(warning)
     run = Run(plan, data, folder, console, Progress(step=0, seed=config.seed), ranks, clock)
@@ -187,7 +189,7 @@ def start_run(
     if made:
         made.claim()
         copy_tokenizer_to(folder, data)
-        record = new_record(run.plan, data)
+        record = new_record(run.plan, data, source.as_record(weights) if source else None)
         write_record(folder, record, decisive_entries(record))
     run.open_log()
     return run
@@ -215,7 +217,7 @@ def resume_run(
     check_names_this_run(given, record["config"], folder)
     config = resumed_config(record["config"], given, world=ranks.world, writer=written_by(record))
     if ranks.rank == 0:
-        remove_leftovers(folder, keep=Path(config.model) if config.model else None)
+        remove_leftovers(folder, keep=file_of_source(record))
     console = caller.console(config, ranks)
     _warn_of_no_lock(lock, console)
     config = data_from_first_folder(config, given, record)
@@ -234,7 +236,7 @@ def resume_run(
     plan = make_plan(chosen, data, choice, ranks, record)
     plan = going_on(plan, data, state.progress)
     check_can_be_extended(given, plan)
-    _show_plan(console, plan, data, chosen.origin, folder)
+    _show_plan(console, plan, data, chosen, folder)
     for warning in (
         *data.warnings,
         *checkpoint.warnings,
@@ -281,8 +283,8 @@ COMMAND = Caller(_console, ending_cleanly, _stop_signal)
 """`python -m cupygpt.train`."""
 
 
-def _show_plan(console: Console, plan: Plan, data: Data, origin: str, folder: Path) -> None:
-    console.header(header_rows(plan, data, origin, folder))
+def _show_plan(console: Console, plan: Plan, data: Data, chosen: ModelChoice, folder: Path) -> None:
+    console.header(header_rows(plan, data, chosen.origin, folder, chosen.notes))
     if plan.device_warning:
         console.warn(plan.device_warning)
 

@@ -103,9 +103,9 @@ def test_a_cpu_sizes_by_time_and_a_gpu_by_text() -> None:
 def test_a_step_of_all_ranks_has_the_tokens_that_the_size_asks_for() -> None:
     size = size_for(on_gpu=True, minutes=None, tokens=10**6, V=257)
     for world in (1, 4):
-        config = batch_settings(TrainConfig(), T=256, size=size, world=world)
+        config = batch_settings(TrainConfig(), T=256, step_tokens=size.step_tokens, world=world)
         assert config.batch_size * 256 * world == size.step_tokens
-    assert batch_settings(TrainConfig(), T=10**6, size=size, world=1).batch_size == 1
+    assert batch_settings(TrainConfig(), T=10**6, step_tokens=2**14, world=1).batch_size == 1
 
 
 def test_the_length_of_a_new_models_run() -> None:
