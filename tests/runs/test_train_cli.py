@@ -126,7 +126,7 @@ BAD_INPUT = [
     (one_token, "1 token"),
     (lambda _: ["-t", "17"], "at most 16 positions"),
     (lambda _: ["-e", "d13"], "Known: small, d6"),
-    (lambda _: ["-e", "absent.bin"], r"absent\.bin: could not be read"),
+    (lambda _: ["-e", "absent.bin"], r"absent\.bin: there is no such model"),
     (bad_model, "cut short"),
     (lambda _: ["-b", "0"], "-b/--batch-size is 0"),
     (lambda _: ["-t", "-8"], "-t/--seq-len is -8"),
