@@ -98,7 +98,7 @@ def launch_lines(source: str) -> list[LaunchLine]:
 
 
 def _parse(line: int, text: str) -> LaunchLine:
-    where = f"line {line}, `// lab:{text}`"
+    where = f"line {line}, `// lab:{text if len(text) <= 80 else text[:77] + '...'}`"
     example = "Such a line is `// lab: grid = ceil_div(N, 256), block = 256`."
     try:
         call = ast.parse(f"launch({text})", mode="eval").body
