@@ -74,12 +74,17 @@ class KernelFile:
             )
         return found
 
+    def defines(self, arguments: Arguments) -> dict[str, int]:
+        """The constants that the file is compiled with: those of its launches, and HS."""
+        found = {"HS": arguments.sizes["HS"]} if "HS" in arguments.sizes else {}
+        for launch in self.launches(arguments):
+            found.update(launch.defines)
+        return found
+
     def module(self, arguments: Arguments) -> EmulatedModule:
         """The file compiled for the emulator. Raises CompileError."""
-        defines = {"HS": arguments.sizes["HS"]} if "HS" in arguments.sizes else {}
-        for launch in self.launches(arguments):
-            defines.update(launch.defines)
-        return load(self.path, compile_options(find_cuda_dir(), arguments.floatX, defines))
+        options = compile_options(find_cuda_dir(), arguments.floatX, self.defines(arguments))
+        return load(self.path, options)
 
     def run(self, arguments: Arguments) -> None:
         """Run all kernels on emulated arrays, in the file's order.

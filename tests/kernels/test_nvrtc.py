@@ -13,13 +13,18 @@ from dataclasses import dataclass
 
 import pytest
 from kernels.nvrtc import CUDA_DIR, Nvrtc
-from support.launched_variants import ALL_RUNS, NEVER_LAUNCHED, USUAL_RUNS, Run, variants_of
+from support.launched_variants import (
+    ALL_RUNS,
+    NEVER_LAUNCHED,
+    TRAINER_FILES,
+    USUAL_RUNS,
+    Run,
+    variants_of,
+)
 from support.stand_in_gpu import CAPABILITIES
 
 from cupygpt.errors import DeviceError
 from cupygpt.kernels.load import Variant
-
-FILES = sorted(path.relative_to(CUDA_DIR).as_posix() for path in CUDA_DIR.rglob("*.cu"))
 
 GENERATIONS = ("75", "80", "90", "120")
 """One GPU of each generation of registers and instructions."""
@@ -121,7 +126,7 @@ def usages(log: str) -> list[Usage]:
     ]
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", TRAINER_FILES)
 @pytest.mark.parametrize(
     ("capabilities", "runs"),
     [

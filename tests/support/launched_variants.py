@@ -10,11 +10,19 @@ from functools import cache
 
 from cupygpt.config import GPT2_VOCAB, GPTConfig
 from cupygpt.device.precision import PRECISIONS, Precision, supports_precision
-from cupygpt.kernels.load import Variant, record_kernels
+from cupygpt.kernels.load import Variant, find_cuda_dir, record_kernels
 from cupygpt.model.generate import Generator
 from cupygpt.model.memory_plan import shape_of_run
 from cupygpt.training.trainer import OptimizerSettings, Trainer
 from support.stand_in_gpu import StandInGPU
+
+CUDA_DIR = find_cuda_dir()
+TRAINER_FILES = sorted(
+    name
+    for path in CUDA_DIR.rglob("*.cu")
+    if not (name := path.relative_to(CUDA_DIR).as_posix()).startswith("lab/")
+)
+"""The .cu files whose kernels runs launch: all but those of the lab."""
 
 
 @dataclass(frozen=True)

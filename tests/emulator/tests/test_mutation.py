@@ -9,11 +9,11 @@ from emulator import sample_cases
 from emulator.cases import all_cases
 from emulator.mutation import barriers, mutate, survives
 from emulator.sample_cases import CUDA_DIR, SAMPLES
-from support.launched_variants import USUAL_RUNS, variants_of
+from support.launched_variants import TRAINER_FILES, USUAL_RUNS, variants_of
 
 CASES = all_cases()
 FILES = [(SAMPLES, p.name) for p in sorted(SAMPLES.glob("*.cu")) if CASES[p.name]] + [
-    (CUDA_DIR, p.relative_to(CUDA_DIR).as_posix()) for p in sorted(CUDA_DIR.rglob("*.cu"))
+    (CUDA_DIR, name) for name in TRAINER_FILES
 ]
 
 
