@@ -126,11 +126,13 @@ class Keeper:
         Of `best_step` the checkpoint stays. A step that was saved already is not saved again.
         """
         with self._clock.measure("save"):
+            # Read first: a state that has diverged ends the run, which saves the kept one then.
+            state = self._read_state() if step != self._saver.saved_step else None
             kept, self._best = self._best, None
             if kept is not None and kept.progress.step == best_step:
                 self._saver.save(kept, log, best_step)
-            if step != self._saver.saved_step:
-                self._saver.save(self._read_state(), log, best_step)
+            if state is not None:
+                self._saver.save(state, log, best_step)
         self._last_s = self._clock.elapsed()
 
     def keep_best(self, log: RunLog, best_step: int) -> None:

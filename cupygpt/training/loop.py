@@ -237,9 +237,14 @@ class Run:
         return packed
 
     def _report(self, most_pending: int) -> None:
-        """Show and log finished steps, waiting only for those beyond `most_pending`."""
+        """Show and log finished steps, waiting only for those beyond `most_pending`.
+
+        GPUs of several ranks do not finish a step in the same pass of the loop. But if it has
+        diverged, all ranks must see it in the same pass, so none of them looks for it earlier.
+        """
         pending = self._pending
-        while pending and (len(pending) > most_pending or pending[0].result.ready()):
+        looks = self.ranks.world == 1 or not self.plan.device.is_gpu
+        while pending and (len(pending) > most_pending or (looks and pending[0].result.ready())):
             self._report_step(pending.popleft())
 
     def _report_step(self, queued: "_Queued") -> None:
@@ -281,9 +286,12 @@ class Run:
                 raise self._diverged(f"step {self.progress.step}: the loss is {loss}")
 
     def _diverged(self, what: str) -> RunError:
-        """The error that all ranks raise together, after the best weights are saved."""
+        """The error of all ranks, which come here together, after the best weights are saved."""
         with contextlib.suppress(RunError):
             self._keeper.save_best(self._log)
+            if self.ranks.rank != 0:
+                # Rank 0 is the last to finish a checkpoint. It names it, and ends this rank.
+                self.ranks.all_gather_object("rank 0 speaks for all")
         return diverged(what, self.plan, self.data, self.folder)
 
     def _validate(self) -> bool:
@@ -327,11 +335,10 @@ class Run:
         self._log.sample(step, text)
 
     def _read_state(self) -> TrainState:
-        """What this rank saves at this step; nothing of it may have diverged."""
+        """What this rank saves at this step; on no rank may it have diverged."""
         state = self.trainer.state(self.progress)
-        if not has_finite_moments(state):
-            what = f"step {self.progress.step}: AdamW's moments are not finite"
-            raise diverged(what, self.plan, self.data, self.folder)
+        if not all(self.ranks.all_gather_object(has_finite_moments(state))):
+            raise self._diverged(f"step {self.progress.step}: AdamW's moments are not finite")
         return state
 
     @property

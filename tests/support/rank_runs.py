@@ -21,9 +21,9 @@ def start(*arguments: str, **environ: str) -> "subprocess.Popen[str]":
     return _start("-m", "cupygpt.train", *arguments, **environ)
 
 
-def start_program(text: str, **environ: str) -> "subprocess.Popen[str]":
+def start_program(text: str, *arguments: str, **environ: str) -> "subprocess.Popen[str]":
     """Start a Python program in the background and capture its output."""
-    return _start("-c", text, **environ)
+    return _start("-c", text, *arguments, **environ)
 
 
 def _start(*arguments: str, **environ: str) -> "subprocess.Popen[str]":

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.rank_runs import as_ranks, finish, start_program
 from support.small_runs import main_log, write_files
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps
 from cupygpt.checkpoint.state_file import Progress, TrainState
 from cupygpt.planning.schedule import Schedule
 from cupygpt.train import main
+from cupygpt.training import loop
 from cupygpt.training.diverged import has_finite_moments
 from cupygpt.training.keeper import Keeper
 
@@ -85,4 +87,52 @@ def test_the_best_weights_in_memory_are_saved_before_the_run_ends(
     monkeypatch.setattr(Schedule, "__call__", lambda _, step: 1e-3 if step < 4 else 1e30)
     assert main([*flags, "-n", "9", "-v", "2", "-o", str(run)]) == 1
     assert "Start a new run from the weights of step 4" in capsys.readouterr().err
+    assert checkpoint_steps(run) == [4]
+
+
+@pytest.mark.parametrize("steps", ["9", "6"])
+def test_the_best_weights_in_memory_are_saved_when_the_moments_diverge(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    steps: str,
+) -> None:
+    """Those of step 6 do, when a better validation is to be kept, or the last step saved."""
+    run = tmp_path / "run"
+    flags = write_files(tmp_path)
+    del flags[flags.index("--checkpoint-every") :]
+    monkeypatch.setattr(Keeper, "_is_affordable", lambda _: False)
+    monkeypatch.setattr(loop, "has_finite_moments", lambda state: state.progress.step < 6)
+    assert main([*flags, "-n", steps, "-v", "2", "-o", str(run)]) == 1
+    err = capsys.readouterr().err
+    assert "step 6: AdamW's moments are not finite" in err
+    assert "Start a new run from the weights of step 4" in err
+    assert checkpoint_steps(run) == [4]
+
+
+DIVERGING_RANK = """
+import os, sys
+from cupygpt.train import main
+from cupygpt.training import loop
+from cupygpt.training.keeper import Keeper
+
+Keeper._is_affordable = lambda _: False
+if os.environ["RANK"] == "1":
+    loop.has_finite_moments = lambda state: state.progress.step < 6
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_the_moments_of_one_rank_end_all_ranks_with_the_best_weights(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = write_files(tmp_path)
+    del flags[flags.index("--checkpoint-every") :]
+    flags += ["-n", "9", "-v", "2", "-b", "2", "-z", "1", "-o", str(run)]
+    ranks = [start_program(DIVERGING_RANK, *flags, **environ) for environ in as_ranks(2)]
+    ends = [finish(process) for process in ranks]
+    assert [code for code, _, _ in ends] == [1, 1]
+    assert ends[0][2].startswith("error: step 6: AdamW's moments are not finite.")
+    assert "Start a new run from the weights of step 4" in ends[0][2]
+    assert "--resume" not in ends[0][2]
+    assert ends[1][2] == ""
     assert checkpoint_steps(run) == [4]
