@@ -6,10 +6,9 @@ size, S shards (token files).
 """
 
 import functools
-import math
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
@@ -17,6 +16,7 @@ from typing import Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from cupygpt.data.row_order import COMPUTED, RowOrder, row_order
 from cupygpt.data.token_files import (
     Counts,
     Cut,
@@ -30,14 +30,6 @@ from cupygpt.errors import DataError
 
 Packed: TypeAlias = npt.NDArray[np.int32]
 """(3, A, B, T): tokens, targets and token order of A micro-batches."""
-
-MOST_LISTED_ROWS = 2**24
-"""Up to so many rows their order is drawn once an epoch and kept, in 64 MiB at most; listing more
-would take gigabytes and minutes. What lies above follows from a formula. This limit decides over
-the order of a run, so it must not change."""
-
-LISTED_ROW_BYTES = 4
-ROUNDS = 8
 
 READY_ITEMS = 2
 POLL_S = 0.1
@@ -97,8 +89,8 @@ class TrainLoader:
     from it with another B or number of ranks, and still sees each remaining row once. A shard of at
     least T + 1 tokens gives at least one row: if it is too short for the offset, it is cut from
     `offset % (num_tokens - T)`. Up to T - 1 tokens before the offset, and up to T - 1 after the
-    last row, are left out of an epoch; another epoch's offset includes them. Memory: 4 bytes per
-    row, or nothing for more than 2**24 rows (`random_order`).
+    last row, are left out of an epoch; another epoch's offset includes them. `order` is one of
+    ROW_ORDERS: COMPUTED, or LISTED for a run that an earlier version has begun.
 
     Without `shuffle` the batches are those of llm.c's unshuffled loader (llmc/dataloader.h). Each
     shard of n tokens, in order, gives floor((n - 1) / (num_ranks * B * T)) batches of consecutive
@@ -118,6 +110,7 @@ class TrainLoader:
         *,
         seed: int,
         shuffle: bool = True,
+        order: str = COMPUTED,
         rank: int = 0,
         num_ranks: int = 1,
         position: Position = START,
@@ -128,12 +121,12 @@ class TrainLoader:
         self.shards = list(shards)
         self.B, self.T, self.V = B, T, V
         self.seed = seed
-        self.shuffle = shuffle
+        self.shuffle, self.order = shuffle, order
         self.rank, self.num_ranks = rank, num_ranks
         self._lengths = np.array([shard.num_tokens for shard in shards], dtype=np.int64)
         self._cut_of = functools.lru_cache(maxsize=4)(self._cut_epoch)
         self._order_epoch = -1
-        self._order: Callable[[int, int], Counts] | None = None
+        self._rows_of_epoch: RowOrder | None = None
         self._check_rows_exist()
         self.position = self._checked(position)
 
@@ -190,13 +183,13 @@ class TrainLoader:
         stop = position.rows + count
         if not self.shuffle:
             return np.arange(position.rows, stop, dtype=np.int64)
-        if self._order is None or self._order_epoch != position.epoch:
+        if self._rows_of_epoch is None or self._order_epoch != position.epoch:
             random = self._random(position.epoch)
             random.random_sample()  # The first number is the offset; the order comes after it.
-            self._order = None  # frees the memory of the epoch before
-            self._order = random_order(num_rows, random)
+            self._rows_of_epoch = None  # frees the memory of the epoch before
+            self._rows_of_epoch = row_order(self.order, num_rows, random)
             self._order_epoch = position.epoch
-        return self._order(position.rows, stop)
+        return self._rows_of_epoch(position.rows, stop)
 
     def _random(self, epoch: int) -> np.random.RandomState:
         # NumPy promises that RandomState never changes its numbers (NEP 19), but not Generator. A
@@ -232,57 +225,6 @@ class TrainLoader:
                 f"data and sequence length (-t) it was started with."
             )
         return Position(position.epoch + 1, 0)
-
-
-def order_bytes(num_rows: int) -> int:
-    """The memory that the order of an epoch of `num_rows` rows takes."""
-    return LISTED_ROW_BYTES * num_rows if num_rows <= MOST_LISTED_ROWS else 0
-
-
-def random_order(num_rows: int, random: np.random.RandomState) -> Callable[[int, int], Counts]:
-    """A random order of the rows 0 to num_rows - 1.
-
-    The function that is returned gives the rows at the places [start, stop) of the order. Up to
-    MOST_LISTED_ROWS all rows are shuffled. For more, the row at each place is computed on its own.
-    """
-    if num_rows <= MOST_LISTED_ROWS:
-        order = np.arange(num_rows, dtype=np.uint32)
-        random.shuffle(order)
-        return lambda start, stop: order[start:stop].astype(np.int64)
-    keys = random.randint(0, 2**32, ROUNDS, dtype=np.uint32)
-    return lambda start, stop: _scattered(np.arange(start, stop, dtype=np.int64), num_rows, keys)
-
-
-def _scattered(places: Counts, n: int, keys: npt.NDArray[np.uint32]) -> Counts:
-    """The row at each of `places`, for a random order of n rows that `keys` choose.
-
-    A Feistel network on a grid of `height` times `width` fields, hardly more than n: each round
-    shifts one coordinate by a hash of the other, which can be undone, so no two places share a
-    field. The few that land on the fields from n on go through the network again until they land
-    on a row, as in cycle-walking ciphers (Black and Rogaway, 2002).
-    """
-    height = math.isqrt(n - 1) + 1
-    width = -(-n // height)
-    rows = places.copy()
-    outside = np.ones(len(rows), bool)
-    while outside.any():
-        y, x = np.divmod(rows[outside], width)
-        for i, key in enumerate(keys):
-            if i % 2 == 0:
-                y = (y + _hash(x, key)) % height
-            else:
-                x = (x + _hash(y, key)) % width
-        rows[outside] = y * width + x
-        outside = rows >= n
-    return rows
-
-
-def _hash(values: Counts, key: np.uint32) -> npt.NDArray[np.uint32]:
-    """32 mixed bits of each value below 2**32 (the finalizer of MurmurHash3)."""
-    bits = values.astype(np.uint32) ^ key
-    bits = (bits ^ (bits >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    bits = (bits ^ (bits >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return bits ^ (bits >> np.uint32(16))
 
 
 class StepLoader:

@@ -10,7 +10,8 @@ from typing import Any
 
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.config import GPTConfig
-from cupygpt.data.loader import START, Position, TrainLoader, order_bytes
+from cupygpt.data.loader import START, Position, TrainLoader
+from cupygpt.data.row_order import COMPUTED, LISTED, order_bytes
 from cupygpt.data.token_files import check_ids, num_tokens
 from cupygpt.data.validation import ValidationBatches, ValidationRows
 from cupygpt.device.choose import DeviceChoice
@@ -65,6 +66,7 @@ class Plan:
     accumulation: int
     length_reason: str
     rows_per_epoch: int
+    row_order: str
     train_tokens: int
     validation: ValidationRows | None
     runtime_bytes: int
@@ -139,7 +141,7 @@ def make_plan(
     """Check everything against everything, and choose what was left open; all `ranks` call.
 
     `record` is that of a resumed run, which continues in its precision where it can, with its
-    number of steps and its rows of validation.
+    order of rows, its number of steps and its rows of validation.
     """
     config, model = chosen.config, chosen.model
     check_ids(data.train, model.V)
@@ -152,9 +154,10 @@ def make_plan(
         config = _shrink_batch(config, model, precision, device, ranks.world, free)
     shape = _run_shape(config, model, precision, device, ranks.world)
     accumulation = _accumulation(config, shape.B, shape.T, ranks.world)
+    order = COMPUTED if record is None else record.get("row_order", LISTED)
     rows = _rows_per_epoch(config, shape, data, ranks.world)
     if not device.is_gpu and not config.no_shuffle:
-        shape = replace(shape, row_order_bytes=order_bytes(rows))
+        shape = replace(shape, row_order_bytes=order_bytes(order, rows))
     check_fits(shape, free, sharing)
     tokens, reason = num_tokens(data.train), ""
     if record is None and (chosen.loaded is None or chosen.fine_tunes):
@@ -172,6 +175,7 @@ def make_plan(
         accumulation=accumulation,
         length_reason=reason,
         rows_per_epoch=rows,
+        row_order=order,
         train_tokens=tokens,
         validation=None,
         runtime_bytes=device.used_bytes() or 0,
@@ -201,7 +205,15 @@ def _steps(plan: Plan, record: Mapping[str, Any] | None) -> int:
 
 
 def _rows_per_epoch(config: TrainConfig, shape: RunShape, data: Data, world: int) -> int:
-    loader = train_loader(config, shape, data, rank=0, world=world, position=START)
+    loader = TrainLoader(
+        data.train,
+        shape.B,
+        shape.T,
+        shape.config.V,
+        seed=config.seed,
+        shuffle=not config.no_shuffle,
+        num_ranks=world,
+    )
     return loader.rows_per_epoch(0)
 
 
@@ -211,33 +223,27 @@ def going_on(plan: Plan, data: Data, progress: Progress) -> Plan:
     A state of llm.c does not tell how many tokens came before, nor does a run that repeats one
     batch: there all steps count as ones of today's size.
     """
-    config, shape, step = plan.config, plan.shape, progress.step
+    config, step = plan.config, progress.step
     if progress.position is None or config.overfit:
         return replace(plan, first_step=step, tokens_before=step * plan.tokens_per_step)
-    loader = train_loader(config, shape, data, rank=0, world=plan.world, position=START)
-    tokens = loader.rows_before(progress.position) * shape.T
+    loader = train_loader(plan, data, START, rank=0)
+    tokens = loader.rows_before(progress.position) * plan.shape.T
     return replace(plan, first_step=step, tokens_before=tokens)
 
 
-def train_loader(
-    config: TrainConfig,
-    shape: RunShape,
-    data: Data,
-    *,
-    rank: int,
-    world: int,
-    position: Position,
-) -> TrainLoader:
+def train_loader(plan: Plan, data: Data, position: Position, rank: int) -> TrainLoader:
     """The training batches of one rank from `position` on."""
+    shape = plan.shape
     return TrainLoader(
         data.train,
         shape.B,
         shape.T,
         shape.config.V,
-        seed=config.seed,
-        shuffle=not config.no_shuffle,
+        seed=plan.config.seed,
+        shuffle=not plan.config.no_shuffle,
+        order=plan.row_order,
         rank=rank,
-        num_ranks=world,
+        num_ranks=plan.world,
         position=position,
     )
 

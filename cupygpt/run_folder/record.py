@@ -109,6 +109,7 @@ _PARTS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "data": (_is_dict, "an object"),
     "source": (_or_absent(lambda value: value is None or _is_dict(value)), "null, or an object"),
     "precision": (_or_absent(_is_text), "a text"),
+    "row_order": (_or_absent(_is_text), "a text"),
     "ranks": (_or_absent(_is_count), "a positive whole number"),
     "tokens_per_step": (_or_absent(_is_count), "a positive whole number"),
     "trained_length": (_or_absent(_is_count), "a positive whole number"),

@@ -370,9 +370,7 @@ def _step_batches(plan: Plan, data: Data, progress: Progress, rank: int) -> Pref
     """The input of each step, prepared on a thread, from where `progress` stands."""
     # A run that overfits one batch takes the first one, also after it was resumed.
     position = START if plan.config.overfit else progress.position or START
-    loader = train_loader(
-        plan.config, plan.shape, data, rank=rank, world=plan.world, position=position
-    )
+    loader = train_loader(plan, data, position, rank)
     return Prefetcher(StepLoader(loader, plan.accumulation))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.data.document_start import document_start
+from cupygpt.data.row_order import ROW_ORDERS
 from cupygpt.device.blas import blas_in_use
 from cupygpt.device.precision import PRECISIONS
 from cupygpt.errors import CheckpointError, ConfigError
@@ -20,7 +21,10 @@ from cupygpt.run_folder.record import environment, written_by
 _NOT_RECORDED = ("resume", "out", "model", "overwrite", "debug", "extend")
 """Flags that are no settings of the run."""
 
-_DECISIVE = ("model", "data", "precision", "steps", "validation", "tokens_per_step", "extensions")
+_DECISIVE = (
+    *("model", "data", "row_order", "precision"),
+    *("steps", "validation", "tokens_per_step", "extensions"),
+)
 """Parts of the record that decide over the numbers of a run, beside some settings."""
 
 BITS_DEPEND_ON = ("cupygpt", "numpy", "processor", "blas", "device")
@@ -38,6 +42,7 @@ def new_record(plan: Plan, data: Data, source: dict[str, Any] | None) -> dict[st
         "trained_length": plan.shape.T,
         "steps": plan.steps if plan.steps_are_fixed else None,
         "validation": plan.validation.as_dict() if plan.validation else None,
+        "row_order": plan.row_order,
         "ranks": plan.world,
         "tokens_per_step": plan.tokens_per_step,
         "text_start": document_start(data.train, data.tokenizer),
@@ -204,14 +209,18 @@ def decisive_entries(record: dict[str, Any]) -> list[str]:
     return [*parts, *(f"config.{name}" for name in settings if name in record["config"])]
 
 
-def check_precision_is_known(record: dict[str, Any]) -> None:
-    """Raise CheckpointError if a run began in a precision that this version does not have."""
-    name = record.get("precision")
-    if name is not None and name not in PRECISIONS:
-        raise CheckpointError(
-            f"run.json: the run began in the precision {name!r}, which this version does not know. "
-            f"It was written by {written_by(record)}; resume with that version."
-        )
+def check_names_are_known(record: dict[str, Any]) -> None:
+    """Raise CheckpointError for a precision or an order of rows that this version does not have."""
+    for entry, words, known in (
+        ("precision", "in the precision", PRECISIONS),
+        ("row_order", "with the order of rows", ROW_ORDERS),
+    ):
+        name = record.get(entry)
+        if name is not None and name not in known:
+            raise CheckpointError(
+                f"run.json: the run began {words} {name!r}, which this version does not know. "
+                f"It was written by {written_by(record)}; resume with that version."
+            )
 
 
 def check_same_model(saved: dict[str, Any], found: dict[str, Any]) -> None:

@@ -53,8 +53,8 @@ from cupygpt.training.finish import closing_lines
 from cupygpt.training.loop import Run
 from cupygpt.training.resume import (
     check_can_be_extended,
+    check_names_are_known,
     check_names_this_run,
-    check_precision_is_known,
     check_same_files,
     check_same_model,
     data_from_first_folder,
@@ -213,7 +213,7 @@ def resume_run(
     lock = held.enter_context(FolderLock(folder)) if ranks.rank == 0 else None
     check_can_be_resumed(folder)
     record = extended(read_record(folder), given)
-    check_precision_is_known(record)
+    check_names_are_known(record)
     check_names_this_run(given, record["config"], folder)
     config = resumed_config(record["config"], given, world=ranks.world, writer=written_by(record))
     if ranks.rank == 0:

@@ -4,7 +4,6 @@ import itertools
 import tempfile
 import threading
 import time
-import tracemalloc
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupygpt.data import loader as loader_module
-from cupygpt.data.loader import Batch, Position, Prefetcher, TrainLoader, order_bytes, random_order
+from cupygpt.data.loader import Batch, Position, Prefetcher, TrainLoader
 from cupygpt.data.token_files import TokenShard, open_shards
 from cupygpt.data.token_writer import write_shard
 from cupygpt.errors import DataError
@@ -47,77 +46,6 @@ def test_targets_are_the_inputs_shifted_by_one(tmp_path: Path) -> None:
     np.testing.assert_array_equal(batch.inputs[:, 1:], batch.targets[:, :-1])
     np.testing.assert_array_equal(batch.targets[:, -1], batch.inputs[:, -1] + 1)
     assert loader.position == Position(0, 3)
-
-
-def test_the_order_is_frozen(tmp_path: Path) -> None:
-    """A run resumed years later, under another NumPy, must see these rows."""
-    shards = make_shards(tmp_path, [45, 30], stride=1000)
-    loader = TrainLoader(shards, 1, 4, V, seed=1337)
-    two_epochs = loader.rows_per_epoch(0) + loader.rows_per_epoch(1)
-    assert first_tokens(take(loader, two_epochs)) == FROZEN_ORDER
-
-
-FROZEN_ORDER = [1006, 1022, 2, 14, 6, 34, 30, 1010, 38, 22, 18, 1018, 10, 26, 1014, 1002]
-FROZEN_ORDER += [18, 1014, 22, 6, 30, 38, 1022, 1002, 1006, 26, 1010, 14, 34, 10, 2, 1018]
-
-
-def test_the_order_of_very_many_rows_is_frozen(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(loader_module, "MOST_LISTED_ROWS", 15)
-    shards = make_shards(tmp_path, [45, 30], stride=1000)
-    loader = TrainLoader(shards, 1, 4, V, seed=1337)
-    two_epochs = loader.rows_per_epoch(0) + loader.rows_per_epoch(1)
-    assert first_tokens(take(loader, two_epochs)) == FROZEN_SCATTERED_ORDER
-
-
-FROZEN_SCATTERED_ORDER = [1014, 30, 22, 1010, 26, 2, 14, 34, 10, 6, 1002, 38, 1006, 18, 1018, 1022]
-FROZEN_SCATTERED_ORDER += [2, 1022, 38, 1014, 1006, 22, 14, 26, 6, 30, 1018, 10, 34, 1010, 18, 1002]
-
-
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 7, 16, 1000, 4097])
-def test_very_many_rows_come_once_each(num_rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_module, "MOST_LISTED_ROWS", 0)
-    order = random_order(num_rows, np.random.RandomState(3))
-    whole = order(0, num_rows)
-    assert sorted(whole.tolist()) == list(range(num_rows))
-    parts = [order(start, min(start + 5, num_rows)) for start in range(0, num_rows, 5)]
-    np.testing.assert_array_equal(np.concatenate(parts), whole)
-
-
-def test_the_order_of_very_many_rows_looks_random(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its places are spread evenly, neighbours are unrelated, and another seed gives another."""
-    monkeypatch.setattr(loader_module, "MOST_LISTED_ROWS", 0)
-    n, limit = 100_000, 5 / np.sqrt(100_000)  # five standard deviations of a correlation
-    places = np.arange(n)
-    first, second = (random_order(n, np.random.RandomState(seed))(0, n) for seed in (1, 2))
-    for one, other in ((first, places), (first, second), (first[1:], first[:-1])):
-        assert abs(np.corrcoef(one, other)[0, 1]) < limit
-    counts = np.bincount(first[: n // 10] // 1000, minlength=100)  # 100 expected in each
-    assert counts.min() > 50
-    assert counts.max() < 150
-
-
-def test_very_many_rows_take_no_memory_and_no_time(tmp_path: Path) -> None:
-    """4 GiB at T 8 are 268 million rows; listing them took 1 GiB and most of a minute."""
-    path = tmp_path / "large.bin"
-    write_shard(path, [1, 2])
-    num_tokens = 2**31 - 1
-    with path.open("r+b") as file:
-        file.seek(8)
-        file.write(num_tokens.to_bytes(4, "little"))
-        file.truncate(1024 + 2 * num_tokens)  # sparse: it takes no room
-    loader = TrainLoader(open_shards(str(path)), 4, 8, 65536, seed=0)
-    assert loader.rows_per_epoch(0) > 268_000_000
-    assert order_bytes(loader.rows_per_epoch(0)) == 0
-    assert order_bytes(1000) == 4000
-    tracemalloc.start()
-    try:
-        for _ in range(3):
-            loader.next_batch()
-        assert tracemalloc.get_traced_memory()[1] < 2**20
-    finally:
-        tracemalloc.stop()
 
 
 @settings(max_examples=40, deadline=None)

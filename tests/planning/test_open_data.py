@@ -177,19 +177,20 @@ def test_the_same_text_with_other_parts_held_out_is_noticed(text: Path) -> None:
         assert warning.startswith(f"a_val.bin and {name}_train.bin come from the same text")
 
 
-def test_the_order_of_the_rows_is_part_of_the_memory_plan(tmp_path: Path) -> None:
+def test_a_listed_order_of_the_rows_is_part_of_the_memory_plan(tmp_path: Path) -> None:
+    """Only runs that earlier versions have begun list their rows."""
     path = tmp_path / "many.bin"
     write_shard(path, np.zeros(600_001, int))
     flags = {"train_data": str(path), "device": "cpu", "seq_len": 2, "batch_size": 1, "steps": 1}
-    for shuffled in (True, False):
+    for shuffled, record, listed in ((True, None, False), (True, {}, True), (False, {}, False)):
         config = TrainConfig(**flags, no_shuffle=not shuffled)
         data = open_data.open_data(config, tmp_path, new=True)
         chosen = ModelChoice(config, BYTES_MODEL, None, "a test")
         choice = choose_rank_device("cpu", OneRank())
-        plan = make_plan(chosen, data, choice, OneRank())
+        plan = make_plan(chosen, data, choice, OneRank(), record)
         assert plan.rows_per_epoch >= 299_999
         planned = memory_plan(plan.shape).get("row order")
-        assert planned == (4 * plan.rows_per_epoch if shuffled else None)
+        assert planned == (4 * plan.rows_per_epoch if listed else None)
 
 
 def test_bytes_among_files_with_a_record_are_noticed(text: Path) -> None:

@@ -43,18 +43,22 @@ def files(folder: Path) -> list[str]:
 
 
 def test_a_moved_run_keeps_its_tokenizer(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    project: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsysbinary: pytest.CaptureFixture[bytes],
 ) -> None:
     moved = project.rename(tmp_path / "moved")
     (moved / "my.tiktoken").unlink()
     (moved / "train.bin").rename(moved / "other name.bin")
     monkeypatch.chdir(tmp_path)
     new = ["-i", str(moved / "other name.bin"), "-j", str(moved / "val.bin")]
-    capsys.readouterr()
+    capsysbinary.readouterr()
     assert main(["--resume", "moved/run", "-n", "9", *new]) == 0
-    assert "samples show ids" not in capsys.readouterr().out
+    assert b"samples show ids" not in capsysbinary.readouterr().out
     assert main(["--resume", "moved/run", "-n", "10"]) == 0  # the paths hold from then on
     assert len(main_log(moved / "run")) == 10
+    # Its bytes are no text yet: only a binary capture takes them.
     assert sample.main(["moved/run", "--device", "cpu", "--tokens", "4", "--prompt", "the"]) == 0
 
 

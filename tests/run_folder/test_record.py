@@ -29,6 +29,8 @@ from cupygpt.train import main
         (lambda r: r.update(ranks="two"), "'ranks' should be a positive whole number"),
         (lambda r: r.update(environment=None), "'environment' should be an object"),
         (lambda r: r.update(precision="fp8"), "fp8"),
+        (lambda r: r.update(row_order="sorted"), "the order of rows 'sorted', which this version"),
+        (lambda r: r.update(row_order=1), "'row_order' should be a text"),
         (lambda r: r.pop("data"), "'data' is missing"),
         (lambda r: r["model"].update(new_part=1), "new_part: 1 in the run, None now"),
     ],

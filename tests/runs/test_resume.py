@@ -13,6 +13,8 @@ import pytest
 from support.small_runs import change_record, command, main_log, metrics, write_files
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
+from cupygpt.data.row_order import COMPUTED
+from cupygpt.run_folder.record import read_record
 from cupygpt.train import main
 
 # 1200 tokens in rows of 8 are about 149 rows, 37 steps of 4 rows: -n 60 crosses an epoch.
@@ -50,6 +52,7 @@ def test_another_batch_size_sees_the_rest_of_the_epoch_once(tmp_path: Path) -> N
     run = tmp_path / "run"
     assert main([*flags, "-n", "10", "-o", str(run)]) == 0
     assert load_checkpoint(run, 10).state.progress.position.rows == 40
+    assert read_record(run)["row_order"] == COMPUTED
     assert main(["--resume", str(run), "-n", "20", "-b", "7", "-d", "56"]) == 0
     # That each remaining row comes once is a property test of the loader; here: 10 × 4 + 10 × 7.
     assert load_checkpoint(run, 20).state.progress.position.rows == 110
