@@ -15,8 +15,11 @@ A trained model (a run, a Hugging Face folder, or what `convert` made from one) 
 | length | 3 epochs | GPT-1's fine-tuning (Radford et al. 2018) and the default of transformers |
 | step | 8,192 tokens, fewer for a small text | 8 rows of 1,024, the default of transformers; at |
 | | | least 200 steps, so that the rate can rise and fall |
-| learning rate | FINE_TUNING_SHARE | 5e-5 for GPT-2 124M: transformers has 5e-5, |
-| | of a new model's peak | GPT-1 had 6.25e-5 |
+| learning rate | a share of a new model's | 5e-5 for GPT-2 124M: transformers has 5e-5, GPT-1 had |
+| | (FINE_TUNING_SHARES) | 6.25e-5; models of 0.2M, trained for minutes, learnt most |
+| | | with half or all of it: 1, 1/2, 1/4 and 1/8 ended at |
+| | | 1.755, 1.761, 1.798 and 1.865 (README's demo, 2,500 |
+| | | steps, then 3 epochs of 200 kB of TinyShakespeare) |
 | dropout | 0.1, or 0 if the text has more tokens | GPT-2's config.json has 0.1; a model that |
 | | than the model has parameters | is small for its text does not overfit |
 | warm-up, decay, betas | as for a new model | AdamW's moments begin at 0 here too |
@@ -46,7 +49,8 @@ RATE_OF_ROOT = 4.5
 LARGE_STEP_TOKENS = 2**15
 """From such steps on gradients are so exact that AdamW's second moment may forget sooner."""
 
-FINE_TUNING_SHARE = 1 / 8
+FINE_TUNING_SHARES = ((10**6, 1 / 2), (3 * 10**7, 1 / 4), (math.inf, 1 / 8))
+"""For models of up to so many parameters; the middle one is a guess between the others."""
 FINE_TUNING_EPOCHS = 3
 FINE_TUNING_STEP_TOKENS, FINE_TUNING_STEPS = 2**13, 200
 """See the table of this module."""
@@ -187,9 +191,14 @@ def fine_tuning_settings(model: GPTConfig, tokens: int) -> dict[str, float]:
     """In what fine-tuning on so many tokens differs from training a new model."""
     P = model.num_parameters
     return {
-        "learning_rate": _rounded(FINE_TUNING_SHARE * RATE_OF_ROOT / math.sqrt(P)),
+        "learning_rate": _rounded(fine_tuning_share(P) * RATE_OF_ROOT / math.sqrt(P)),
         "dropout": 0.1 if tokens <= P else 0.0,
     }
+
+
+def fine_tuning_share(P: int) -> float:
+    """The share of a new model's learning rate with which one of P parameters is fine-tuned."""
+    return next(share for most, share in FINE_TUNING_SHARES if most >= P)
 
 
 def _rounded(rate: float) -> float:

@@ -7,7 +7,7 @@ from cupygpt.console.figures import format_bytes
 from cupygpt.data.token_files import TokenShard
 from cupygpt.flags.config import labelled_values
 from cupygpt.model.memory_plan import RunShape, memory_plan
-from cupygpt.planning.defaults import FINE_TUNING_SHARE
+from cupygpt.planning.defaults import fine_tuning_share
 from cupygpt.planning.open_data import Data
 from cupygpt.planning.plan import Plan
 from cupygpt.planning.schedule import Schedule
@@ -97,7 +97,7 @@ def _why_fine_tuning(plan: Plan) -> str:
     """Why the learning rate and dropout of fine-tuning are what they are, if no flag set them."""
     reasons = []
     if plan.fine_tunes and _was_open(plan, "learning_rate"):
-        share = round(1 / FINE_TUNING_SHARE)
+        share = round(1 / fine_tuning_share(plan.shape.config.num_parameters))
         reasons.append(f"to fine-tune, 1/{share} of the rate that a new model gets")
     if plan.fine_tunes and _was_open(plan, "dropout") and plan.config.dropout:
         reasons.append("dropout because the model has more parameters than the text has tokens")

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps
+from cupygpt.checkpoint.state_file import read_progress, state_path
 from cupygpt.console.paste import shell_word
 from cupygpt.errors import CheckpointError, ConfigError
 from cupygpt.run_folder.log import MAIN_LOG
@@ -30,11 +31,19 @@ def check_can_be_resumed(folder: Path) -> None:
             f"--resume {folder}: the folder holds no complete checkpoint (no DONE_ file). "
             f"Start again in it with -o {folder} --overwrite."
         )
-    if not (folder / RECORD).is_file():
+    if not (folder / RECORD).is_file() and not is_of_llmc(folder):
         raise CheckpointError(
             f"--resume {folder}: {RECORD} is missing, so the run's settings are not known. "
-            f"Start a new run from its weights: -e {folder / 'model_SSSSSSSS.bin'}"
+            f"Start a new run from its weights: -e {shell_word(folder)}"
         )
+
+
+def is_of_llmc(folder: Path) -> bool:
+    """Whether a folder holds a run of llm.c that has not gone on here yet."""
+    steps = checkpoint_steps(folder)
+    if not steps or (folder / RECORD).is_file():
+        return False
+    return read_progress(state_path(folder, steps[-1], 0)).position is None
 
 
 def has_checkpoint(out: str | None) -> bool:

@@ -276,7 +276,10 @@ def resume_warnings(record: dict[str, Any], plan: Plan, progress: Progress) -> l
     """
     warnings = []
     if progress.position is None:
-        warnings.append("this state was written by llm.c: the data order starts again")
+        warnings.append(
+            "this state was written by llm.c: weights, moments and step go on, the data order "
+            "starts anew"
+        )
     began_with = record.get("tokens_per_step", plan.tokens_per_step)
     if record.get("ranks", 1) != plan.world and began_with != plan.tokens_per_step:
         warnings.append(

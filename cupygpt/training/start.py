@@ -16,6 +16,7 @@ from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.console import Console
 from cupygpt.console.stop_signal import StopRequest, StopSignal, ending_cleanly
 from cupygpt.console.stream import say
+from cupygpt.data.loader import START
 from cupygpt.distributed.launcher_env import imitates_terminal
 from cupygpt.distributed.rank_device import choose_rank_device
 from cupygpt.distributed.ranks import (
@@ -43,7 +44,12 @@ from cupygpt.planning.open_data import (
 )
 from cupygpt.planning.plan import Plan, going_on, make_plan
 from cupygpt.planning.startup_table import header_rows
-from cupygpt.run_folder.folder import check_can_be_resumed, find_run, has_checkpoint
+from cupygpt.run_folder.folder import (
+    check_can_be_resumed,
+    find_run,
+    has_checkpoint,
+    is_of_llmc,
+)
 from cupygpt.run_folder.lock import FolderLock
 from cupygpt.run_folder.log import cut_logs
 from cupygpt.run_folder.new_folder import NewFolder
@@ -66,6 +72,7 @@ from cupygpt.training.resume import (
     resumed_config,
     resumed_record,
 )
+from cupygpt.training.resume_llmc import first_record, record_of_llmc
 
 LAUNCHER_ECHO_S = 1.0
 """With several ranks a signal may come twice, from the terminal and from the launcher."""
@@ -211,10 +218,7 @@ def resume_run(
     found = find_run(resume, out, NEWEST_RUN) if ranks.rank == 0 else None
     folder = _common_folder(ranks, found)
     lock = held.enter_context(FolderLock(folder)) if ranks.rank == 0 else None
-    check_can_be_resumed(folder)
-    record = extended(read_record(folder), given)
-    check_names_are_known(record)
-    check_names_this_run(given, record["config"], folder)
+    begins_here, record = is_of_llmc(folder), _record_of_run(folder, given)
     config = resumed_config(record["config"], given, world=ranks.world, writer=written_by(record))
     if ranks.rank == 0:
         remove_leftovers(folder, keep=file_of_source(record))
@@ -227,8 +231,11 @@ def resume_run(
     attach_tokenizer_of_run(
         config, model, data, folder, record["data"], is_asked_for="tokenizer" in given
     )
-    check_same_model(record["model"], asdict(model))
-    check_same_files(record["data"], data.files())
+    if begins_here:
+        record = {**record, "precision": checkpoint.precision}
+    else:
+        check_same_model(record["model"], asdict(model))
+        check_same_files(record["data"], data.files())
     choice = choose_rank_device(config.device, ranks)
     if any(getattr(config, name) != record["config"].get(name) for name in LENGTHS):
         record = {**record, "steps": None, "extensions": []}  # the length that they made is gone
@@ -243,18 +250,33 @@ def resume_run(
         *resume_warnings(record, plan, state.progress),
     ):
         console.warn(warning)
-    run = Run(plan, data, folder, console, state.progress, ranks, clock, is_resumed=True)
+    progress = state.progress
+    if begins_here:
+        progress = replace(progress, seed=config.seed, position=START)
+        record = first_record(record, checkpoint, plan, data, folder)
+    run = Run(plan, data, folder, console, progress, ranks, clock, is_resumed=True)
     run.measure_steps()
     _check_equal_files(ranks, data, state.float32_weights())
     run.load(state)
     if ranks.rank == 0:
-        for missing in cut_logs(folder, state.progress.step):
-            console.warn(missing)
+        missing = cut_logs(folder, progress.step)
+        for lines in [] if begins_here else missing:  # llm.c wrote no metrics
+            console.warn(lines)
         copy_tokenizer_to(folder, data)
-        record = resumed_record(record, given, plan, data, state.progress)
+        record = resumed_record(record, given, plan, data, progress)
         write_record(folder, record, decisive_entries(record))
     run.open_log()
     return run
+
+
+def _record_of_run(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """The record of a run that can be resumed with the `given` flags."""
+    check_can_be_resumed(folder)
+    record = record_of_llmc(folder, given) if is_of_llmc(folder) else read_record(folder)
+    record = extended(record, given)
+    check_names_are_known(record)
+    check_names_this_run(given, record["config"], folder)
+    return record
 
 
 def _made_at_start(config: TrainConfig) -> list[str]:
