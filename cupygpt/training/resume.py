@@ -2,10 +2,12 @@
 
 import glob
 import time
+import zlib
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from cupygpt.checkpoint.checkpoint import Checkpoint, model_path
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.data.document_start import document_start
 from cupygpt.data.row_order import ROW_ORDERS
@@ -47,6 +49,24 @@ def new_record(plan: Plan, data: Data, source: dict[str, Any] | None) -> dict[st
         "tokens_per_step": plan.tokens_per_step,
         "text_start": document_start(data.train, data.tokenizer),
         "environment": _environment(plan),
+    }
+
+
+def first_record(
+    record: dict[str, Any], checkpoint: Checkpoint, plan: Plan, data: Data, folder: Path
+) -> dict[str, Any]:
+    """The record of a run of llm.c when it goes on here; `record` is what its flags made."""
+    step = checkpoint.state.progress.step
+    source = {
+        "kind": "run of llm.c",
+        "path": str(model_path(folder, step).resolve()),
+        "step": step,
+        "crc32": zlib.crc32(checkpoint.state.float32_weights().data),
+    }
+    return {
+        **new_record(plan, data, source),
+        "steps": plan.steps - sum(plan.extensions) if plan.steps_are_fixed else None,
+        "extensions": record.get("extensions", []),
     }
 
 

@@ -34,6 +34,7 @@ from cupygpt.flags.model_and_data import NEWEST_RUN
 from cupygpt.kernels import matmul_plan
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.planning.choose_model import ModelChoice, choose_model, find_source
+from cupygpt.planning.llmc_run import record_of_llmc
 from cupygpt.planning.open_data import (
     DEMO_NAME,
     Data,
@@ -67,12 +68,12 @@ from cupygpt.training.resume import (
     decisive_entries,
     extended,
     file_of_source,
+    first_record,
     new_record,
     resume_warnings,
     resumed_config,
     resumed_record,
 )
-from cupygpt.training.resume_llmc import first_record, record_of_llmc
 
 LAUNCHER_ECHO_S = 1.0
 """With several ranks a signal may come twice, from the terminal and from the launcher."""

@@ -1,17 +1,13 @@
 """A run of llm.c that goes on here: its folder holds weights and moments, but no settings."""
 
-import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cupygpt.checkpoint.checkpoint import Checkpoint, checkpoint_steps, model_path
+from cupygpt.checkpoint.checkpoint import checkpoint_steps
 from cupygpt.errors import ConfigError
 from cupygpt.flags.config import LENGTHS, TrainConfig, flags_of
 from cupygpt.planning.defaults import file_settings
-from cupygpt.planning.open_data import Data
-from cupygpt.planning.plan import Plan
-from cupygpt.training.resume import new_record
 
 _NEEDED = {
     "train_data": "its token files",
@@ -49,21 +45,3 @@ def record_of_llmc(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
     config = TrainConfig(**{"keep": KEEPS_ALL, **flags})
     config = replace(file_settings(config), resume=None, overwrite=False, extend=None)
     return {"config": config.as_dict(), "data": {}}
-
-
-def first_record(
-    record: dict[str, Any], checkpoint: Checkpoint, plan: Plan, data: Data, folder: Path
-) -> dict[str, Any]:
-    """The record of a run of llm.c when it goes on here; `record` is that of `record_of_llmc`."""
-    step = checkpoint.state.progress.step
-    source = {
-        "kind": "run of llm.c",
-        "path": str(model_path(folder, step).resolve()),
-        "step": step,
-        "crc32": zlib.crc32(checkpoint.state.float32_weights().data),
-    }
-    return {
-        **new_record(plan, data, source),
-        "steps": plan.steps - sum(plan.extensions) if plan.steps_are_fixed else None,
-        "extensions": record.get("extensions", []),
-    }
