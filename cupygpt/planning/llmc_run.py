@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps
+from cupygpt.data.row_order import COMPUTED
 from cupygpt.errors import ConfigError
 from cupygpt.flags.config import LENGTHS, TrainConfig, flags_of
 from cupygpt.planning.defaults import file_settings
@@ -44,4 +45,4 @@ def record_of_llmc(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
         )
     config = TrainConfig(**{"keep": KEEPS_ALL, **flags})
     config = replace(file_settings(config), resume=None, overwrite=False, extend=None)
-    return {"config": config.as_dict(), "data": {}}
+    return {"config": config.as_dict(), "data": {}, "row_order": COMPUTED}
