@@ -57,8 +57,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add(
         "--tokenizer",
         metavar="SPEC",
-        help="gpt2, bytes, or a file: .tiktoken or tokenizer.json (default: gpt2; bytes for "
-        "python-docs)",
+        help="gpt2, bytes, or a file: .tiktoken or tokenizer.json; bpe:4096 learns a vocabulary of "
+        "4,096 ids (256 bytes, 3,839 merges and end of text) from the text for training and saves "
+        "it as NAME.tiktoken, bpe:auto one that suits the size of the text (default: gpt2; bytes "
+        "for python-docs)",
     )
     add(
         "--source",

@@ -69,7 +69,7 @@ COMMANDS = {"train", "sample", "prepare", "convert", "evaluate"}
 """What a person starts. No module imports them."""
 
 IMPORTED_LATE = {
-    *("cupy", "cupyx", "cuda", "tiktoken", "mpi4py", "resource", "matplotlib"),
+    *("cupy", "cupyx", "cuda", "tiktoken", "regex", "mpi4py", "resource", "matplotlib"),
     *("pyarrow", "compression", "backports"),
 }
 """Packages that may be imported inside a function: they are slow, optional, or not everywhere."""

@@ -16,10 +16,8 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from cupygpt.data.tokenizer_files import LONGEST_TOKEN
 from cupygpt.data.vocabulary import byte_alphabet
-
-LONGEST_TOKEN = 1024
-"""Bytes. A longer token would be a passage learnt by heart."""
 
 FEWEST_TIMES = 2
 """A pair that occurs less often is no pair to learn."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cupygpt.config import MAX_VOCAB
+from cupygpt.data.split_pattern import GPT2_SPLIT, usable_pattern
 from cupygpt.data.vocabulary import END_OF_TEXT, Merge, Vocabulary, from_alphabet
 from cupygpt.errors import TokenizerError
 from cupygpt.files import check_can_end
@@ -66,7 +67,7 @@ def from_tokenizer_json(path: Path, values: dict[str, Any]) -> Vocabulary:
             raise _another(path, f"its {key} is {quoted(model[key])}")
     if values.get("normalizer") is not None:
         raise _another(path, "it changes the text before it is split (normalizer)")
-    _check_split(path, values.get("pre_tokenizer"))
+    split = _split_of(path, values.get("pre_tokenizer"))
     merges = model.get("merges")
     if type(merges) is not list:
         raise _damaged(path, "it holds no list of merges")
@@ -78,16 +79,34 @@ def from_tokenizer_json(path: Path, values: dict[str, Any]) -> Vocabulary:
         name, number = token.get("content"), token.get("id")
         if type(name) is not str or table.setdefault(name, number) != number:
             raise _damaged(path, f"the added token {quoted(name)} has two ids")
-    return _build(path, table, merges, [token["content"] for token in added])
+    return _build(path, table, merges, [token["content"] for token in added], split)
 
 
-def _check_split(path: Path, split: Any) -> None:
-    """Raise TokenizerError unless text is split by GPT-2's pattern."""
-    kind = split.get("type") if type(split) is dict else None
-    if kind != "ByteLevel" or split.get("use_regex", True) is not True:
-        raise _another(path, "it splits text by another pattern than GPT-2's")
-    if split.get("add_prefix_space", True) is not False:
+def _split_of(path: Path, steps: Any) -> str:
+    """The pattern that splits text: GPT-2's, or one that stands before the step to bytes."""
+    known = [step if type(step) is dict else {} for step in _steps(steps)]
+    kinds = [step.get("type") for step in known]
+    own_pattern = kinds == ["Split", "ByteLevel"]
+    if not own_pattern and kinds != ["ByteLevel"]:
+        raise _another(path, "it splits text in another way than by one pattern")
+    if known[-1].get("use_regex", True) is own_pattern:
+        raise _another(path, "it splits text by no pattern, or by two (use_regex)")
+    if known[-1].get("add_prefix_space", True) is not False:
         raise _another(path, "it puts a blank before each text (add_prefix_space)")
+    if not own_pattern:
+        return GPT2_SPLIT
+    how, pattern = known[0].get("behavior"), known[0].get("pattern")
+    text = pattern.get("Regex") if type(pattern) is dict else None
+    if type(text) is not str or how != "Isolated" or known[0].get("invert", False) is not False:
+        raise _another(path, "it does not keep the pieces of its split pattern as they are")
+    return usable_pattern(text, str(path))
+
+
+def _steps(pre_tokenizer: Any) -> list[Any]:
+    if type(pre_tokenizer) is dict and pre_tokenizer.get("type") == "Sequence":
+        steps = pre_tokenizer.get("pretokenizers")
+        return steps if type(steps) is list else []
+    return [pre_tokenizer]
 
 
 def _merge_lines(path: Path) -> list[str]:
@@ -103,7 +122,11 @@ def _merge_lines(path: Path) -> list[str]:
 
 
 def _build(
-    path: Path, table: dict[str, Any], merges: Iterable[Any], special: Sequence[str]
+    path: Path,
+    table: dict[str, Any],
+    merges: Iterable[Any],
+    special: Sequence[str],
+    split: str = GPT2_SPLIT,
 ) -> Vocabulary:
     """The vocabulary of a table text -> id, its merges, and its special tokens."""
     eot = END_OF_TEXT.decode()
@@ -128,7 +151,8 @@ def _build(
             tokens[number] = END_OF_TEXT if text == eot else from_alphabet(text)
         except KeyError as error:
             raise _another(path, f"the token {quoted(text)} is not made of bytes") from error
-    vocabulary = Vocabulary(tokens, table[eot], [_parse_merge(path, merge) for merge in merges])
+    pairs = [_parse_merge(path, merge) for merge in merges]
+    vocabulary = Vocabulary(tokens, table[eot], pairs, split)
     _check_order(path, vocabulary)
     return vocabulary
 

@@ -18,10 +18,11 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cupygpt.data import tokenizer_files
+from cupygpt.data.split_pattern import pattern_path
 from cupygpt.data.token_files import TokenShard, open_shards, record_path, token_blocks
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
 from cupygpt.errors import DataError, TokenizerError
-from cupygpt.files import atomic_write, remove_quietly
+from cupygpt.files import atomic_write, is_same_file, remove_quietly
 
 FORMAT = "cupygpt token record"
 VERSION = 1
@@ -90,9 +91,20 @@ class TokenRecord:
     files: tuple[FileRecord | None, ...]
 
 
+def learnt_tokenizer_path(folder: Path, name: str) -> Path:
+    """Where `prepare` writes a vocabulary that it has learnt from the texts of `<name>_*.bin`."""
+    return folder / f"{name}.tiktoken"
+
+
 def tokenizer_copy_path(folder: Path, name: str) -> Path:
     """Where `prepare` copies the tokenizer of the token files `<name>_*.bin` in `folder`."""
     return folder / f"{name}_tokenizer.tiktoken"
+
+
+def _copy_of(file: Path, folder: Path, name: str) -> Path:
+    """The file itself, if it is the vocabulary that was learnt from these texts."""
+    learnt = learnt_tokenizer_path(folder, name)
+    return learnt if is_same_file(learnt, file) else tokenizer_copy_path(folder, name)
 
 
 def write_token_records(
@@ -110,11 +122,11 @@ def write_token_records(
     copy, written = None, []
     with contextlib.ExitStack() as undo:
         if tokenizer.file is not None:
-            copy = tokenizer_copy_path(folder, name)
-            if not copy.exists():
-                undo.callback(remove_quietly, copy)
-            _copy_tokenizer(tokenizer.file, copy)
-            written.append(copy)
+            copy = _copy_of(tokenizer.file, folder, name)
+            for path in (copy, pattern_path(copy)):
+                if not path.exists():
+                    undo.callback(remove_quietly, path)
+            written += tokenizer_files.copy_tokenizer(tokenizer.file, copy)
         for part, paths in parts.items():
             for path in paths:
                 [shard] = open_shards(str(path))
@@ -123,13 +135,6 @@ def write_token_records(
                 written.append(record_path(path))
         undo.pop_all()
     return written
-
-
-def _copy_tokenizer(file: Path, path: Path) -> None:
-    content = tokenizer_files.read(file)
-    if not path.is_file() or path.read_bytes() != content:
-        with atomic_write(path) as copy:
-            copy.write(content)
 
 
 def _write_record(

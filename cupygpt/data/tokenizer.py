@@ -17,6 +17,7 @@ from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB
 from cupygpt.data import tokenizer_files
 from cupygpt.data.gpt2_bpe import load_encoding
 from cupygpt.data.hf_tokenizer import is_tokenizer_json, parse_tokenizer_json
+from cupygpt.data.split_pattern import GPT2_SPLIT, pattern_path, read_pattern
 from cupygpt.data.token_files import Tokens
 from cupygpt.data.token_format import TokenFormat, format_for
 from cupygpt.data.vocabulary import (
@@ -42,8 +43,12 @@ class Tokenizer(ABC):
 
     `name` is what `load_tokenizer` was given; `vocab_size` the number of ids; `eot` the id that
     separates documents; `file` the file that the tokenizer was read from, or None for gpt2 and
-    bytes.
+    bytes; `split` the pattern that splits text before it is encoded; `note` what a person who
+    encodes text should know, or None.
     """
+
+    split = GPT2_SPLIT
+    note: str | None = None
 
     def __init__(
         self, name: str, table: Sequence[bytes], eot: int, file: Path | None = None
@@ -60,14 +65,14 @@ class Tokenizer(ABC):
 
         GPT-2's BPE has the same in all its forms.
         """
-        return vocabulary_sha256(self._table, self.eot)
+        return vocabulary_sha256(self._table, self.eot, self.split)
 
     def vocabulary(self) -> Vocabulary:
         """The vocabulary with its merges, as other programs need it.
 
         Raises TokenizerError if it has no merges.
         """
-        return from_ranks(self.name, self._table, self.eot)
+        return from_ranks(self.name, self._table, self.eot, self.split)
 
     @property
     def format(self) -> TokenFormat:
@@ -126,17 +131,39 @@ class ByteTokenizer(Tokenizer):
 
 
 class BPETokenizer(Tokenizer):
-    """Byte-pair encoding by tiktoken, with GPT-2's split pattern."""
+    """Byte-pair encoding by tiktoken."""
 
-    def __init__(self, name: str, encoding: "tiktoken.Encoding", file: Path | None = None) -> None:
+    def __init__(
+        self,
+        name: str,
+        encoding: "tiktoken.Encoding",
+        file: Path | None = None,
+        split: str = GPT2_SPLIT,
+    ) -> None:
+        self.split = split
         table = [_token_bytes(encoding, token) for token in range(encoding.n_vocab)]
         super().__init__(name, table, encoding.eot_token, file)
         self._encoding = encoding
 
     def encode(self, text: str) -> Tokens:
         """BPE tokens of the text; the id of end of text never occurs."""
-        parts = [self._encode_part(part) for part in split_at_long_blanks(_encodable(text))]
+        text = _encodable(text)
+        if self.split != GPT2_SPLIT:
+            return self._encode_whole(text)
+        parts = [self._encode_part(part) for part in split_at_long_blanks(text)]
         return np.array([token for part in parts for token in part], self.format.dtype)
+
+    def _encode_whole(self, text: str) -> Tokens:
+        """Encode by a pattern that may leave out parts of a text, which is refused."""
+        ids = np.array(self._encode_part(text), self.format.dtype)
+        missing = len(text.encode()) - self.text_bytes(ids)
+        if missing:
+            raise TokenizerError(
+                f"tokenizer {self.name}: its split pattern leaves out {missing:,} bytes of a text "
+                f"that begins with {text[:40]!r}. Correct the pattern: it must match every "
+                f"character."
+            )
+        return ids
 
     def _encode_part(self, text: str) -> list[int]:
         try:
@@ -194,7 +221,7 @@ def load_tokenizer(spec: str) -> Tokenizer:
 
     gpt2: GPT-2's BPE, V = 50257, end of text 50256, from tiktoken's cache or the network.
     A `.tiktoken` file (lines of base64 token and rank): V = highest rank + 2, and the last id is
-    end of text. Text is split by GPT-2's pattern, whatever pattern the file was made with.
+    end of text. Text is split by the pattern in the file beside it, or else by GPT-2's.
     Hugging Face's tokenizer.json, if it is GPT-2's BPE with other merges.
     llm.c's tokenizer.bin, recognised by its magic number or its name: decoding only.
 
@@ -210,9 +237,18 @@ def load_tokenizer(spec: str) -> Tokenizer:
         return DecodeOnlyTokenizer(spec, *tokenizer_files.parse_llmc(path, content), path)
     if is_tokenizer_json(content):
         vocabulary = parse_tokenizer_json(path, content)
-        return _bpe_from_ranks(spec, vocabulary.ranks(), vocabulary.eot, path)
+        return _bpe_from_ranks(spec, vocabulary.ranks(), vocabulary.eot, path, vocabulary.split)
     ranks = tokenizer_files.parse_ranks(path, content)
-    return _bpe_from_ranks(spec, ranks, max(ranks.values()) + 1, path)
+    split = read_pattern(path)
+    tokenizer = _bpe_from_ranks(
+        spec, ranks, max(ranks.values()) + 1, path, GPT2_SPLIT if split is None else split
+    )
+    if split is None:
+        tokenizer.note = (
+            f"{path} says nothing of how text is split before it is encoded, and there is no "
+            f"{pattern_path(path).name} beside it: GPT-2's pattern is used"
+        )
+    return tokenizer
 
 
 def default_tokenizer_spec(V: int) -> str | None:
@@ -241,16 +277,24 @@ def check_vocab_size(name: str, vocab_size: int, V: int) -> None:
         )
 
 
-def _bpe_from_ranks(name: str, ranks: dict[bytes, int], eot: int, file: Path) -> Tokenizer:
+def _bpe_from_ranks(
+    name: str, ranks: dict[bytes, int], eot: int, file: Path, split: str
+) -> Tokenizer:
     import tiktoken
 
-    encoding = tiktoken.Encoding(
-        name,
-        pat_str=tokenizer_files.GPT2_SPLIT,
-        mergeable_ranks=ranks,
-        special_tokens={END_OF_TEXT.decode(): eot},
-    )
-    return BPETokenizer(name, encoding, file)
+    try:
+        encoding = tiktoken.Encoding(
+            name,
+            pat_str=split,
+            mergeable_ranks=ranks,
+            special_tokens={END_OF_TEXT.decode(): eot},
+        )
+    except ValueError as error:
+        raise TokenizerError(
+            f"tokenizer {name}: tiktoken cannot use its split pattern ({error}). Patterns are "
+            f"written as in Rust's regex and fancy-regex."
+        ) from error
+    return BPETokenizer(name, encoding, file, split)
 
 
 def _token_bytes(encoding: "tiktoken.Encoding", token: int) -> bytes:

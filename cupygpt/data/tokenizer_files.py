@@ -2,21 +2,39 @@
 
 import base64
 import binascii
+from collections import Counter
 from pathlib import Path
 
 from cupygpt.config import GPT2_VOCAB, MAX_VOCAB
+from cupygpt.data.split_pattern import pattern_path
 from cupygpt.errors import TokenizerError
-from cupygpt.files import HEADER_BYTES, FileKind, check_can_end, check_kind, kind_of, parse_header
+from cupygpt.files import (
+    HEADER_BYTES,
+    FileKind,
+    atomic_write,
+    check_can_end,
+    check_kind,
+    kind_of,
+    parse_header,
+    remove_file,
+)
 
-# GPT-2's pattern in the form without possessive quantifiers (openai/gpt-2, src/encoder.py), but for
-# \s++$, which takes the blanks at the end of a text without stepping back, however many they are.
-GPT2_SPLIT = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s++$|\s+(?!\S)|\s+"
+MOST_BYTES = 1 << 26
+"""GPT-2's files have a few megabytes; those of large vocabularies up to twenty."""
+
+LONGEST_TOKEN = 1024
+"""Bytes. A longer token would be a passage learnt by heart."""
 
 
 def read(path: Path) -> bytes:
-    """The whole file. Raises TokenizerError if it cannot be read."""
+    """The whole file. Raises TokenizerError if it cannot be read, or is too large for one."""
     check_can_end(path, TokenizerError)
     try:
+        if (size := path.stat().st_size) > MOST_BYTES:
+            raise TokenizerError(
+                f"tokenizer {path}: {size:,} bytes, but a tokenizer has at most {MOST_BYTES:,}. Is "
+                f"this another file?"
+            )
         return path.read_bytes()
     except OSError as error:
         raise TokenizerError(
@@ -101,14 +119,28 @@ def parse_ranks(path: Path, content: bytes) -> dict[bytes, int]:
             f"{path}: {len(ranks):,} tokens, but {missing} of the 256 single bytes are not among "
             f"them, so not every text could be encoded. The file is incomplete."
         )
+    _check_ranks(path, ranks)
+    return ranks
+
+
+def _check_ranks(path: Path, ranks: dict[bytes, int]) -> None:
+    num_ids = max(ranks.values()) + 1
     if len(set(ranks.values())) < len(ranks):
-        raise TokenizerError(f"{path}: two tokens have the same rank. The file is damaged.")
-    if max(ranks.values()) + 2 > MAX_VOCAB:
+        [(twice, _)] = Counter(ranks.values()).most_common(1)
+        same = ", ".join(map(repr, [token for token in ranks if ranks[token] == twice][:2]))
         raise TokenizerError(
-            f"{path}: {max(ranks.values()) + 2:,} ids with end of text, but {MAX_VOCAB:,} are the "
+            f"{path}: two tokens have the same rank {twice:,}: {same}. The file is damaged."
+        )
+    if num_ids + 1 > MAX_VOCAB:
+        raise TokenizerError(
+            f"{path}: {num_ids + 1:,} ids with end of text, but {MAX_VOCAB:,} are the "
             f"most that can be used here. Use a smaller vocabulary, such as gpt2."
         )
-    return ranks
+    if len(ranks) <= num_ids // 2:
+        raise TokenizerError(
+            f"{path}: {len(ranks):,} tokens with ranks up to {num_ids - 1:,}: most ranks between "
+            f"them are missing. The file is incomplete."
+        )
 
 
 def _parse_rank_line(path: Path, number: int, line: bytes) -> tuple[bytes, int]:
@@ -117,9 +149,37 @@ def _parse_rank_line(path: Path, number: int, line: bytes) -> tuple[bytes, int]:
         token = base64.b64decode(encoded, validate=True)
     except (ValueError, binascii.Error):
         token, rank = b"", b""
-    if not token or not rank.isdigit():
+    if not token or not rank.isdigit() or len(rank) > len(str(2**63)):
         raise TokenizerError(
             f"{path}: line {number:,} is not a base64 token, a space and its rank "
             f"({line[:40]!r}). Is this a .tiktoken file?"
         )
+    if len(token) > LONGEST_TOKEN:
+        raise TokenizerError(
+            f"{path}: line {number:,} holds a token of {len(token):,} bytes; {LONGEST_TOKEN:,} are "
+            f"the most. The file is damaged."
+        )
     return token, int(rank)
+
+
+def rank_lines(ranks: dict[bytes, int]) -> bytes:
+    """The content of a `.tiktoken` file."""
+    return b"".join(b"%s %d\n" % (base64.b64encode(token), rank) for token, rank in ranks.items())
+
+
+def copy_tokenizer(file: Path, copy: Path) -> list[Path]:
+    """Copy the file of a tokenizer and its split pattern; returns the paths of the copies.
+
+    What is there already with the same content is left as it is. Raises TokenizerError if the file
+    cannot be read, RunError if a copy cannot be written.
+    """
+    contents = {copy: read(file)}
+    if pattern_path(file).exists():
+        contents[pattern_path(copy)] = read(pattern_path(file))
+    else:
+        remove_file(pattern_path(copy))
+    for path, content in contents.items():
+        if not path.is_file() or path.read_bytes() != content:
+            with atomic_write(path) as new:
+                new.write(content)
+    return list(contents)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from cupygpt.data.split_pattern import GPT2_SPLIT
 from cupygpt.errors import TokenizerError
 
 END_OF_TEXT = b"<|endoftext|>"
@@ -25,16 +26,20 @@ BUILTIN_SHA256 = {"gpt2": GPT2_SHA256, "bytes": BYTES_SHA256}
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The bytes of each id (none for an unused one), the id of end of text, and the merges."""
+    """The bytes of each id (none for an unused one), the id of end of text, and the merges.
+
+    `split` is the pattern that splits text before it is encoded.
+    """
 
     tokens: Sequence[bytes]
     eot: int
     merges: Sequence[Merge]
+    split: str = GPT2_SPLIT
 
     @property
     def builtin_name(self) -> str | None:
         """The name of the tokenizer if it is "gpt2" or "bytes", else None."""
-        digest = vocabulary_sha256(self.tokens, self.eot)
+        digest = vocabulary_sha256(self.tokens, self.eot, self.split)
         return {sha256: name for name, sha256 in BUILTIN_SHA256.items()}.get(digest)
 
     def ranks(self) -> dict[bytes, int]:
@@ -42,20 +47,22 @@ class Vocabulary:
         return {t: i for i, t in enumerate(self.tokens) if t and i != self.eot}
 
 
-def vocabulary_sha256(tokens: Iterable[bytes], eot: int) -> str:
+def vocabulary_sha256(tokens: Iterable[bytes], eot: int, split: str = GPT2_SPLIT) -> str:
     """What identifies a vocabulary, whatever the tokenizer or its file is called.
 
-    The SHA-256 of the bytes of each id, each preceded by their number, and of the id of end of
-    text.
+    The SHA-256 of the bytes of each id, each preceded by their number, of the id of end of text,
+    and of a split pattern other than GPT-2's.
     """
     digest = hashlib.sha256()
     for token in tokens:
         digest.update(len(token).to_bytes(4, "little") + token)
     digest.update(eot.to_bytes(4, "little"))
+    if split != GPT2_SPLIT:
+        digest.update(split.encode())
     return digest.hexdigest()
 
 
-def from_ranks(name: str, tokens: Sequence[bytes], eot: int) -> Vocabulary:
+def from_ranks(name: str, tokens: Sequence[bytes], eot: int, split: str = GPT2_SPLIT) -> Vocabulary:
     """The vocabulary whose ids are ranks. Raises TokenizerError unless BPE training made it."""
     ranks = {token: i for i, token in enumerate(tokens) if token and i != eot}
     if END_OF_TEXT in ranks:
@@ -65,7 +72,7 @@ def from_ranks(name: str, tokens: Sequence[bytes], eot: int) -> Vocabulary:
             f"token by its text and could not tell the two apart."
         )
     merges = [_parts(name, token, ranks) for token in ranks if len(token) > 1]
-    return Vocabulary(tokens, eot, merges)
+    return Vocabulary(tokens, eot, merges, split)
 
 
 def _parts(name: str, token: bytes, ranks: dict[bytes, int]) -> Merge:

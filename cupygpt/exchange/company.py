@@ -44,7 +44,9 @@ def with_company(
         note = ModelNote(
             source.origin, noted.name or file, source.text_start, source.trained_length
         )
-        return replace(converted, note=note, tokenizer_file=noted.file), doubts
+        return replace(
+            converted, note=note, tokenizer_file=noted.file, split_file=noted.split
+        ), doubts
     vocabulary = vocabulary_of(source, tokenizer, V)
     if vocabulary is None and format_of(target) is Format.GGUF:
         raise ConfigError(

@@ -16,6 +16,7 @@ import numpy as np
 from cupygpt.arrays import to_bfloat16
 from cupygpt.checkpoint.model_file import ModelFile
 from cupygpt.config import GPTConfig
+from cupygpt.data.split_pattern import GPT2_SPLIT
 from cupygpt.data.vocabulary import Vocabulary, in_alphabet
 from cupygpt.errors import ConfigError
 from cupygpt.exchange.hf_config import LAYER_NORM_EPSILON
@@ -69,6 +70,11 @@ def write_gguf(
     Vectors and positions stay float32, as llama.cpp wants them. Raises ConfigError for weights that
     float16 cannot hold, RunError if the disk refuses.
     """
+    if vocabulary.split != GPT2_SPLIT:
+        raise ConfigError(
+            "a GGUF file names how text is split, and there is no name for this model's pattern: "
+            "only GPT-2's can be written. A Hugging Face folder can hold any."
+        )
     largest = max(float(model.parameters.max()), -float(model.parameters.min()))
     if precision == "fp16" and largest > _LARGEST_FP16:
         raise ConfigError(

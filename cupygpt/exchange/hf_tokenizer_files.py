@@ -4,6 +4,7 @@ import json
 from typing import Any
 
 from cupygpt.data.hf_tokenizer import MERGES_TXT, TOKENIZER_JSON, VOCAB_JSON
+from cupygpt.data.split_pattern import GPT2_SPLIT
 from cupygpt.data.vocabulary import END_OF_TEXT, Vocabulary, in_alphabet
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -17,19 +18,21 @@ def tokenizer_files(vocabulary: Vocabulary, longest: int) -> dict[str, str]:
     """Name and content of each file; `longest` is the number of positions that were trained.
 
     Both forms are written: tokenizer.json, and vocab.json with merges.txt, which older programs
-    read.
+    read. With another split pattern than GPT-2's there is only the first, as the second cannot
+    say so, and the class is the one that leaves the pattern as it is.
     """
     texts = token_texts(vocabulary)
     merges = [(in_alphabet(left), in_alphabet(right)) for left, right in vocabulary.merges]
     vocab = {text: i for i, text in enumerate(texts) if text}
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+    is_gpt2 = vocabulary.split == GPT2_SPLIT
+    pair = {VOCAB_JSON: _json(vocab), MERGES_TXT: "".join(f"{line}\n" for line in lines)}
     return {
-        TOKENIZER_JSON: _json(_tokenizer(vocab, merges, vocabulary.eot)),
-        VOCAB_JSON: _json(vocab),
-        MERGES_TXT: "".join(f"{line}\n" for line in lines),
+        TOKENIZER_JSON: _json(_tokenizer(vocab, merges, vocabulary)),
+        **(pair if is_gpt2 else {}),
         TOKENIZER_CONFIG: _json(
             {
-                "tokenizer_class": "GPT2Tokenizer",
+                "tokenizer_class": "GPT2Tokenizer" if is_gpt2 else "PreTrainedTokenizerFast",
                 "model_max_length": longest,
                 "add_prefix_space": False,
                 "clean_up_tokenization_spaces": False,
@@ -50,11 +53,13 @@ def token_texts(vocabulary: Vocabulary) -> list[str]:
     ]
 
 
-def _tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]], eot: int) -> dict[str, Any]:
+def _tokenizer(
+    vocab: dict[str, int], merges: list[tuple[str, str]], vocabulary: Vocabulary
+) -> dict[str, Any]:
     """What tokenizer.json holds."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     end_of_text = {
-        "id": eot,
+        "id": vocabulary.eot,
         "content": _EOT,
         **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
         "special": True,
@@ -65,7 +70,7 @@ def _tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]], eot: int) -
         "padding": None,
         "added_tokens": [end_of_text],
         "normalizer": None,
-        "pre_tokenizer": {**byte_level, "trim_offsets": True},
+        "pre_tokenizer": _pre_tokenizer(vocabulary.split),
         "post_processor": {**byte_level, "trim_offsets": False},
         "decoder": {**byte_level, "trim_offsets": True},
         "model": {
@@ -81,6 +86,15 @@ def _tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]], eot: int) -
             "merges": merges,
         },
     }
+
+
+def _pre_tokenizer(split: str) -> dict[str, Any]:
+    """How tokenizer.json says by which pattern text is split."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    if split == GPT2_SPLIT:
+        return {**byte_level, "use_regex": True}
+    pieces = {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
+    return {"type": "Sequence", "pretokenizers": [pieces, {**byte_level, "use_regex": False}]}
 
 
 def _json(value: Any) -> str:

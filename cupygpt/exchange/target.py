@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from cupygpt.checkpoint.model_file import ModelFile, save_model
+from cupygpt.data.split_pattern import pattern_path
 from cupygpt.data.vocabulary import Vocabulary
 from cupygpt.errors import ConfigError
 from cupygpt.exchange.gguf import GGUF_PRECISIONS, write_gguf
@@ -37,8 +38,8 @@ class Converted:
     """A model to be written, and what goes with it; None is not known or not wanted.
 
     `name` is for people. A model file gets the `note`, with `tokenizer_file` as the content of the
-    file that the note names. The other formats hold the `vocabulary`. `longest` is the number of
-    positions that were trained.
+    file that the note names, and `split_file` of the one beside it. The other formats hold the
+    `vocabulary`. `longest` is the number of positions that were trained.
     """
 
     model: ModelFile
@@ -46,6 +47,7 @@ class Converted:
     longest: int
     note: ModelNote | None = None
     tokenizer_file: bytes | None = None
+    split_file: bytes | None = None
     vocabulary: Vocabulary | None = None
 
 
@@ -76,7 +78,10 @@ def check_target(target: Path, precision: str | None, *, overwrite: bool) -> Non
             f"written there. Choose another name."
         )
     used = target.exists() and (not is_folder or any(target.iterdir()))
-    companions = [note_path(target), tokenizer_path(target)] if kind is Format.MODEL_FILE else []
+    companions = []
+    if kind is Format.MODEL_FILE:
+        tokenizer = tokenizer_path(target)
+        companions = [note_path(target), tokenizer, pattern_path(tokenizer)]
     for path in [*([target] if used else []), *(path for path in companions if path.exists())]:
         if not overwrite:
             raise ConfigError(
@@ -112,11 +117,14 @@ def _write_model_file(target: Path, converted: Converted, precision: str) -> lis
     """The .bin; beside it the note, and the tokenizer if the note names a file."""
     model, note, written = converted.model, converted.note, [target]
     with ExitStack() as undo:
-        if converted.tokenizer_file is not None and note is not None:
-            path = tokenizer_path(target)
+        path = tokenizer_path(target)
+        contents = {path: converted.tokenizer_file, pattern_path(path): converted.split_file}
+        for path, content in contents.items():
+            if content is None or note is None:
+                continue
             _remove_on_failure(undo, path)
             with atomic_write(path) as file:
-                file.write(converted.tokenizer_file)
+                file.write(content)
             written.append(path)
         _remove_on_failure(undo, target)
         checksum = save_model(target, model.config, model.parameters, precision)

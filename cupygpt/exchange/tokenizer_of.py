@@ -1,10 +1,11 @@
 """The tokenizer that goes with a converted model, in the form that the target needs."""
 
-import base64
 from dataclasses import dataclass, replace
 
 from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB
 from cupygpt.data import tokenizer_files
+from cupygpt.data.hf_tokenizer import is_tokenizer_json
+from cupygpt.data.split_pattern import GPT2_SPLIT, pattern_file
 from cupygpt.data.tokenizer import check_vocab_size, default_tokenizer_spec, load_tokenizer
 from cupygpt.data.vocabulary import BUILTIN_SHA256, Vocabulary, vocabulary_sha256
 from cupygpt.errors import TokenizerError
@@ -16,11 +17,13 @@ from cupygpt.files import user_path
 class NotedTokenizer:
     """For the note of a model file: the name of a tokenizer, or the content of its file.
 
-    `doubt` says why there is none, though the source has one.
+    `split` is the content of the file with its split pattern, None for GPT-2's. `doubt` says
+    why there is none, though the source has one.
     """
 
     name: str | None = None
     file: bytes | None = None
+    split: bytes | None = None
     doubt: str | None = None
 
 
@@ -45,11 +48,19 @@ def _noted(source: WeightSource, spec: str | None, V: int) -> NotedTokenizer:
         check_vocab_size(spec, {"bytes": BYTES_VOCAB, "gpt2": GPT2_VOCAB}[spec], V)
         return NotedTokenizer(name=spec)
     if spec is not None:
-        check_vocab_size(spec, load_tokenizer(spec).vocab_size, V)
-        return NotedTokenizer(file=tokenizer_files.read(user_path(spec)))
+        tokenizer = load_tokenizer(spec)
+        check_vocab_size(spec, tokenizer.vocab_size, V)
+        content = tokenizer_files.read(user_path(spec))
+        split = None if is_tokenizer_json(content) else _split_file(tokenizer.split)
+        return NotedTokenizer(file=content, split=split)
     assert source.vocabulary is not None
     check_vocab_size("of the folder", len(source.vocabulary.tokens), V)
-    return NotedTokenizer(file=_rank_lines(source.vocabulary))
+    split = _split_file(source.vocabulary.split)
+    return NotedTokenizer(file=_rank_lines(source.vocabulary), split=split)
+
+
+def _split_file(split: str) -> bytes | None:
+    return None if split == GPT2_SPLIT else pattern_file(split)
 
 
 def vocabulary_of(source: WeightSource, named: str | None, V: int) -> Vocabulary | None:
@@ -97,4 +108,4 @@ def _rank_lines(vocabulary: Vocabulary) -> bytes:
             f"follows the last one. Save the tokenizer with transformers, which writes a "
             f"tokenizer.json."
         )
-    return b"".join(b"%s %d\n" % (base64.b64encode(token), i) for token, i in ranks.items())
+    return tokenizer_files.rank_lines(ranks)

@@ -26,7 +26,6 @@ from cupygpt.data.tokenizer import (
 from cupygpt.errors import ConfigError, TokenizerError
 from cupygpt.exchange.source import WeightSource
 from cupygpt.exchange.tokenizer_of import sha256_of
-from cupygpt.files import atomic_write
 from cupygpt.flags.config import TrainConfig, flags_of
 from cupygpt.run_folder.record import TOKENIZER_COPY
 from cupygpt.texts.corpora import python_docs_origin, python_docs_tokens
@@ -213,8 +212,7 @@ def copy_tokenizer_to(folder: Path, data: Data) -> None:
         return
     copy = folder / TOKENIZER_COPY
     if data.tokenizer.file != copy:
-        with atomic_write(copy) as file:
-            file.write(tokenizer_files.read(data.tokenizer.file))
+        tokenizer_files.copy_tokenizer(data.tokenizer.file, copy)
 
 
 def _find_tokenizer(

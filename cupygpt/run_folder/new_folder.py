@@ -18,7 +18,7 @@ _CHECKPOINTS = (
     "model_????????.bin",
     "state_????????_?????.bin",
 )
-_OTHERS = (RECORD, MAIN_LOG, METRICS, TOKENIZER_COPY)
+_OTHERS = (RECORD, MAIN_LOG, METRICS, TOKENIZER_COPY, f"{TOKENIZER_COPY}.json")
 _PARTIAL = tuple(name + PARTIAL_SUFFIX for name in (*_CHECKPOINTS, *_OTHERS))
 
 

@@ -13,15 +13,21 @@ from typing import TypeAlias
 from cupygpt.console.paste import shell_word
 from cupygpt.data.token_files import matching_files
 from cupygpt.data.token_format import TokenFormat
-from cupygpt.data.token_record import NAMED_SOURCES, Origin, write_token_records
+from cupygpt.data.token_record import (
+    NAMED_SOURCES,
+    Origin,
+    learnt_tokenizer_path,
+    write_token_records,
+)
 from cupygpt.data.token_writer import headerless_blocks
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
 from cupygpt.errors import ConfigError, DataError
 from cupygpt.texts import corpora
 from cupygpt.texts.hold_out import Parts, choose_hold_out, split_documents
+from cupygpt.texts.own_vocabulary import TrainingText, check_own, is_own, train_tokenizer
 from cupygpt.texts.python_docs import python_docs_text
 from cupygpt.texts.shard_writer import ShardSeries, remove_stale
-from cupygpt.texts.text_files import SEPARATOR, TextFacts, look_at_text
+from cupygpt.texts.text_files import SEPARATOR, TextFacts, look_at_text, read_documents
 
 TINYSHAKESPEARE = "tinyshakespeare"
 PYTHON_DOCS = "python-docs"
@@ -31,6 +37,9 @@ FILE_PREFIXES = {TINYSHAKESPEARE: "tiny_shakespeare", PYTHON_DOCS: "python_docs"
 VAL_FRACTION = 0.1
 """Of a text of a megabyte that is enough for a loss that chance changes by a hundredth."""
 SHARD_TOKENS = 10**8
+MOST_SHAKESPEARE_VAL_CHARACTERS = 2**17
+"""Of tinyshakespeare a vocabulary is not learnt from so much text at the beginning: the tokens for
+validation have four characters or fewer on average."""
 
 NAMED_FILES = 3
 """So many files are named in a remark."""
@@ -72,6 +81,7 @@ class Request:
                 "--source names the text of tinyshakespeare. For your own text give the files "
                 "themselves: python -m cupygpt.prepare FILE"
             )
+        check_own(self.tokenizer, has_text=not self.headerless)
         fraction = self.val_fraction
         for flag, given in self._of_text_files().items():
             if given and built_in:
@@ -125,8 +135,17 @@ def prepare_files(request: Request, note: Note) -> Prepared:
     process can leave finished new files next to those of an earlier run.
     """
     built_in = request.built_in
+    name = request.name or _default_name(request)
     default_tokenizer = "bytes" if built_in == PYTHON_DOCS else "gpt2"
-    tokenizer = load_tokenizer(request.tokenizer or default_tokenizer)
+    spec = request.tokenizer or default_tokenizer
+    if is_own(spec):
+        _make_folder(request.output)
+        path = learnt_tokenizer_path(request.output, name)
+        tokenizer = train_tokenizer(spec, _training_text(request), path, note)
+    else:
+        tokenizer = load_tokenizer(spec)
+    if tokenizer.note is not None:
+        note(tokenizer.note)
     if built_in == PYTHON_DOCS:
         origin, pieces = _python_docs(tokenizer, note)
     elif built_in == TINYSHAKESPEARE:
@@ -135,7 +154,6 @@ def prepare_files(request: Request, note: Note) -> Prepared:
         origin, pieces = _headerless_files(request, tokenizer, note)
     else:
         origin, pieces = _text_files(request, tokenizer, note)
-    name = request.name or _default_name(request)
     _make_folder(request.output)
     with (
         ShardSeries(
@@ -179,6 +197,26 @@ def _tinyshakespeare(source: Path | None, tokenizer: Tokenizer) -> tuple[Origin,
     split = f"the first {cut:,} tokens"
     origin = Origin([TINYSHAKESPEARE], 1, corpora.text_sha256([text]), split)
     return origin, iter([(tokens[cut:], tokens[:cut])])
+
+
+def _training_text(request: Request) -> TrainingText:
+    """The text from which a vocabulary is learnt."""
+    if request.built_in == PYTHON_DOCS:
+        documents, _ = corpora.hold_out(python_docs_text().documents)
+        return TrainingText([*documents, None], sum(len(text.encode()) for text in documents))
+    if request.built_in == TINYSHAKESPEARE:
+        text = corpora.tinyshakespeare_text(request.source)[MOST_SHAKESPEARE_VAL_CHARACTERS:]
+        return TrainingText([text, None], len(text.encode()))
+    split = request.split_at_endoftext
+    paths = _input_paths(request, "text files", "**/*.txt", lambda note: None)
+    texts = [look_at_text(path, split=split) for path in paths]
+    texts = [text for text in texts if text.documents]
+    if not texts:
+        raise DataError(f"{paths[0]}: the file is empty. Give files with text.")
+    pieces = (piece for text in texts for piece in read_documents(text.path, split=split))
+    fraction = VAL_FRACTION if request.val_fraction is None else request.val_fraction
+    hold_out = choose_hold_out(texts, fraction, request.hold_out or "auto")
+    return TrainingText(pieces, sum(text.text_bytes for text in texts), hold_out)
 
 
 def _text_files(request: Request, tokenizer: Tokenizer, note: Note) -> tuple[Origin, Pieces]:

@@ -8,6 +8,7 @@ from types import TracebackType
 
 import numpy.typing as npt
 
+from cupygpt.data.split_pattern import pattern_path
 from cupygpt.data.token_files import Tokens, open_shards, record_path
 from cupygpt.data.token_format import TWO_BYTES, TokenFormat
 from cupygpt.data.token_record import tokenizer_copy_path
@@ -126,11 +127,12 @@ def remove_stale(folder: Path, name: str, written: list[Path]) -> list[Path]:
     removed = [path for path in found if ours.fullmatch(path.name) and _is_token_file(path)]
     for path in removed:
         path.unlink()
+    copy = tokenizer_copy_path(folder, name)
     for path in found:
         token_file = path.with_suffix("")
         orphaned = ours.fullmatch(token_file.name) and not token_file.exists()
         is_record = orphaned and path == record_path(token_file)
-        if path.is_file() and (is_record or path == tokenizer_copy_path(folder, name)):
+        if path.is_file() and (is_record or path in (copy, pattern_path(copy))):
             path.unlink()
     return removed
 
