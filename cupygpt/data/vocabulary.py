@@ -37,10 +37,14 @@ class Vocabulary:
     split: str = GPT2_SPLIT
 
     @property
+    def sha256(self) -> str:
+        """What identifies it (`vocabulary_sha256`)."""
+        return vocabulary_sha256(self.tokens, self.eot, self.split)
+
+    @property
     def builtin_name(self) -> str | None:
         """The name of the tokenizer if it is "gpt2" or "bytes", else None."""
-        digest = vocabulary_sha256(self.tokens, self.eot, self.split)
-        return {sha256: name for name, sha256 in BUILTIN_SHA256.items()}.get(digest)
+        return {sha256: name for name, sha256 in BUILTIN_SHA256.items()}.get(self.sha256)
 
     def ranks(self) -> dict[bytes, int]:
         """The rank of each token but end of text, as a `.tiktoken` file holds them."""

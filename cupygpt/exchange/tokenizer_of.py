@@ -7,7 +7,7 @@ from cupygpt.data import tokenizer_files
 from cupygpt.data.hf_tokenizer import is_tokenizer_json
 from cupygpt.data.split_pattern import GPT2_SPLIT, pattern_file
 from cupygpt.data.tokenizer import check_vocab_size, default_tokenizer_spec, load_tokenizer
-from cupygpt.data.vocabulary import BUILTIN_SHA256, Vocabulary, vocabulary_sha256
+from cupygpt.data.vocabulary import BUILTIN_SHA256, Vocabulary
 from cupygpt.errors import TokenizerError
 from cupygpt.exchange.source import WeightSource
 from cupygpt.files import user_path
@@ -85,7 +85,7 @@ def vocabulary_of(source: WeightSource, named: str | None, V: int) -> Vocabulary
 def sha256_of(source: WeightSource) -> str | None:
     """What identifies the tokenizer that a model was trained with; None if it is not known."""
     if source.vocabulary is not None:
-        return vocabulary_sha256(source.vocabulary.tokens, source.vocabulary.eot)
+        return source.vocabulary.sha256
     if source.tokenizer is None or source.tokenizer in BUILTIN_SHA256:
         return BUILTIN_SHA256.get(str(source.tokenizer))
     try:
