@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cupygpt.config import MAX_VOCAB
-from cupygpt.data.split_pattern import GPT2_SPLIT, usable_pattern
+from cupygpt.data.tokenizer_files import GPT2_SPLIT, usable_pattern
 from cupygpt.data.vocabulary import END_OF_TEXT, Merge, Vocabulary, from_alphabet
 from cupygpt.errors import TokenizerError
 from cupygpt.files import check_can_end

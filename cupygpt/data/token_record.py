@@ -18,9 +18,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from cupygpt.data import tokenizer_files
-from cupygpt.data.split_pattern import pattern_path
 from cupygpt.data.token_files import TokenShard, open_shards, record_path, token_blocks
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
+from cupygpt.data.tokenizer_files import pattern_path
 from cupygpt.errors import DataError, TokenizerError
 from cupygpt.files import atomic_write, is_same_file, remove_quietly
 

@@ -17,9 +17,9 @@ from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB
 from cupygpt.data import tokenizer_files
 from cupygpt.data.gpt2_bpe import load_encoding
 from cupygpt.data.hf_tokenizer import is_tokenizer_json, parse_tokenizer_json
-from cupygpt.data.split_pattern import GPT2_SPLIT, pattern_path, read_pattern
 from cupygpt.data.token_files import Tokens
 from cupygpt.data.token_format import TokenFormat, format_for
+from cupygpt.data.tokenizer_files import GPT2_SPLIT, pattern_path, read_pattern
 from cupygpt.data.vocabulary import (
     END_OF_TEXT,
     GPT2_SHA256,

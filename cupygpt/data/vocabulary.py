@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from cupygpt.data.split_pattern import GPT2_SPLIT
+from cupygpt.data.tokenizer_files import GPT2_SPLIT
 from cupygpt.errors import TokenizerError
 
 END_OF_TEXT = b"<|endoftext|>"

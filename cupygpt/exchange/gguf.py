@@ -16,7 +16,7 @@ import numpy as np
 from cupygpt.arrays import to_bfloat16
 from cupygpt.checkpoint.model_file import ModelFile
 from cupygpt.config import GPTConfig
-from cupygpt.data.split_pattern import GPT2_SPLIT
+from cupygpt.data.tokenizer_files import GPT2_SPLIT
 from cupygpt.data.vocabulary import Vocabulary, in_alphabet
 from cupygpt.errors import ConfigError
 from cupygpt.exchange.hf_config import LAYER_NORM_EPSILON

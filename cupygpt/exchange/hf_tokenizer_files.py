@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from cupygpt.data.hf_tokenizer import MERGES_TXT, TOKENIZER_JSON, VOCAB_JSON
-from cupygpt.data.split_pattern import GPT2_SPLIT
+from cupygpt.data.tokenizer_files import GPT2_SPLIT
 from cupygpt.data.vocabulary import END_OF_TEXT, Vocabulary, in_alphabet
 
 TOKENIZER_CONFIG = "tokenizer_config.json"

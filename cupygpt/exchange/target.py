@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from cupygpt.checkpoint.model_file import ModelFile, save_model
-from cupygpt.data.split_pattern import pattern_path
+from cupygpt.data.tokenizer_files import pattern_path
 from cupygpt.data.vocabulary import Vocabulary
 from cupygpt.errors import ConfigError
 from cupygpt.exchange.gguf import GGUF_PRECISIONS, write_gguf

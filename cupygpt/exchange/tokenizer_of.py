@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB
 from cupygpt.data import tokenizer_files
 from cupygpt.data.hf_tokenizer import is_tokenizer_json
-from cupygpt.data.split_pattern import GPT2_SPLIT, pattern_file
 from cupygpt.data.tokenizer import check_vocab_size, default_tokenizer_spec, load_tokenizer
+from cupygpt.data.tokenizer_files import GPT2_SPLIT, pattern_file
 from cupygpt.data.vocabulary import BUILTIN_SHA256, Vocabulary
 from cupygpt.errors import TokenizerError
 from cupygpt.exchange.source import WeightSource

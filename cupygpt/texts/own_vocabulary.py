@@ -16,9 +16,8 @@ from typing import TypeAlias
 
 from cupygpt.config import MAX_VOCAB
 from cupygpt.data.bpe_trainer import learn_tokens
-from cupygpt.data.split_pattern import GPT2_SPLIT, pattern_file, pattern_path
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
-from cupygpt.data.tokenizer_files import rank_lines
+from cupygpt.data.tokenizer_files import GPT2_SPLIT, pattern_file, pattern_path, rank_lines
 from cupygpt.errors import ConfigError
 from cupygpt.files import atomic_write
 from cupygpt.texts.hold_out import HoldOut, is_held_out

@@ -8,11 +8,11 @@ from types import TracebackType
 
 import numpy.typing as npt
 
-from cupygpt.data.split_pattern import pattern_path
 from cupygpt.data.token_files import Tokens, open_shards, record_path
 from cupygpt.data.token_format import TWO_BYTES, TokenFormat
 from cupygpt.data.token_record import tokenizer_copy_path
 from cupygpt.data.token_writer import shard_writer
+from cupygpt.data.tokenizer_files import pattern_path
 from cupygpt.errors import DataError
 from cupygpt.files import os_errors_name, remove_quietly
 
