@@ -36,6 +36,14 @@ def cache_folder() -> Path:
     return folder
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Write so that another process sees all of it or nothing."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+    Path(name).replace(path)
+
+
 @functools.cache
 def _temporary_folder() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="cupygpt-"))

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cupygpt.emulator.compiler import Mode
+from cupygpt.emulator.counted import Counts
 from cupygpt.emulator.launching import EmulatedKernel
 from cupygpt.emulator.toolchain import compile_module
 from cupygpt.kernels.launch import DEFAULT_SHARED_BYTES
@@ -28,8 +30,8 @@ class EmulatedModule:
     Args:
         path: the .cu file.
         options: as for NVRTC; those that have no meaning for g++ are ignored.
-        checked: run under the checker of accesses: races, bounds, alignment, uninitialised shared
-            memory, asynchronous copies. Without it kernels run about ten times faster.
+        mode: run under the checker of accesses (races, bounds, alignment, uninitialised shared
+            memory, asynchronous copies), without it, or with it while requests are counted.
         portable_switch: switch between threads by ucontext even where there is a faster way.
         timeout_s: CPU time that one launch may take.
 
@@ -42,14 +44,12 @@ class EmulatedModule:
         path: Path,
         options: Sequence[str] = (),
         *,
-        checked: bool = True,
+        mode: Mode = Mode.CHECKED,
         portable_switch: bool = False,
         timeout_s: int = TIMEOUT_S,
     ) -> None:
-        self.path, self.checked, self.timeout_s = path, checked, timeout_s
-        self._compiled = compile_module(
-            path, options, checked=checked, portable_switch=portable_switch
-        )
+        self.path, self.mode, self.timeout_s = path, mode, timeout_s
+        self._compiled = compile_module(path, options, mode=mode, portable_switch=portable_switch)
         self.kernel_names = tuple(self._compiled.parameters)
         """The entry points, in the file's order."""
         self._library = ctypes.CDLL(str(self._compiled.library))
@@ -64,17 +64,17 @@ class EmulatedModule:
                 self._compiled,
                 self._library,
                 name,
-                checked=self.checked,
+                mode=self.mode,
                 timeout_s=self.timeout_s,
             )
         return self._kernels[name]
 
 
-_loaded: dict[tuple[Path, tuple[str, ...], bool], EmulatedModule] = {}
+_loaded: dict[tuple[Path, tuple[str, ...], Mode], EmulatedModule] = {}
 _substitutes: dict[Path, Path] = {}
 
 
-def load(path: Path, options: Sequence[str], *, checked: bool = True) -> EmulatedModule:
+def load(path: Path, options: Sequence[str], *, mode: Mode = Mode.CHECKED) -> EmulatedModule:
     """The module of a .cu file, compiled once per process: a loader for launch code.
 
     Raises CompileError as EmulatedModule does.
@@ -84,9 +84,9 @@ def load(path: Path, options: Sequence[str], *, checked: bool = True) -> Emulate
         if folder in path.parents:
             path = other / path.relative_to(folder)
         options = [f"-I{other}" if option == f"-I{folder}" else option for option in options]
-    key = (path, tuple(options), checked)
+    key = (path, tuple(options), mode)
     if key not in _loaded:
-        _loaded[key] = EmulatedModule(path, options, checked=checked)
+        _loaded[key] = EmulatedModule(path, options, mode=mode)
     return _loaded[key]
 
 
@@ -103,6 +103,26 @@ def substituted(folder: Path, other: Path) -> Iterator[None]:
         del _substitutes[folder.resolve()]
 
 
+_counted: list[Counts] | None = None
+"""While `counting` runs: the launches until now."""
+
+
+@contextmanager
+def counting() -> Iterator[list[Counts]]:
+    """Inside this context ops on emulated arrays count: the list grows by each launch.
+
+    with counting() as launches:
+        gelu_forward(out, inp)
+    report.text(launches[0], GPUS["H100"])
+    """
+    global _counted
+    before, _counted = _counted, []
+    try:
+        yield _counted
+    finally:
+        _counted = before
+
+
 class _LateKernel:
     """A kernel that is looked up at each launch: `substituted` also reaches those that are kept."""
 
@@ -115,9 +135,13 @@ class _LateKernel:
     def __call__(
         self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], *, shared_mem: int = 0
     ) -> None:
-        kernel = load(self._path, self._options).get_function(self._name)
+        mode = Mode.CHECKED if _counted is None else Mode.COUNTED
+        kernel = load(self._path, self._options, mode=mode).get_function(self._name)
         kernel.max_dynamic_shared_size_bytes = self.max_dynamic_shared_size_bytes
-        kernel(grid, block, args, shared_mem)
+        if _counted is None:
+            kernel(grid, block, args, shared_mem)
+        else:
+            _counted.append(kernel.count(grid, block, args, shared_mem))
 
 
 class _LateModule:

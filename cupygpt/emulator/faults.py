@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
-from dataclasses import dataclass
 from pathlib import Path
 
+from cupygpt.emulator.places import Place, frames_of, own_place
 from cupygpt.errors import KernelError
-
-INCLUDE_DIR = Path(__file__).parent / "include"
 
 
 class EmulatorError(KernelError):
@@ -67,26 +64,6 @@ class KernelFault(EmulatorError):
         return {q.line for p in places for q in (p, *p.inside, *p.callers)}
 
 
-@dataclass(frozen=True)
-class Place:
-    """A line of a kernel's own file, the lines in headers below it, and those it is called from."""
-
-    file: Path
-    line: int
-    inside: tuple[Place, ...] = ()
-    """In functions that this line calls and that were inlined, outermost first."""
-    callers: tuple[Place, ...] = ()
-    """Innermost first."""
-
-    def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
-
-    def surroundings(self, indent: str) -> list[str]:
-        """What a report says below this line."""
-        below = [f"{indent}inside, at {place}" for place in self.inside]
-        return below + [f"{indent}called from {place}" for place in self.callers]
-
-
 class _RawPlace(ctypes.Structure):
     _fields_ = [
         ("file", ctypes.c_char * 256),
@@ -112,33 +89,12 @@ class RawReport(ctypes.Structure):
 
 def _resolve(raw: _RawPlace, library: Path, source: Path) -> Place | None:
     """The place in the author's own file; frames inside the emulator's headers are left out."""
-    frames = _frames(raw.pc, library) if raw.pc else []
+    frames = frames_of([raw.pc], library)[raw.pc] if raw.pc else []
     if raw.file:
-        innermost = Place(Path(raw.file.decode()), raw.line)
+        innermost = Place(Path(raw.file.decode(errors="replace")), raw.line)
         if innermost not in frames:
             frames.insert(0, innermost)
-    if not frames:
-        return None
-    own = next((i for i, frame in enumerate(frames) if frame.file == source), 0)
-    return Place(
-        frames[own].file, frames[own].line, tuple(frames[:own][::-1]), tuple(frames[own + 1 :])
-    )
-
-
-def _frames(pc: int, library: Path) -> list[Place]:
-    """The line at an offset into a library, and those that it was inlined from, innermost first."""
-    output = subprocess.run(
-        ["addr2line", "-i", "-e", str(library), hex(pc)],
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    frames = []
-    for row in output.splitlines():
-        name, _, number = row.split(" (")[0].rpartition(":")
-        if number.isdigit() and int(number) and INCLUDE_DIR not in Path(name).parents:
-            frames.append(Place(Path(name), int(number)))
-    return frames
+    return own_place(frames, source)
 
 
 def fault_from(raw: RawReport, kernel: str, library: Path, source: Path) -> KernelFault:

@@ -11,11 +11,20 @@ from typing import Any
 import numpy as np
 
 from cupygpt.emulator.arrays import DeviceMemory, EmulatedArray, memory_of
+from cupygpt.emulator.compiler import Mode
+from cupygpt.emulator.counted import Counts
 from cupygpt.emulator.faults import RawReport, fault_from
 from cupygpt.emulator.preprocessed import DYNAMIC_SHARED
+from cupygpt.emulator.raw_counters import (
+    CountingRequest,
+    RawCounters,
+    counting_request,
+    counts_from,
+)
 from cupygpt.emulator.toolchain import MAX_SHARED_BYTES, CompiledModule
 from cupygpt.kernels.launch import DEFAULT_SHARED_BYTES
 
+_Sizes = tuple[int, int, int]
 _MAX_BLOCK = (1024, 1024, 64)
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 # NumPy's name of each code in include/kernel_entry.h. bfloat16 is stored as uint16.
@@ -70,6 +79,7 @@ class _Request(ctypes.Structure):
         ("num_global_arrays", ctypes.c_uint64),
         ("checked", ctypes.c_int32),
         ("timeout_s", ctypes.c_int32),
+        ("counting", ctypes.POINTER(CountingRequest)),
     ]
 
 
@@ -82,7 +92,7 @@ class EmulatedKernel:
         library: ctypes.CDLL,
         name: str,
         *,
-        checked: bool,
+        mode: Mode,
         timeout_s: int,
     ) -> None:
         self.name = name
@@ -100,7 +110,7 @@ class EmulatedKernel:
         self.parameter_names = module.parameters[name]
         """As the kernel's author calls them."""
         self._module, self._library = module, library
-        self._checked, self._timeout_s = checked, timeout_s
+        self._mode, self._timeout_s = mode, timeout_s
         self._runtime = ctypes.CDLL(str(module.runtime))
         self._body = ctypes.cast(library[f"emu_call_{name}"], ctypes.c_void_p)
 
@@ -121,6 +131,32 @@ class EmulatedKernel:
             ValueError: a grid, block or shared memory size that no GPU accepts.
             KernelFault: the kernel went wrong.
         """
+        self._launch(grid, block, args, shared_mem, None)
+
+    def count(
+        self, grid: Sequence[int], block: Sequence[int], args: Sequence[Any], shared_mem: int = 0
+    ) -> Counts:
+        """Run the kernel, and return what it asked of a GPU.
+
+        The module must have been compiled with Mode.COUNTED. Arguments and errors are those of a
+        call.
+        """
+        if self._mode is not Mode.COUNTED:
+            raise ValueError(f"{self.name} was not compiled with Mode.COUNTED")
+        raw = RawCounters.from_buffer(mmap.mmap(-1, ctypes.sizeof(RawCounters)))
+        request = counting_request(raw, self._module.library)
+        grid3, block3, arrays = self._launch(grid, block, args, shared_mem, request)
+        return counts_from(raw, self._module, self.name, grid3, block3, arrays, shared_mem)
+
+    def _launch(
+        self,
+        grid: Sequence[int],
+        block: Sequence[int],
+        args: Sequence[Any],
+        shared_mem: int,
+        counting: CountingRequest | None,
+    ) -> tuple[_Sizes, _Sizes, list[str]]:
+        """Returns grid and block in three dimensions, and the names of the arrays."""
         grid3 = _dimensions("grid", grid, _MAX_GRID)
         block3 = _dimensions("block", block, _MAX_BLOCK)
         threads = block3[0] * block3[1] * block3[2]
@@ -145,10 +181,12 @@ class EmulatedKernel:
             len(shared),
             global_arrays,
             len(arrays),
-            int(self._checked),
+            int(self._mode is not Mode.UNCHECKED),
             self._timeout_s,
+            None if counting is None else ctypes.pointer(counting),
         )
         self._run(request)
+        return grid3, block3, [array.name.decode() for array in arrays]
 
     def _run(self, request: _Request) -> None:
         # Shared with the process that runs the kernel, like the arrays.
@@ -270,9 +308,7 @@ def _describe(arg: Any) -> str:
     return f"a {type(arg).__name__}"
 
 
-def _dimensions(
-    label: str, given: Sequence[int], largest: tuple[int, int, int]
-) -> tuple[int, int, int]:
+def _dimensions(label: str, given: Sequence[int], largest: _Sizes) -> _Sizes:
     sizes = tuple(int(n) for n in given)
     if not 1 <= len(sizes) <= 3:
         raise ValueError(f"{label} {sizes}: one to three dimensions are needed")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cupygpt.emulator.faults import INCLUDE_DIR, CompileError
+from cupygpt.emulator.faults import CompileError
+from cupygpt.emulator.places import INCLUDE_DIR
 
 DYNAMIC_SHARED = "smem"
 """The one name for dynamic shared memory: `extern __shared__ float smem[];`."""
@@ -32,7 +33,7 @@ _UNSUPPORTED = {
 _MASK_LITERAL = re.compile(
     r"\b(__\w+_sync|__syncwarp)\s*\(\s*(0[xX][0-9a-fA-F]+|\d+)[uUlL]*\s*[,)]"
 )
-_LINE_MARKER = re.compile(r'# (\d+) "([^"]*)"((?: \d)*)')
+_LINE_MARKER = re.compile(r'^# (\d+) "([^"\n]*)"((?: \d)*)', re.MULTILINE)
 _STRING = re.compile(r'"(?:[^"\\\n]|\\.)*"')
 _BOUNDS = r'(?:__attribute__\(\(emulated_bounds\("(?P<{}>[^"]*)"\)\)\)\s*)?'
 _KERNEL = re.compile(
@@ -74,6 +75,14 @@ def user_lines(text: str) -> Iterator[tuple[str, int, str]]:
         if ours:
             yield file, line, row
         line += 1
+
+
+def source_files(source: Path, text: str) -> list[Path]:
+    """The kernel's own file and headers, of which g++ -E made `text`."""
+    names = {match[2] for match in _LINE_MARKER.finditer(text) if "3" not in match[3].split()}
+    files = {Path(name) for name in names if name.startswith("/")}
+    files = {file for file in files if INCLUDE_DIR not in file.parents and file.is_file()}
+    return sorted({source, *files})
 
 
 def find_entries(text: str) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""Compiles the runtime and the kernels with g++, and keeps the results in a cache folder."""
+"""Compiles the runtime and the kernels, and keeps the results in a cache folder."""
 
 from __future__ import annotations
 
@@ -7,23 +7,33 @@ import functools
 import hashlib
 import json
 import os
-import platform
 import re
-import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cupygpt.emulator.cache import cache_folder
-from cupygpt.emulator.faults import INCLUDE_DIR, CompileError, EmulatorError
+from cupygpt.emulator.cache import cache_folder, write_whole
+from cupygpt.emulator.compiler import (
+    COMMON_FLAGS,
+    Mode,
+    compiler,
+    digest,
+    machine_flags,
+    missing_toolchain,
+    module_flags,
+    run,
+)
+from cupygpt.emulator.faults import EmulatorError
+from cupygpt.emulator.places import INCLUDE_DIR
 from cupygpt.emulator.preprocessed import (
     DYNAMIC_SHARED,
     Entry,
     find_entries,
     reject_unsupported,
+    source_files,
     uses_dynamic_shared,
 )
 
@@ -33,39 +43,6 @@ MAX_SHARED_BYTES = 227 << 10
 """Shared memory of one block of sm_90, static and dynamic together."""
 
 _GAP_BYTES = 256
-
-_COMMON = ["-std=c++20", "-fPIC", "-g1", "-w", "-U_FORTIFY_SOURCE"]
-# In their order: casts between pointer types work as with nvcc; `extern __shared__` needs no
-# initialisation wrappers; libraries can be unloaded; reports see the line of the caller.
-_KERNEL = [
-    "-fno-strict-aliasing",
-    "-fno-extern-tls-init",
-    "-fno-gnu-unique",
-    "-fno-optimize-sibling-calls",
-]
-_CHECKED = [
-    "-O1",
-    "-fsanitize=thread",
-    "--param=tsan-instrument-func-entry-exit=0",
-    "-fsanitize=bounds,alignment",
-]
-_UNCHECKED = ["-O2"]
-
-
-def missing_toolchain() -> str | None:
-    """Why kernels cannot be emulated on this machine, and what to do; None if they can."""
-    if platform.system() != "Linux":
-        return (
-            "kernels are compiled for the CPU and run there on Linux only. Windows: use WSL. "
-            "macOS: use a Linux container."
-        )
-    for tool in (_compiler(), "readelf", "addr2line", "objdump"):
-        if shutil.which(tool) is None:
-            return (
-                f"kernels are compiled for the CPU with g++ and binutils, and {tool} is not "
-                "installed. Debian, Ubuntu: apt-get install g++. Fedora: dnf install gcc-c++."
-            )
-    return None
 
 
 @dataclass(frozen=True)
@@ -92,14 +69,18 @@ class CompiledModule:
 
 
 def compile_module(
-    source: Path, options: Sequence[str], *, checked: bool = True, portable_switch: bool = False
+    source: Path,
+    options: Sequence[str],
+    *,
+    mode: Mode = Mode.CHECKED,
+    portable_switch: bool = False,
 ) -> CompiledModule:
     """Compile a .cu file for the emulator, or find it in the cache.
 
     Args:
         source: the .cu file.
         options: as for NVRTC; -D, -U, -I and -arch are used, the others ignored.
-        checked: with the checker of accesses, about ten times slower.
+        mode: how its kernels are watched while they run.
         portable_switch: switch between threads by ucontext even where there is a faster way.
 
     Raises:
@@ -109,22 +90,20 @@ def compile_module(
     if reason := missing_toolchain():
         raise EmulatorError(reason)
     source = source.resolve()
-    flags = _flags(source, options, checked=checked)
-    runtime = _runtime_library(portable_switch=portable_switch)
-    key = _digest(str(source), *flags, runtime.name, *_texts(source, flags))
-    library = cache_folder() / f"{source.stem}-{key}.so"
-    record = library.with_suffix(".json")
-    if not record.exists():
-        entries = _build(source, flags, library, runtime)
-        parameters = {entry.name: entry.parameters for entry in entries}
-        facts = {"parameters": parameters, "shared": _shared_symbols(library)}
-        _write(record, json.dumps(facts))
-    facts = json.loads(record.read_text())
+    flags = module_flags(options, mode)
+    runtime = _runtime_library(cache_folder(), portable_switch=portable_switch)
+    key = digest(str(source), *flags, runtime.name, _include_digest())
+    # The record tells which library was made last, and from which texts.
+    record = cache_folder() / f"{source.stem}-{key}.json"
+    facts = _unchanged(record)
+    if facts is None:
+        facts = _build(source, flags, key, runtime)
+        write_whole(record, json.dumps(facts))
     symbols = [SharedSymbol(*row) for row in facts["shared"]]
     anchor = next(s for s in symbols if s.name == "emu_anchor")
     return CompiledModule(
         source,
-        library,
+        cache_folder() / facts["library"],
         runtime,
         {name: tuple(names) for name, names in facts["parameters"].items()},
         tuple(s for s in symbols if s is not anchor),
@@ -133,99 +112,53 @@ def compile_module(
 
 
 def precompile(
-    modules: Iterable[tuple[Path, Sequence[str]]], *, checked: bool = True
+    modules: Iterable[tuple[Path, Sequence[str]]], *, mode: Mode = Mode.CHECKED
 ) -> list[CompiledModule]:
     """Compile several modules at a time, as many as there are cores. Raises as compile_module."""
     jobs = list(modules)
-    _runtime_library(portable_switch=False)
+    if jobs:
+        _runtime_library(cache_folder(), portable_switch=False)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(lambda job: compile_module(job[0], job[1], checked=checked), jobs))
+        return list(pool.map(lambda job: compile_module(job[0], job[1], mode=mode), jobs))
 
 
-def _compiler() -> str:
-    return os.environ.get("CXX", "g++")
+def _unchanged(record: Path) -> dict[str, Any] | None:
+    """What a record says, if the library is there and made from the texts of today."""
+    try:
+        facts: dict[str, Any] = json.loads(record.read_text())
+        same = all(_text_digest(Path(name)) == was for name, was in facts["texts"].items())
+    except (OSError, ValueError, KeyError):
+        return None
+    return facts if same and (record.parent / facts["library"]).exists() else None
 
 
-@functools.cache
-def _compiler_version(compiler: str) -> str:
-    return _run([compiler, "--version"])
-
-
-def _run(command: list[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode != 0:
-        raise CompileError(f"{command[0]} failed:\n{done.stderr.strip()}")
-    return done.stdout
-
-
-def _digest(*parts: str) -> str:
-    whole = "\0".join((*parts, _compiler_version(_compiler())))
-    return hashlib.sha256(whole.encode()).hexdigest()[:20]
-
-
-def _texts(source: Path, flags: Sequence[str]) -> list[str]:
-    """The text of every file that may be compiled into a module."""
-    folders = [source.parent, *(Path(f[2:]) for f in flags if f.startswith("-I"))]
-    headers = {h for d in folders for end in ("*.cuh", "*.h", "*.inc") for h in d.rglob(end)}
-    headers |= {h for h in INCLUDE_DIR.rglob("*") if h.is_file()}
-    return [source.read_text(), *(h.read_text() for h in sorted(headers))]
-
-
-def _write(path: Path, text: str) -> None:
-    """Write so that another process sees all of it or nothing."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-    Path(name).replace(path)
+def _text_digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:20]
 
 
 @functools.cache
-def _machine_flags() -> tuple[str, ...]:
-    """Fused multiply-add, as on a GPU, where the CPU has it; a plain ABI for switching stacks."""
-    if platform.machine() != "x86_64":
-        return ()
-    known = set(Path("/proc/cpuinfo").read_text().partition("flags")[2].split("\n")[0].split())
-    fused = ("-mavx2", "-mfma") if {"avx2", "fma"} <= known else ()
-    return (*fused, "-fcf-protection=none")
+def _include_digest() -> str:
+    """Of the emulator's own headers."""
+    headers = sorted(file for file in INCLUDE_DIR.rglob("*") if file.is_file())
+    return digest(*(header.read_text() for header in headers))
 
 
-def _flags(source: Path, options: Sequence[str], *, checked: bool) -> list[str]:
-    """The compiler's flags for a module."""
-    kept = []
-    given = list(options)
-    for i, option in enumerate(given):
-        if option in ("-I", "-D", "-U"):
-            given[i + 1] = option + given[i + 1]
-        elif option.startswith("-I"):
-            kept.append(f"-I{Path(option[2:]).resolve()}")
-        elif option.startswith(("-D", "-U")):
-            kept.append(option)
-        elif match := re.fullmatch(r"(?:-arch=|--gpu-architecture=)(?:sm|compute)_(\d+)a?", option):
-            kept.append(f"-D__CUDA_ARCH__={match[1]}0")
-    return [
-        *_COMMON,
-        *_KERNEL,
-        *_machine_flags(),
-        *(_CHECKED if checked else _UNCHECKED),
-        *kept,
-        f"-I{INCLUDE_DIR}",
-        f"-I{INCLUDE_DIR / 'unsupported'}",
-    ]
-
-
-def _runtime_library(*, portable_switch: bool) -> Path:
+@functools.cache
+def _runtime_library(folder: Path, *, portable_switch: bool) -> Path:
+    """The compiled runtime, in `folder`."""
     sources = sorted(RUNTIME_DIR.glob("*.cpp"))
     texts = [
         p.read_text() for p in sorted((*RUNTIME_DIR.iterdir(), INCLUDE_DIR / "emulator_abi.h"))
     ]
     # As one unit: the libraries of C++ are read once, and the hot functions can be inlined.
-    flags = [*_COMMON, *_machine_flags(), "-O2", "-fno-semantic-interposition", f"-I{INCLUDE_DIR}"]
+    flags = [*COMMON_FLAGS, *machine_flags(), "-O2", "-fno-semantic-interposition"]
+    flags.append(f"-I{INCLUDE_DIR}")
     if portable_switch:
         flags.append("-DEMULATOR_UCONTEXT")
-    library = cache_folder() / f"libemulator-{_digest(*flags, *texts)}.so"
+    library = folder / f"libemulator-{digest(*flags, *texts)}.so"
     if not library.exists():
-        with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-            unit = Path(folder) / "runtime.cpp"
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            unit = Path(name) / "runtime.cpp"
             unit.write_text("".join(f'#include "{source}"\n' for source in sources))
             _link([*flags, str(unit)], library)
     return library
@@ -235,7 +168,7 @@ def _link(arguments: list[str], library: Path) -> None:
     """Make a shared library under a temporary name, then move it to its place."""
     with tempfile.TemporaryDirectory(dir=cache_folder()) as folder:
         made = Path(folder) / library.name
-        _run([_compiler(), "-shared", *arguments, "-o", str(made)])
+        run([compiler(), "-shared", *arguments, "-o", str(made)])
         made.replace(library)
 
 
@@ -256,12 +189,12 @@ def _entry_points(names: Iterable[tuple[str, str]]) -> str:
 
 def preprocess(source: Path, options: Sequence[str]) -> str:
     """The text that is compiled for a module: g++ -E output. Raises CompileError."""
-    return _preprocess(source.resolve(), _flags(source, options, checked=True))
+    return _preprocess(source.resolve(), module_flags(options, Mode.CHECKED))
 
 
 def _preprocess(source: Path, flags: Sequence[str]) -> str:
     shim = ["-include", str(_SHIM)]
-    return _run([_compiler(), *flags, *shim, "-E", "-x", "c++", str(source)])
+    return run([compiler(), *flags, *shim, "-E", "-x", "c++", str(source)])
 
 
 def _precompiled_shim(flags: Sequence[str]) -> Path:
@@ -273,14 +206,14 @@ def _precompiled_shim(flags: Sequence[str]) -> Path:
     common = [flag for flag in flags if not re.match("-[DUI](?!__CUDA_ARCH__)", flag)]
     common += ["-U_FORTIFY_SOURCE", f"-I{INCLUDE_DIR}"]
     texts = [header.read_text() for header in sorted(INCLUDE_DIR.glob("*.h"))]
-    folder = cache_folder() / f"shim-{_digest(*common, *texts)}"
+    folder = cache_folder() / f"shim-{digest(*common, *texts)}"
     if not folder.exists():
         with tempfile.TemporaryDirectory(dir=folder.parent) as name:
             made = Path(name) / "shim"
             made.mkdir()
             header = made / "shim.h"
             header.write_text(f'#include "{_SHIM}"\n')
-            _run([_compiler(), *common, "-x", "c++-header", str(header), "-o", f"{header}.gch"])
+            run([compiler(), *common, "-x", "c++-header", str(header), "-o", f"{header}.gch"])
             with contextlib.suppress(OSError):  # another process was faster
                 made.rename(folder)
     return folder / "shim.h"
@@ -299,25 +232,47 @@ def _with_gaps(assembly: str) -> str:
     return "\n".join(rows) + "\n"
 
 
-def _build(source: Path, flags: list[str], library: Path, runtime: Path) -> list[Entry]:
-    """Preprocess, check, compile and link; returns the kernels."""
+def _build(source: Path, flags: list[str], key: str, runtime: Path) -> dict[str, Any]:
+    """Preprocess, check, compile and link, if this library is not there yet; returns its facts."""
     text = _preprocess(source, flags)
+    texts = {str(file): _text_digest(file) for file in source_files(source, text)}
+    library = cache_folder() / f"{source.stem}-{digest(key, *texts, *texts.values())}.so"
     reject_unsupported(text)
     entries = find_entries(text)
-    dynamic = uses_dynamic_shared(text)
+    if not library.exists():
+        _compile(source, flags, library, runtime, entries, dynamic=uses_dynamic_shared(text))
+    return {
+        "texts": texts,
+        "library": library.name,
+        "parameters": {entry.name: entry.parameters for entry in entries},
+        "shared": _shared_symbols(library),
+    }
+
+
+def _compile(
+    source: Path,
+    flags: list[str],
+    library: Path,
+    runtime: Path,
+    entries: list[Entry],
+    *,
+    dynamic: bool,
+) -> None:
     with tempfile.TemporaryDirectory(dir=cache_folder()) as name:
         folder = Path(name)
         unit = folder / source.name
         names = _entry_points((e.name, e.max_threads) for e in entries)
-        unit.write_text(f'# 1 "{source}"\n{source.read_text()}{names}')
+        text = source.read_text(encoding="utf-8", errors="surrogateescape")
+        unit.write_text(f'# 1 "{source}"\n{text}{names}', "utf-8", "surrogateescape")
         assembly = folder / "module.s"
         shim = ["-include", str(_precompiled_shim(flags)), "-iquote", str(source.parent)]
         # Reports name the source: g++ notes the line above for some places, the file for others.
         shim.append(f"-ffile-prefix-map={folder}={source.parent}")
-        _run([_compiler(), *flags, *shim, "-S", "-x", "c++", str(unit), "-o", str(assembly)])
-        assembly.write_text(_with_gaps(assembly.read_text()))
+        run([compiler(), *flags, *shim, "-S", "-x", "c++", str(unit), "-o", str(assembly)])
+        lines = assembly.read_text(encoding="utf-8", errors="surrogateescape")
+        assembly.write_text(_with_gaps(lines), "utf-8", "surrogateescape")
         objects = [folder / "module.o"]
-        _run([_compiler(), "-c", str(assembly), "-o", str(objects[0])])
+        run([compiler(), "-c", str(assembly), "-o", str(objects[0])])
         if dynamic:
             # In its own translation unit, because kernels declare it with any type.
             definition = folder / "dynamic.cpp"
@@ -325,18 +280,18 @@ def _build(source: Path, flags: list[str], library: Path, runtime: Path) -> list
                 f"alignas(1024) thread_local char {DYNAMIC_SHARED}[{MAX_SHARED_BYTES}];\n"
             )
             objects.append(folder / "dynamic.o")
-            _run([_compiler(), *_COMMON, "-c", str(definition), "-o", str(objects[1])])
+            run([compiler(), *COMMON_FLAGS, "-c", str(definition), "-o", str(objects[1])])
         # Resolved now: otherwise a missing function would end the process at its first call. To the
         # module's own functions: a kernel may have the name of one of the C library.
-        rules = ["-Wl,--no-undefined", "-Wl,-Bsymbolic", f"-Wl,-rpath,{runtime.parent}"]
+        rules = ["-Wl,--no-undefined", "-Wl,-Bsymbolic"]
+        rules += ["-Xlinker", "-rpath", "-Xlinker", str(runtime.parent)]
         _link([*map(str, objects), str(runtime), *rules], library)
-    return entries
 
 
 def _shared_symbols(library: Path) -> list[tuple[int, int, str]]:
     """(offset, bytes, name) of every thread-local variable of a library."""
     found: dict[int, tuple[int, int, str]] = {}
-    for row in _run(["readelf", "-sW", "-C", str(library)]).splitlines():
+    for row in run(["readelf", "-sW", "-C", str(library)]).splitlines():
         part = row.split(maxsplit=7)
         if len(part) == 8 and part[3] == "TLS" and part[6] != "UND":
             offset, size = int(part[1], 16), int(part[2], 0)

@@ -14,6 +14,7 @@ import pytest
 from cupygpt.arrays import from_bfloat16, to_bfloat16
 from cupygpt.device.precision import BF16, FP32
 from cupygpt.emulator.arrays import EmulatedArray, emulated, unwritten
+from cupygpt.emulator.compiler import Mode
 from cupygpt.emulator.emulate import load, loader
 from cupygpt.kernels.kernel import forget_compiled
 from cupygpt.kernels.load import register_loader
@@ -118,7 +119,9 @@ class EmulatedDevice(Device):
 
     @contextmanager
     def unchecked(self) -> Iterator[None]:
-        register_loader(EmulatedArray, lambda path, options: load(path, options, checked=False))
+        register_loader(
+            EmulatedArray, lambda path, options: load(path, options, mode=Mode.UNCHECKED)
+        )
         forget_compiled()
         try:
             yield

@@ -10,8 +10,8 @@ from emulator import product
 from cupygpt.device.cpu import CPU
 from cupygpt.device.device import PendingRead
 from cupygpt.emulator.arrays import EmulatedArray, emulated
+from cupygpt.emulator.compiler import missing_toolchain
 from cupygpt.emulator.emulate import loader
-from cupygpt.emulator.toolchain import missing_toolchain
 from cupygpt.kernels.load import register_loader
 from cupygpt.kernels.matmul import register_matmul
 

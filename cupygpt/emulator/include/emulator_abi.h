@@ -6,8 +6,13 @@
 // The caller's place: default arguments are evaluated at the call, so it is a line of the kernel.
 #define EMU_CALL_SITE const char *file = __builtin_FILE(), int line = __builtin_LINE()
 
-// For code of the emulator that is compiled into a kernel: its accesses are not the kernel's.
+// For code of the emulator that is compiled into a kernel: its accesses and its arithmetic are not
+// the kernel's.
+#if __has_attribute(no_sanitize_coverage)
+#define EMU_UNCHECKED __attribute__((no_sanitize("thread"), no_sanitize_coverage))
+#else
 #define EMU_UNCHECKED __attribute__((no_sanitize("thread")))
+#endif
 
 struct uint3 {
     unsigned x, y, z;
@@ -38,6 +43,8 @@ void emu_warp(const char* operation, unsigned mask, void* data, emu_combine comb
 
 // Tells the checker about an access that the compiler does not instrument.
 void emu_check(const void* address, size_t bytes, int access);
+// The same for an access that is part of another one, which has been counted.
+void emu_check_only(const void* address, size_t bytes, int access);
 void emu_fence();
 
 // The start of the shared memory of the running block.

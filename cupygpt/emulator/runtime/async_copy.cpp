@@ -34,8 +34,12 @@ using namespace emu;
 void emu_async_copy(void* shared, const void* global, size_t bytes, size_t source_bytes) {
     const auto pc = uintptr_t(__builtin_return_address(0));
     if (checked_memory) {
-        if (source_bytes) check_access(pc, global, source_bytes, EMU_READ);
-        begin_async_write(pc, shared, bytes);
+        const Target source = check_access(pc, global, source_bytes, EMU_READ);
+        const Target target = begin_async_write(pc, shared, bytes);
+        if (counters) {
+            count_access(pc, source, bytes, kAsyncCopy);
+            count_access(pc, target, bytes, kAsyncCopy);
+        }
     }
     open_group(*block.running)
         .push_back({static_cast<char*>(shared), static_cast<const char*>(global), bytes,

@@ -90,6 +90,7 @@ struct Access {
     const char* shared_array;  // the array that is accessed: this shared one, or else an argument
     const GlobalArray* argument;
     uint64_t offset;  // in bytes, from the start of the array
+    Target target;
 
     Place place() const { return {nullptr, 0, module_offset(pc)}; }
 };
@@ -188,6 +189,9 @@ static void check_shared(Access& access) {
     if (access.offset + access.bytes > size)
         fail("out_of_bounds", access.place(), {}, "%s; the array has %lu bytes",
              Description(access).text, size);
+    access.target.space = Target::shared;
+    access.target.array = nearest - memory.shared_arrays;
+    access.target.offset = access.offset;
     check_alignment(access);
     for_cells(shared_shadow, access.address, access.bytes,
               [&](Cell& cell) { touch(cell, access, true); });
@@ -229,6 +233,10 @@ static void check_global(Access& access) {
     if (!last) report_wild(access);
     access.argument = last->given;
     access.offset = access.address - last->begin;
+    access.target.space = Target::global;
+    access.target.array = last->given - checked_memory->global_arrays;
+    access.target.allocation = last->shadow - shadows.data();
+    access.target.offset = access.address - last->shadow->begin;
     check_alignment(access);
     for_cells(*last->shadow, access.address, access.bytes,
               [&](Cell& cell) { touch(cell, access, false); });
@@ -238,31 +246,35 @@ static bool inside(uintptr_t address, uintptr_t begin, uint64_t bytes) {
     return address - begin < bytes;
 }
 
-void check_access(uintptr_t pc, const void* pointer, size_t bytes, int kind) {
+Target check_access(uintptr_t pc, const void* pointer, size_t bytes, int kind) {
     last_access_pc = pc;
     const Memory* memory = checked_memory;
-    if (!memory || !block.running || !bytes) return;
+    if (!memory || !block.running || !bytes) return {};
     const auto address = uintptr_t(pointer);
-    if (inside(address, uintptr_t(memory->stacks), memory->stacks_bytes)) return;
-    Access access{pc, address, bytes, kind, stamp_now(), nullptr, nullptr, 0};
-    if (inside(address, uintptr_t(memory->shared), memory->shared_bytes))
-        return check_shared(access);
+    if (inside(address, uintptr_t(memory->stacks), memory->stacks_bytes)) return {};
+    Access access{pc, address, bytes, kind, stamp_now(), nullptr, nullptr, 0, {}};
+    if (inside(address, uintptr_t(memory->shared), memory->shared_bytes)) {
+        check_shared(access);
+        return access.target;
+    }
     if (inside(address, memory->module_begin, memory->module_end - memory->module_begin)) {
-        if (kind == EMU_READ) return;  // __constant__ tables and literals
+        if (kind == EMU_READ) return {};  // __constant__ tables and literals
         fail("unsupported", access.place(), {},
              "a write to a variable outside the kernel: only arguments and shared memory are "
              "emulated");
     }
     check_global(access);
+    return access.target;
 }
 
-void begin_async_write(uintptr_t pc, const void* address, size_t bytes) {
-    check_access(pc, address, bytes, EMU_WRITE);
+Target begin_async_write(uintptr_t pc, const void* address, size_t bytes) {
+    const Target target = check_access(pc, address, bytes, EMU_WRITE);
     if (!inside(uintptr_t(address), shared_shadow.begin, shared_shadow.bytes))
         fail("async_copy", {nullptr, 0, module_offset(pc)}, {},
              "the destination of a cp.async is not in shared memory");
     for_cells(shared_shadow, uintptr_t(address), bytes,
               [pc](Cell& cell) { cell.pending = module_offset(pc); });
+    return target;
 }
 
 void end_async_write(uintptr_t pc, const void* address, size_t bytes) {

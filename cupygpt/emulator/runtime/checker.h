@@ -3,6 +3,8 @@
 #include <cstdint>
 #include <cstddef>
 
+#include "counters.h"
+
 namespace emu {
 
 // Mirrored by launching.py.
@@ -37,10 +39,11 @@ extern const Memory* checked_memory;
 void start_checking(const Memory& memory);
 
 // Checks one access of the running thread; calls fail() if it is wrong. `pc` is a return address.
-void check_access(uintptr_t pc, const void* address, size_t bytes, int access);
+// Returns where it went; nowhere is what no GPU asks its memory for: local variables, constants.
+Target check_access(uintptr_t pc, const void* address, size_t bytes, int access);
 
 // An asynchronous copy to [address, address + bytes) begins: until it ends, no access is allowed.
-void begin_async_write(uintptr_t pc, const void* address, size_t bytes);
+Target begin_async_write(uintptr_t pc, const void* address, size_t bytes);
 void end_async_write(uintptr_t pc, const void* address, size_t bytes);
 
 // The place of the latest checked access, for a thread that is interrupted inside the checker.

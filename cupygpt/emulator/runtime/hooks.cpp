@@ -7,9 +7,14 @@
 
 using namespace emu;
 
-#define EMU_HOOK(NAME, BYTES, ACCESS)                                                 \
-    void NAME(void* address) {                                                        \
-        check_access(uintptr_t(__builtin_return_address(0)), address, BYTES, ACCESS); \
+static inline void access_memory(uintptr_t pc, const void* address, size_t bytes, int kind) {
+    const Target target = check_access(pc, address, bytes, kind);
+    if (counters) count_access(pc, target, bytes, kind);
+}
+
+#define EMU_HOOK(NAME, BYTES, ACCESS)                                                  \
+    void NAME(void* address) {                                                         \
+        access_memory(uintptr_t(__builtin_return_address(0)), address, BYTES, ACCESS); \
     }
 #define EMU_HOOKS(BYTES)                                      \
     EMU_HOOK(__tsan_read##BYTES, BYTES, EMU_READ)             \
@@ -28,10 +33,10 @@ EMU_HOOKS(8)
 EMU_HOOKS(16)
 
 void __tsan_read_range(void* address, size_t bytes) {
-    check_access(uintptr_t(__builtin_return_address(0)), address, bytes, EMU_READ);
+    access_memory(uintptr_t(__builtin_return_address(0)), address, bytes, EMU_READ);
 }
 void __tsan_write_range(void* address, size_t bytes) {
-    check_access(uintptr_t(__builtin_return_address(0)), address, bytes, EMU_WRITE);
+    access_memory(uintptr_t(__builtin_return_address(0)), address, bytes, EMU_WRITE);
 }
 
 // Called by every instrumented library when it is loaded.
@@ -67,6 +72,10 @@ void __ubsan_handle_type_mismatch_v1(TypeMismatch* data, uintptr_t address) {
 }  // extern "C"
 
 void emu_check(const void* address, size_t bytes, int access) {
+    access_memory(uintptr_t(__builtin_return_address(0)), address, bytes, access);
+}
+
+void emu_check_only(const void* address, size_t bytes, int access) {
     check_access(uintptr_t(__builtin_return_address(0)), address, bytes, access);
 }
 

@@ -19,7 +19,7 @@
 namespace emu {
 
 // Mirrored by launching.py.
-struct Request {
+struct LaunchRequest {
     void (*body)(void**);
     void** arguments;
     uint32_t grid[3], block[3];
@@ -30,7 +30,8 @@ struct Request {
     const GlobalArray* global_arrays;
     uint64_t num_global_arrays;
     int32_t checked;
-    int32_t timeout_s;  // of CPU time
+    int32_t timeout_s;   // of CPU time
+    const CountingRequest* counting;  // null: nothing is counted
 };
 
 static Memory memory;
@@ -115,7 +116,7 @@ static void forget_shared_memory() {
     }
 }
 
-static void run_grid(const Request& request) {
+static void run_grid(const LaunchRequest& request) {
     const uint32_t *g = request.grid, *b = request.block;
     const unsigned threads = b[0] * b[1] * b[2];
     block.size = {b[0], b[1], b[2]};
@@ -141,6 +142,7 @@ static void run_grid(const Request& request) {
     memory.module_begin = module.begin;
     memory.module_end = module.end;
     if (request.checked) start_checking(memory);
+    if (request.counting) start_counting(*request.counting, block.warps.size());
     catch_signals(request.timeout_s);
 
     uint32_t number = 0;
@@ -161,7 +163,7 @@ void* emu_shared_memory() { return memory.shared; }
 extern "C" {
 
 // 0: the kernel ran. 1: `report` says what went wrong. Negative: no process could be started.
-int emu_launch(const Request* request, Report* shared_report) {
+int emu_launch(const LaunchRequest* request, Report* shared_report) {
     fflush(nullptr);  // otherwise the child would print the parent's buffers again
     const pid_t child = fork();
     if (child < 0) return -errno;

@@ -104,6 +104,7 @@ void run_block(uint3 index, uint32_t number) {
     block.ready.pop_front();
     resume(block.launcher, &block.threads[0]);
     if (block.finished != count) report_deadlock();
+    if (counters) count_end_of_block();
 }
 
 }  // namespace emu
@@ -138,6 +139,7 @@ void emu_barrier(const char* file, int line) {
     if (++block.at_barrier == block.threads.size()) {
         block.at_barrier = 0;
         block.barrier_epoch++;
+        if (counters) count_barrier(self.place.pc);
         for (Thread& thread : block.threads) make_ready(thread);
     }
     run_another(self);
@@ -172,6 +174,7 @@ void emu_warp(const char* operation, unsigned mask, void* data, emu_combine comb
         for (unsigned lane = 0; lane < 32; lane++)
             if (warp.present >> lane & 1)
                 lanes[lane] = block.threads[self.warp * 32 + lane].warp_data;
+        if (counters) count_warp_meeting(self.warp, operation, self.place.pc);
         if (combine) combine(lanes);
         if (orders_memory) warp.epoch++;
         for (unsigned lane = 0; lane < 32; lane++)

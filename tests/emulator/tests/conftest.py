@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cupygpt.emulator.toolchain import missing_toolchain
+from cupygpt.emulator.compiler import missing_toolchain
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -11,6 +11,7 @@ import pytest
 from emulator import sample_cases as cases
 
 from cupygpt.emulator.arrays import emulated, emulated_empty
+from cupygpt.emulator.compiler import Mode
 from cupygpt.emulator.emulate import EmulatedModule
 from cupygpt.emulator.faults import KernelFault
 
@@ -112,7 +113,7 @@ def test_fault(
 def test_unchecked_crash_ends_only_the_launch(
     samples: Path, name: str, arguments: Any, message: str
 ) -> None:
-    module = EmulatedModule(samples / "faults.cu", checked=False, timeout_s=1)
+    module = EmulatedModule(samples / "faults.cu", mode=Mode.UNCHECKED, timeout_s=1)
     args: tuple[Any, ...] = (arguments[0](*arguments[1:]),) if arguments else (None,)
     if name == "smashes_memory":
         args = (*args, np.int64(1 << 44))

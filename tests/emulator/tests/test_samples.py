@@ -13,6 +13,7 @@ from emulator.cases import CASES
 from emulator.sample_cases import CUDA_DIR, bf16_bits, bf16_values, random
 
 from cupygpt.emulator.arrays import emulated, emulated_empty
+from cupygpt.emulator.compiler import Mode
 from cupygpt.emulator.emulate import EmulatedModule
 
 ALL_CASES = [
@@ -27,7 +28,8 @@ def test_clean_sample_agrees_with_numpy(run: Callable[[], None]) -> None:
 
 MODES = {
     "checked": {},
-    "unchecked": {"checked": False},
+    "unchecked": {"mode": Mode.UNCHECKED},
+    "counted": {"mode": Mode.COUNTED},
     "portable": {"portable_switch": True},
 }
 
