@@ -50,7 +50,7 @@ class CPU:
 
     def read_later(self, source: Array) -> PendingRead:
         """A copy of the array: there is nothing to wait for."""
-        return _HostCopy(np.array(source))
+        return _HostCopy(np.array(source), self.record())
 
     def synchronize(self) -> None:
         """Nothing: work on the CPU is done when its call returns."""
@@ -89,6 +89,7 @@ class _Call:
 @dataclass(frozen=True)
 class _HostCopy:
     values: np.ndarray
+    event: float
 
     def ready(self) -> bool:
         return True

@@ -235,15 +235,15 @@ class Readback:
         pinned = _pinned(max(1, source.nbytes))[: source.nbytes]
         source.data.copy_to_host_async(pinned.ctypes.data, source.nbytes, stream)
         self._values: np.ndarray = pinned.view(source.dtype).reshape(source.shape)
-        self._event = record()
+        self.event = record()
 
     def ready(self) -> bool:
         """Whether `value` returns without waiting."""
-        return bool(self._event.done)
+        return bool(self.event.done)
 
     def value(self) -> np.ndarray:
         """The array as it was when the copy was queued; waits until it has arrived."""
-        self._event.synchronize()
+        self.event.synchronize()
         return self._values
 
 

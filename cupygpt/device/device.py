@@ -15,6 +15,10 @@ from cupygpt.arrays import Array
 class PendingRead(Protocol):
     """An array on its way to the host."""
 
+    @property
+    def event(self) -> Any:
+        """When it arrives there, as `Device.record` gives it."""
+
     def ready(self) -> bool:
         """Whether `value` returns without waiting."""
 

@@ -1,10 +1,10 @@
 """The training loop: what happens at which step, what is kept, and what a person is told."""
 
 import contextlib
-import time
 from collections import deque
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -94,7 +94,8 @@ class Run:
         self._batches = _step_batches(plan, data, progress, ranks.rank)
         self._overfit_batch: np.ndarray | None = None
         self._pending: deque[_Queued] = deque()
-        self._last_report = 0.0
+        self._last_end: Any = None
+        """The end of the step before, or of the pause after it, on the device."""
         self._keeper = keeper_of(
             plan,
             folder,
@@ -140,7 +141,7 @@ class Run:
         """Train until the last step, a signal, or nobody reads the console; then save."""
         config, console = self.plan.config, self.console
         console.start(self.progress.step, self.plan.steps)
-        self._last_report = time.perf_counter()
+        self._last_end = self.plan.device.record()
         while True:
             if not self.plan.steps_are_fixed and self.progress.step >= fixed_at(
                 self.plan, self._first_step
@@ -168,7 +169,7 @@ class Run:
                     self._save_is_asked = False
                 elif improved and self.progress.step:
                     self._keeper.keep_best(self._log, self.progress.step)
-                self._last_report = time.perf_counter()
+                self._last_end = self.plan.device.record()
             if is_last or stops:
                 break
             self._train_step()
@@ -194,7 +195,7 @@ class Run:
             f"{steps:,} steps: so many fit into {minutes:g} minutes at "
             f"{1e3 * self.clock.mean('step'):.1f} ms a step"
         )
-        self._last_report = time.perf_counter()
+        self._last_end = self.plan.device.record()
 
     def close(self) -> None:
         """Stop the bar and the loader's thread, close the log."""
@@ -253,8 +254,9 @@ class Run:
             raise self._diverged(
                 f"step {queued.step}: loss {result.loss}, gradient norm {result.grad_norm}"
             )
-        now = time.perf_counter()
-        elapsed, self._last_report = now - self._last_report, now
+        # By the device's clock: the loop may look at a result long after the step's end.
+        end = queued.result.event
+        elapsed, self._last_end = plan.device.elapsed_ms(self._last_end, end) / 1e3, end
         self.clock.add("step", elapsed)
         epoch = position.epoch + position.rows / plan.rows_per_epoch
         self._log.step(

@@ -9,6 +9,7 @@ tokens, learning rate, AdamW's bias corrections, and the counter of the random n
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -64,6 +65,11 @@ class PendingStep:
 
     def __init__(self, read: PendingRead) -> None:
         self._read = read
+
+    @property
+    def event(self) -> Any:
+        """The end of the step, as `Device.record` gives it."""
+        return self._read.event
 
     def ready(self) -> bool:
         """Whether `result` returns without waiting."""

@@ -70,6 +70,7 @@ def test_read_later_gives_the_values_at_the_time_of_the_call() -> None:
     device.synchronize()
     assert first.ready()
     assert second.ready()
+    assert 0 < device.elapsed_ms(first.event, second.event) < 1000
     assert set(first.value()) == {1.0}
     assert set(second.value()) == {2.0}
 

@@ -311,6 +311,7 @@ def test_cpu_read_later_gives_the_values_at_the_time_of_the_call() -> None:
     device.synchronize()
     assert pending.ready()
     assert pending.value().tolist() == [0, 0]
+    assert 0 <= device.elapsed_ms(pending.event, device.record()) < 1e4
 
 
 def test_too_much_cpu_memory_is_refused() -> None:
