@@ -271,7 +271,7 @@ def test_a_broken_folder_gets_one_message(
 def test_what_no_run_holds_gets_one_message(
     base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data, ranks = new_data(tmp_path), write_ranks(tmp_path / "few.tiktoken")
+    data, ranks = new_data(tmp_path), write_ranks(tmp_path / "few.tiktoken", [b"th"])
     for words, message in (
         (["-e", f"{base}@7"], "no such checkpoint.* 6, 12"),
         (["-e", str(tmp_path / "none")], "there is no such model"),
