@@ -1,6 +1,6 @@
 """A .cu file with the launches of its kernels: a rung of a ladder, or a learner's own."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from cupygpt.emulator.arrays import emulated_empty
-from cupygpt.emulator.emulate import EmulatedModule, load
+from cupygpt.emulator.compiler import Mode
+from cupygpt.emulator.counted import Counts
+from cupygpt.emulator.emulate import EmulatedModule
 from cupygpt.emulator.launching import EmulatedKernel
 from cupygpt.errors import LabError
 from cupygpt.kernels.launch import Launch
@@ -18,6 +20,9 @@ from cupygpt.lab.launch_line import LaunchLine, launch_lines
 
 MAX_FILE_BYTES = 1 << 20
 """Of a kernel file. The largest in cuda/ has 20 KB."""
+
+TIMEOUT_S = 20
+"""CPU time after which a kernel of the lab counts as an endless loop."""
 
 _SCALARS = {"i32": np.int32, "i64": np.int64, "f32": np.float32}
 """The types of scalar parameters, by the emulator's code."""
@@ -81,22 +86,31 @@ class KernelFile:
             found.update(launch.defines)
         return found
 
-    def module(self, arguments: Arguments) -> EmulatedModule:
+    def module(self, arguments: Arguments, mode: Mode = Mode.CHECKED) -> EmulatedModule:
         """The file compiled for the emulator. Raises CompileError."""
         options = compile_options(find_cuda_dir(), arguments.floatX, self.defines(arguments))
-        return load(self.path, options)
+        return EmulatedModule(self.path, options, mode=mode, timeout_s=TIMEOUT_S)
 
     def run(self, arguments: Arguments) -> None:
-        """Run all kernels on emulated arrays, in the file's order.
+        """Run all kernels on emulated arrays, in the file's order, under the checker.
 
         A file with one kernel takes the op's parameters in their order, whatever it calls them. One
         with several takes those that it needs by name.
 
         Raises:
             LabError: launches and kernels do not fit each other, or the op.
-            CompileError, KernelFault: as the emulator raises them.
+            CompileError, KernelFault, TypeError, ValueError: as the emulator raises them.
         """
-        module, launches = self.module(arguments), self.launches(arguments)
+        for kernel, launch in self._calls(arguments, Mode.CHECKED):
+            kernel(*launch)
+
+    def count(self, arguments: Arguments) -> list[Counts]:
+        """As `run`; returns what each launch asked of a GPU."""
+        return [kernel.count(*launch) for kernel, launch in self._calls(arguments, Mode.COUNTED)]
+
+    def _calls(self, arguments: Arguments, mode: Mode) -> Iterator[tuple[EmulatedKernel, Any]]:
+        """Each kernel with its (grid, block, arguments, shared bytes)."""
+        module, launches = self.module(arguments, mode), self.launches(arguments)
         names = module.kernel_names
         if len(names) != len(launches):
             raise LabError(
@@ -111,7 +125,7 @@ class KernelFile:
             kernel.max_dynamic_shared_size_bytes = max(
                 kernel.max_dynamic_shared_size_bytes, launch.shared_bytes
             )
-            kernel(_tuple(launch.grid), _tuple(launch.block), args, launch.shared_bytes)
+            yield kernel, (_tuple(launch.grid), _tuple(launch.block), args, launch.shared_bytes)
 
     def _chosen(
         self, kernel: EmulatedKernel, given: Mapping[str, Any], *, by_name: bool

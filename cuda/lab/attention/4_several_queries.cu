@@ -35,19 +35,22 @@ extern "C" __global__ void attention_4(floatX* out, float* lse, const floatX* qk
             store(&values[i / PACKS][at], load_pack(key + NH * HS));
         }
         __syncthreads();
-        for (int s = 0; s < KEYS; s++) EACH(q, QUERIES) {
+        for (int s = 0; s < KEYS; s++) {
+            float key[OWN], value[OWN];
+            EACH(i, OWN) key[i] = keys[s][column(i)], value[i] = values[s][column(i)];
+            EACH(q, QUERIES) {
                 float score = 0.0f;
-                EACH(i, OWN) score += query[q][i] * keys[s][column(i)];
+                EACH(i, OWN) score += query[q][i] * key[i];
                 score += __shfl_xor_sync(FULL_WARP, score, 1);
                 score += __shfl_xor_sync(FULL_WARP, score, 2);
-                if (first + s > t0 + q)
-                    continue;  // a later key; the last rows of the tile are copies
+                if (first + s > t0 + q) continue;  // a later key, or a copy behind the last row
                 const float larger = fmaxf(largest[q], score);
                 const float scale = __expf(largest[q] - larger), weight = __expf(score - larger);
                 largest[q] = larger;
                 denominator[q] = denominator[q] * scale + weight;
-                EACH(i, OWN) sums[q][i] = sums[q][i] * scale + weight * values[s][column(i)];
+                EACH(i, OWN) sums[q][i] = sums[q][i] * scale + weight * value[i];
             }
+        }
     }
     for (int q = 0; q < QUERIES && t0 + q < T; q++) {
         floatX* row = out + (((long long)(bh / NH) * T + t0 + q) * NH + bh % NH) * HS;

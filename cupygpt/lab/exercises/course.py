@@ -1,0 +1,28 @@
+"""All exercises, in the order of the course."""
+
+from cupygpt.lab.exercise import Exercise
+from cupygpt.lab.exercises import (
+    adamw,
+    attention,
+    column_sum,
+    cross_entropy,
+    gelu,
+    layernorm,
+    matmul,
+    warm_up,
+)
+
+COURSE: dict[str, tuple[Exercise, ...]] = {
+    "warm_up": warm_up.EXERCISES,
+    "gelu": gelu.EXERCISES,
+    "layernorm": layernorm.EXERCISES,
+    "cross_entropy": cross_entropy.EXERCISES,
+    "column_sum": column_sum.EXERCISES,
+    "matmul": matmul.EXERCISES,
+    "attention": attention.EXERCISES,
+    "adamw": adamw.EXERCISES,
+}
+"""By ladder, and the warm-up first."""
+
+EXERCISES = {exercise.name: exercise for ladder in COURSE.values() for exercise in ladder}
+"""By name."""

@@ -1,0 +1,81 @@
+"""The counters that exercises set goals on, worked out from what the emulator counts."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from cupygpt.emulator.counted import AccessCounts, Counts
+from cupygpt.errors import LabError
+
+_LOADS = ("read", "async copy")
+
+
+def _accesses(
+    launches: Sequence[Counts], array: str, space: str, kinds: Sequence[str]
+) -> list[AccessCounts]:
+    found = [
+        access
+        for counts in launches
+        for access in counts.accesses
+        if access.space == space and access.kind in kinds and array in ("", access.array)
+    ]
+    if not found:
+        what = f"{space} {kinds[0]}s" + (f" of {array}" if array else "")
+        raise LabError(f"the kernel has no {what} to count.")
+    return found
+
+
+def _per_request(launches: Sequence[Counts], array: str, space: str, kinds: Sequence[str]) -> float:
+    found = _accesses(launches, array, space, kinds)
+    units = sum(a.sectors if space == "global" else a.turns for a in found)
+    return units / sum(a.requests for a in found)
+
+
+def _loads(launches: Sequence[Counts], array: str, sizes: Mapping[str, int]) -> float:
+    return sum(a.requests for a in _accesses(launches, array, "global", _LOADS))
+
+
+def _times_loaded(launches: Sequence[Counts], array: str, sizes: Mapping[str, int]) -> float:
+    moved = sum(a.moved_bytes for a in _accesses(launches, array, "global", _LOADS))
+    least = sizes[array] if array else sum(32 * counts.read_sectors for counts in launches)
+    return moved / least
+
+
+def _busy_special(launches: Sequence[Counts], array: str, sizes: Mapping[str, int]) -> float:
+    lines = [line for counts in launches for line in counts.arithmetic if line.special_slots]
+    if not lines:
+        raise LabError("the kernel has no special functions to count.")
+    return 100 * sum(x.special for x in lines) / sum(x.special_slots for x in lines)
+
+
+COUNTERS: dict[str, Callable[[Sequence[Counts], str, Mapping[str, int]], float]] = {
+    "sectors per load": lambda c, array, sizes: _per_request(c, array, "global", _LOADS),
+    "sectors per store": lambda c, array, sizes: _per_request(c, array, "global", ("write",)),
+    "turns per shared read": lambda c, array, sizes: _per_request(c, array, "shared", ("read",)),
+    "loads of warps": _loads,
+    "loads per warp": lambda c, array, sizes: (
+        _loads(c, array, sizes) / sum(counts.warps for counts in c)
+    ),
+    "times each byte is loaded": _times_loaded,
+    "barriers per block": lambda c, array, sizes: sum(x.barriers / x.blocks for x in c),
+    "percent of lanes busy in special functions": _busy_special,
+}
+"""By name: the value for launches, of one array (empty: of all), given the arrays' bytes."""
+
+
+def measured(counter: str, launches: Sequence[Counts], num_bytes: Mapping[str, int]) -> float:
+    """The value of a counter: `sectors per load`, or of one array, `sectors per load of inp`.
+
+    `num_bytes` are the sizes of the arrays. Raises LabError where there is nothing to count.
+    """
+    name, array = counter, ""
+    if counter not in COUNTERS:
+        name, _, array = counter.rpartition(" of ")
+        if name not in COUNTERS:  # times each byte of inp is loaded
+            before, _, rest = counter.partition(" of ")
+            array, _, after = rest.partition(" ")
+            name = f"{before} {after}"
+    return COUNTERS[name](launches, array, num_bytes)
+
+
+def in_words(value: float) -> str:
+    """A counter's value: whole numbers as such, others with three digits."""
+    return str(round(value)) if abs(value - round(value)) < 0.005 else f"{value:.3g}"

@@ -1,0 +1,101 @@
+"""Whether a kernel file does what its op asks: it compiles, runs without a fault, is right."""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from cupygpt.device.cpu_threads import num_cores
+from cupygpt.emulator.faults import CompileError, KernelFault
+from cupygpt.errors import LabError
+from cupygpt.lab.case import Case, WrongResult
+from cupygpt.lab.contracts import Contract
+from cupygpt.lab.kernel_file import KernelFile
+
+GATES = ("compiles", "no faults", "values")
+"""What is asked, in this order; the first that fails ends the judgement."""
+
+_FAULTS = {
+    "race": "race",
+    "out_of_bounds": "out of bounds",
+    "misaligned": "misaligned access",
+    "uninitialised": "shared memory is read that nobody has written",
+    "async_copy": "an asynchronous copy is not waited for",
+    "divergent_barrier": "not all threads reach the same barrier",
+    "divergent_warp": "not all lanes reach the same warp operation",
+    "early_exit": "a thread returned while others wait for it",
+    "deadlock": "no thread can go on",
+    "timeout": "endless loop",
+}
+"""The kinds of KernelFault in words; others stay as they are."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a judgement found."""
+
+    failed_gate: str
+    """One of GATES, or empty if the kernel is right."""
+    message: str
+    """One line."""
+    details: str = ""
+    """More lines, or none: where it happened."""
+    calls: int = 0
+    """How many calls of the op ran without a fault."""
+
+    @property
+    def is_right(self) -> bool:
+        """Whether all gates are passed."""
+        return not self.failed_gate
+
+
+def judge(file: KernelFile, contract: Contract, dtypes: Sequence[str] = ()) -> Verdict:
+    """Run the file's kernels in all awkward sizes, for `dtypes` or else all of the op's.
+
+    Raises LabError where the file says wrongly how it is launched.
+    """
+    calls = 0
+    try:
+        for case in _cases(file, contract, dtypes or contract.dtypes):
+            file.run(case.arguments())
+            calls += 1
+            case.verify()
+    except CompileError as error:
+        return Verdict("compiles", *_first_error(str(error), file.path))
+    except KernelFault as fault:
+        return Verdict("no faults", *_describe(fault), calls=calls)
+    except WrongResult as error:
+        return Verdict("values", f"wrong: {error}", calls=calls)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, LabError):
+            raise
+        raise LabError(f"{file.path}: {error}.") from None
+    return Verdict("", f"right, in {calls} shapes and types", calls=calls)
+
+
+def _cases(file: KernelFile, contract: Contract, dtypes: Sequence[str]) -> Iterator[Case]:
+    """All calls; the files of all but the first are compiled at once, when that has passed."""
+    shapes = [(sizes, dtype) for dtype in dtypes for sizes in contract.awkward]
+    yield Case.make(contract, *shapes[0])
+    rest = [Case.make(contract, *shape) for shape in shapes[1:]]
+    with ThreadPoolExecutor(num_cores()) as pool:
+        list(pool.map(lambda case: file.module(case.arguments()), rest))
+    yield from rest
+
+
+def _describe(fault: KernelFault) -> tuple[str, str]:
+    kind = _FAULTS.get(fault.kind, fault.kind)
+    where = "" if fault.where is None else f" in line {fault.where.line}"
+    _, *places = str(fault).splitlines()
+    return f"{kind}{where}: {fault.detail}", "\n".join(places)
+
+
+def _first_error(message: str, path: Path) -> tuple[str, str]:
+    """The compiler's first error in one line, and all that it said."""
+    for line in message.splitlines():
+        head, found, text = line.partition("error: ")
+        if found:
+            number = head.removeprefix(str(path)).strip(": ").partition(":")[0]
+            where = f"line {number}: " if number.isdigit() else ""
+            return f"does not compile: {where}{text}", message
+    return f"does not compile: {message.splitlines()[0]}", message

@@ -1,0 +1,71 @@
+"""The learner's folder: exercises are started there, checked, and found again by their files."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from cupygpt.errors import LabError
+from cupygpt.lab.check import check
+from cupygpt.lab.exercise import Exercise
+from cupygpt.lab.exercises.course import COURSE, EXERCISES
+from cupygpt.lab.judge import Verdict
+from cupygpt.lab.kept import kept
+from cupygpt.lab.kernel_file import KernelFile
+
+FOLDER = Path("lab")
+"""Where the learner's files lie: below the folder that the command is called in."""
+
+
+def find_exercise(words: list[str]) -> Exercise:
+    """The exercise that `layernorm_2`, `layernorm 2`, lab/layernorm_2.cu or `layernorm` names.
+
+    The name of a ladder stands for its first exercise that is not solved. Raises LabError for an
+    unknown name, with the nearest ones.
+    """
+    name = "_".join(words)
+    stem = Path(name).stem if name.endswith(".cu") else name
+    if stem in EXERCISES:
+        return EXERCISES[stem]
+    if name in COURSE:
+        return next((e for e in COURSE[name] if not is_solved(e)), COURSE[name][0])
+    ladder = max((x for x in COURSE if name.startswith(x)), key=len, default="")
+    known = [exercise.name for exercise in COURSE[ladder]] if ladder else list(COURSE)
+    raise LabError(f"there is no exercise {name}. There are: {', '.join(known)}.")
+
+
+def path_of(exercise: Exercise) -> Path:
+    """Where the learner's file of an exercise lies."""
+    return FOLDER / exercise.file_name
+
+
+def start(exercise: Exercise, *, again: bool) -> Path:
+    """Write the learner's file. Raises LabError if it is there, unless `again`."""
+    path = path_of(exercise)
+    if path.exists() and not again:
+        raise LabError(
+            f"{path} is there already. Go on with it, or begin anew: "
+            f"python -m cupygpt.lab start {exercise.name} --again"
+        )
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(exercise.start(), encoding="utf-8")
+    except OSError as error:
+        raise LabError(f"{path} cannot be written ({error.strerror or error}).") from None
+    return path
+
+
+def check_file(exercise: Exercise, path: Path) -> Verdict:
+    """The verdict on a file; what is known of the same text is not worked out again."""
+    file = KernelFile.read(path)
+    parts = ["check", exercise.name, file.source]
+    return Verdict(**kept(parts, lambda: asdict(check(exercise, file))))
+
+
+def is_solved(exercise: Exercise) -> bool:
+    """Whether the learner's file solves the exercise."""
+    path = path_of(exercise)
+    if not path.is_file():
+        return False
+    try:
+        return check_file(exercise, path).is_right
+    except LabError:
+        return False
