@@ -3,7 +3,7 @@
 from cupygpt.lab.exercise import Exercise, Goal, Hole, WrongAnswer
 from cupygpt.lab.ladders import LADDERS
 
-_, _TWO, _THREE, *_ = LADDERS["attention"].rungs
+_, _TWO, _THREE = LADDERS["attention"].rungs[:3]
 
 EXERCISES = (
     Exercise(

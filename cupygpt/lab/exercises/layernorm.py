@@ -3,7 +3,7 @@
 from cupygpt.lab.exercise import Exercise, Goal, Hole, WrongAnswer
 from cupygpt.lab.ladders import LADDERS
 
-_ONE, _TWO, _THREE, *_ = LADDERS["layernorm"].rungs
+_ONE, _TWO, _THREE = LADDERS["layernorm"].rungs[:3]
 
 EXERCISES = (
     Exercise(

@@ -3,7 +3,7 @@
 from cupygpt.lab.exercise import Exercise, Goal, Hole, WrongAnswer
 from cupygpt.lab.ladders import LADDERS
 
-_ONE, _TWO, _THREE, _FOUR, *_ = LADDERS["matmul"].rungs
+_ONE, _TWO, _THREE, _FOUR = LADDERS["matmul"].rungs[:4]
 _SQUARE = {"M": 64, "N": 64, "K": 64}
 _BANK_HINTS = ("Word w of shared memory lies in bank w mod 32.", "Lane x reads row x of the tile.")
 
