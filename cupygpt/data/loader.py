@@ -36,8 +36,8 @@ POLL_S = 0.1
 CLOSE_S = 5.0
 """How long to wait for the thread at the end: a network disk that hangs must not stop the exit."""
 
-MOST_COUNTED_EPOCHS = 100
-"""Beyond, `rows_before` takes all epochs as equal: to count each one would take a while."""
+MOST_COUNTED_EPOCHS = 1000
+"""Beyond, `rows_before` takes all epochs as equal: to count each one would take seconds."""
 
 
 @dataclass(frozen=True)

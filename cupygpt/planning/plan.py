@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from cupygpt.checkpoint.state_file import Progress
 from cupygpt.config import GPTConfig
-from cupygpt.data.loader import START, Position, TrainLoader
+from cupygpt.data.loader import Position, TrainLoader
 from cupygpt.data.row_order import COMPUTED, LISTED, order_bytes
 from cupygpt.data.token_files import check_ids, num_tokens
 from cupygpt.data.validation import ValidationBatches, ValidationRows
@@ -215,20 +214,6 @@ def _rows_per_epoch(config: TrainConfig, shape: RunShape, data: Data, world: int
         num_ranks=world,
     )
     return loader.rows_per_epoch(0)
-
-
-def going_on(plan: Plan, data: Data, progress: Progress) -> Plan:
-    """The plan of a run that stands at `progress`, perhaps after steps of another size.
-
-    A state of llm.c does not tell how many tokens came before, nor does a run that repeats one
-    batch: there all steps count as ones of today's size.
-    """
-    config, step = plan.config, progress.step
-    if progress.position is None or config.overfit:
-        return replace(plan, first_step=step, tokens_before=step * plan.tokens_per_step)
-    loader = train_loader(plan, data, START, rank=0)
-    tokens = loader.rows_before(progress.position) * plan.shape.T
-    return replace(plan, first_step=step, tokens_before=tokens)
 
 
 def train_loader(plan: Plan, data: Data, position: Position, rank: int) -> TrainLoader:

@@ -219,6 +219,8 @@ def resumed_record(
         new["data"] = {**record["data"], **data.tokenizer_record()}
     if {"batch_size", "total_batch"} & changes.keys():
         new["tokens_per_step"] = plan.tokens_per_step
+    if plan.config.minutes is None:
+        new["steps"] = plan.steps - sum(plan.extensions)
     return {**new, "resumes": [*record.get("resumes", []), entry]}
 
 

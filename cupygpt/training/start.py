@@ -34,6 +34,7 @@ from cupygpt.flags.model_and_data import NEWEST_RUN
 from cupygpt.kernels import matmul_plan
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.planning.choose_model import ModelChoice, choose_model, find_source
+from cupygpt.planning.going_on import going_on
 from cupygpt.planning.llmc_run import record_of_llmc
 from cupygpt.planning.open_data import (
     DEMO_NAME,
@@ -43,7 +44,7 @@ from cupygpt.planning.open_data import (
     copy_tokenizer_to,
     open_data,
 )
-from cupygpt.planning.plan import Plan, going_on, make_plan
+from cupygpt.planning.plan import Plan, make_plan
 from cupygpt.planning.startup_table import header_rows
 from cupygpt.run_folder.folder import (
     check_can_be_resumed,
@@ -242,7 +243,7 @@ def resume_run(
         record = {**record, "steps": None, "extensions": []}  # the length that they made is gone
     chosen = ModelChoice(config, model, None, f"checkpoint of step {state.progress.step}")
     plan = make_plan(chosen, data, choice, ranks, record)
-    plan = going_on(plan, data, state.progress)
+    plan = going_on(plan, data, state.progress, record)
     check_can_be_extended(given, plan)
     _show_plan(console, plan, data, chosen, folder)
     for warning in (

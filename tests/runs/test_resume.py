@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -56,6 +57,37 @@ def test_another_batch_size_sees_the_rest_of_the_epoch_once(tmp_path: Path) -> N
     assert main(["--resume", str(run), "-n", "20", "-b", "7", "-d", "56"]) == 0
     # That each remaining row comes once is a property test of the loader; here: 10 × 4 + 10 × 7.
     assert load_checkpoint(run, 20).state.progress.position.rows == 110
+
+
+def steps_and_rows(run: Path) -> tuple[int, int]:
+    """Where a run ended, by its newest checkpoint; in epochs of 149 or 150 rows."""
+    progress = load_checkpoint(run, checkpoint_steps(run)[-1]).state.progress
+    assert progress.position is not None
+    return progress.step, 149 * progress.position.epoch + progress.position.rows
+
+
+def test_epochs_stay_epochs_when_a_resume_changes_the_batch(tmp_path: Path) -> None:
+    """298 rows of two epochs: 35 steps of 4 rows, then as many of 8 or 2 as there are left."""
+    flags = write_files(tmp_path)
+    flags[flags.index("--checkpoint-every") + 1] = "35"
+    flags += ["--epochs", "2", "-v", "0", "--keep", "0"]
+    whole = tmp_path / "whole"
+    assert main([*flags, "-o", str(whole)]) == 0
+    assert steps_and_rows(whole) == (74, 296)
+    for batch, steps in ((8, 35 + 19), (2, 35 + 79)):
+        part = tmp_path / f"part{batch}"
+        shutil.copytree(whole, part)
+        for path in [*part.glob("*_00000070*"), *part.glob("*_00000074*")]:
+            path.unlink()
+        resume = ["--resume", str(part), "--device", "cpu"]
+        assert main([*resume, "-b", str(batch), "-d", str(8 * batch)]) == 0
+        assert steps_and_rows(part) == (steps, 140 + batch * (steps - 35))
+        for path in part.glob(f"*_{steps:08d}*"):  # as if it had been killed before its end
+            path.unlink()
+        assert main(resume) == 0
+        assert steps_and_rows(part)[0] == steps
+    assert main(["--resume", str(whole), "-b", "8", "-d", "64", "--extend", "3"]) == 0
+    assert steps_and_rows(whole) == (77, 296 + 24)
 
 
 @pytest.mark.parametrize(
