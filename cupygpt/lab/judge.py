@@ -8,8 +8,8 @@ from pathlib import Path
 from cupygpt.device.cpu_threads import num_cores
 from cupygpt.emulator.faults import CompileError, KernelFault
 from cupygpt.errors import LabError
-from cupygpt.lab.case import Case, WrongResult
-from cupygpt.lab.contracts import Contract
+from cupygpt.lab.contracts.case import Case, WrongResult
+from cupygpt.lab.contracts.contract import Contract
 from cupygpt.lab.kernel_file import KernelFile
 
 GATES = ("compiles", "no faults", "values")

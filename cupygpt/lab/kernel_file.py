@@ -1,10 +1,10 @@
 """A .cu file with the launches of its kernels: a rung of a ladder, or a learner's own."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from cupygpt.emulator.counted import Counts
 from cupygpt.emulator.emulate import EmulatedModule
 from cupygpt.emulator.launching import EmulatedKernel
 from cupygpt.errors import LabError
-from cupygpt.kernels.launch import Launch
+from cupygpt.kernels.launch import DEFAULT_SHARED_BYTES, Launch
 from cupygpt.kernels.load import compile_options, find_cuda_dir
 from cupygpt.lab.launch_line import LaunchLine, launch_lines
 
@@ -45,6 +45,16 @@ class Arguments:
     def names(self) -> dict[str, int]:
         """The sizes, and PACK_SIZE."""
         return {**self.sizes, "PACK_SIZE": _PACK_SIZES[self.floatX]}
+
+
+class Call(NamedTuple):
+    """One kernel with what it is launched with."""
+
+    kernel: EmulatedKernel
+    grid: tuple[int, ...]
+    block: tuple[int, ...]
+    values: list[Any]
+    shared_bytes: int
 
 
 @dataclass(frozen=True)
@@ -88,8 +98,11 @@ class KernelFile:
 
     def module(self, arguments: Arguments, mode: Mode = Mode.CHECKED) -> EmulatedModule:
         """The file compiled for the emulator. Raises CompileError."""
-        options = compile_options(find_cuda_dir(), arguments.floatX, self.defines(arguments))
-        return EmulatedModule(self.path, options, mode=mode, timeout_s=TIMEOUT_S)
+        return EmulatedModule(self.path, self.options(arguments), mode=mode, timeout_s=TIMEOUT_S)
+
+    def options(self, arguments: Arguments) -> tuple[str, ...]:
+        """The compiler's options, for the emulator and for a GPU."""
+        return compile_options(find_cuda_dir(), arguments.floatX, self.defines(arguments))
 
     def run(self, arguments: Arguments) -> None:
         """Run all kernels on emulated arrays, in the file's order, under the checker.
@@ -101,15 +114,20 @@ class KernelFile:
             LabError: launches and kernels do not fit each other, or the op.
             CompileError, KernelFault, TypeError, ValueError: as the emulator raises them.
         """
-        for kernel, launch in self._calls(arguments, Mode.CHECKED):
-            kernel(*launch)
+        for call in self.calls(arguments, Mode.CHECKED):
+            call.kernel(call.grid, call.block, call.values, call.shared_bytes)
 
     def count(self, arguments: Arguments) -> list[Counts]:
         """As `run`; returns what each launch asked of a GPU."""
-        return [kernel.count(*launch) for kernel, launch in self._calls(arguments, Mode.COUNTED)]
+        return [
+            call.kernel.count(call.grid, call.block, call.values, call.shared_bytes)
+            for call in self.calls(arguments, Mode.COUNTED)
+        ]
 
-    def _calls(self, arguments: Arguments, mode: Mode) -> Iterator[tuple[EmulatedKernel, Any]]:
-        """Each kernel with its (grid, block, arguments, shared bytes)."""
+    def calls(
+        self, arguments: Arguments, mode: Mode, empty: Callable[[int], Any] = emulated_empty
+    ) -> list["Call"]:
+        """How each kernel is called; `empty` makes float32 arrays for scratch."""
         module, launches = self.module(arguments, mode), self.launches(arguments)
         names = module.kernel_names
         if len(names) != len(launches):
@@ -117,15 +135,17 @@ class KernelFile:
                 f"{self.path} has {len(names)} kernels ({', '.join(names)}) and {len(launches)} "
                 "lines `// lab: grid = …`; each kernel needs one, in the file's order."
             )
-        given = {**arguments.parameters, **self._scratch(arguments)}
+        given = {**arguments.parameters, **self._scratch(arguments, empty)}
+        found = []
         for name, launch in zip(names, launches, strict=True):
             kernel = module.get_function(name)
-            values = self._chosen(kernel, given, by_name=len(names) > 1)
-            args = [_argument(*pair) for pair in zip(kernel.parameters, values, strict=True)]
-            kernel.max_dynamic_shared_size_bytes = max(
-                kernel.max_dynamic_shared_size_bytes, launch.shared_bytes
+            kernel.max_dynamic_shared_size_bytes = max(DEFAULT_SHARED_BYTES, launch.shared_bytes)
+            chosen = self._chosen(kernel, given, by_name=len(names) > 1)
+            values = [_argument(*pair) for pair in zip(kernel.parameters, chosen, strict=True)]
+            found.append(
+                Call(kernel, _tuple(launch.grid), _tuple(launch.block), values, launch.shared_bytes)
             )
-            yield kernel, (_tuple(launch.grid), _tuple(launch.block), args, launch.shared_bytes)
+        return found
 
     def _chosen(
         self, kernel: EmulatedKernel, given: Mapping[str, Any], *, by_name: bool
@@ -151,9 +171,9 @@ class KernelFile:
     def _lines(self) -> list[LaunchLine]:
         return launch_lines(self.source)
 
-    def _scratch(self, arguments: Arguments) -> dict[str, Any]:
+    def _scratch(self, arguments: Arguments, empty: Callable[[int], Any]) -> dict[str, Any]:
         return {
-            name: emulated_empty(line.number(name, arguments.names))
+            name: empty(line.number(name, arguments.names))
             for line in self._lines
             if not line.is_launch
             for name in line.settings

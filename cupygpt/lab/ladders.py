@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cupygpt.kernels.load import find_cuda_dir
-from cupygpt.lab.contracts import (
+from cupygpt.lab.contracts.contract import Contract
+from cupygpt.lab.contracts.table import (
     ADAMW,
     ATTENTION_FORWARD,
     COLUMN_SUM,
@@ -20,7 +21,6 @@ from cupygpt.lab.contracts import (
     MATMUL,
     MATMUL_BF16,
     RESIDUAL_LAYERNORM_FORWARD,
-    Contract,
 )
 
 

@@ -8,9 +8,9 @@ from support.cache import cache_folder
 
 from cupygpt.emulator.compiler import missing_toolchain
 from cupygpt.errors import LabError
-from cupygpt.lab.check import check
-from cupygpt.lab.exercise import KINDS, Exercise, empty_hole, predicted
-from cupygpt.lab.exercises.course import COURSE, EXERCISES
+from cupygpt.lab.exercises.check import check
+from cupygpt.lab.exercises.course.all import COURSE, EXERCISES
+from cupygpt.lab.exercises.exercise import KINDS, Exercise, empty_hole, predicted
 from cupygpt.lab.kernel_file import KernelFile
 from cupygpt.lab.ladders import LADDERS
 

@@ -4,7 +4,7 @@ import pytest
 
 from cupygpt.emulator.compiler import missing_toolchain
 from cupygpt.kernels.load import find_cuda_dir
-from cupygpt.lab.case import Case
+from cupygpt.lab.contracts.case import Case
 from cupygpt.lab.kernel_file import KernelFile
 from cupygpt.lab.ladders import LADDERS, Rung
 

@@ -5,7 +5,7 @@ from kernels.nvrtc import Nvrtc
 
 from cupygpt.errors import DeviceError
 from cupygpt.kernels.load import Variant
-from cupygpt.lab.case import Case
+from cupygpt.lab.contracts.case import Case
 from cupygpt.lab.kernel_file import KernelFile
 from cupygpt.lab.ladders import LADDERS, Rung
 

@@ -1,1 +1,1 @@
-"""The exercises of each ladder, one table a file."""
+"""Exercises: what they are, how they are judged, where the learner's files lie."""

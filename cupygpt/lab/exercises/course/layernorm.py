@@ -1,6 +1,6 @@
 """LayerNorm: who reads which column, and how often."""
 
-from cupygpt.lab.exercise import Exercise, Goal, Hole, WrongAnswer
+from cupygpt.lab.exercises.exercise import Exercise, Goal, Hole, WrongAnswer
 from cupygpt.lab.ladders import LADDERS
 
 _ONE, _TWO, _THREE = LADDERS["layernorm"].rungs[:3]

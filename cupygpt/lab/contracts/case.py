@@ -1,15 +1,16 @@
 """One call of an op on the emulator: its arguments, and whether the result is right."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
-from cupygpt.emulator.arrays import EmulatedArray, emulated, emulated_empty
+from cupygpt.emulator.arrays import EmulatedArray, emulated, emulated_empty, unwritten
 from cupygpt.emulator.emulate import loader
 from cupygpt.kernels.load import FLOATX_TYPES, register_loader
-from cupygpt.lab.contracts import Contract, Sizes, Values
+from cupygpt.lab.contracts.contract import Contract, Sizes, Values
 from cupygpt.lab.kernel_file import Arguments
 from cupygpt.lab.tolerance import assert_close, limit
 
@@ -44,12 +45,7 @@ class Case:
     @classmethod
     def make(cls, contract: Contract, sizes: Sizes, dtype: str, seed: int = 0) -> "Case":
         """Fill the arrays and compute what the op must give."""
-        given = contract.inputs(sizes, np.random.default_rng(seed))
-        stored = {
-            name: _stored(given[name], dtype if kind == "floatX*" else kind)
-            for name, kind in contract.types.items()
-            if name in given
-        }
+        stored = _stored_inputs(contract, sizes, dtype, seed)
         values = {name: _values(array, np.float64) for name, array in stored.items()}
         singles = {name: _values(array, np.float32) for name, array in stored.items()}
         want = contract.want(sizes, values)
@@ -57,23 +53,20 @@ class Case:
             plain = contract.want(sizes, singles)
         else:
             plain = contract.plain(sizes, singles, dtype)
-        arrays, allowed = {}, {}
-        for name, kind in contract.types.items():
-            if name in stored:
-                arrays[name] = emulated(stored[name])
-            elif kind.endswith("*"):
-                arrays[name] = _new_output(contract, name, want[name], kind, dtype)
-            if name in contract.outputs:
-                start = STARTED_AT if name in contract.accumulated else 0.0
-                want[name] = want[name] + start
-                format_ = dtype if kind == "floatX*" else "float32"
-                rounded = _values(_stored(plain[name] + np.float32(start), format_), np.float64)
-                allowed[name] = limit(
-                    format_,
-                    contract.terms(sizes),
-                    np.abs(want[name]).max(),
-                    plain_error=np.abs(rounded - want[name]).max(),
-                )
+        allowed = {}
+        for name in contract.outputs:
+            start = STARTED_AT if name in contract.accumulated else 0.0
+            element = _element(contract.types[name], dtype)
+            want[name] = want[name] + start
+            rounded = _values(_stored(plain[name] + np.float32(start), element), np.float64)
+            allowed[name] = limit(
+                element,
+                contract.terms(sizes),
+                np.abs(want[name]).max(),
+                plain_error=np.abs(rounded - want[name]).max(),
+            )
+        shapes = {name: want[name].shape for name in contract.outputs}
+        arrays = _filled(contract, dtype, stored, shapes, emulated)
         read_only = {n: arrays[n].tobytes() for n in arrays if n not in contract.outputs}
         return cls(contract, sizes, dtype, arrays, read_only, want, allowed)
 
@@ -84,12 +77,7 @@ class Case:
 
     def arguments(self) -> Arguments:
         """What a kernel of this op is called with."""
-        numbers = {**self.sizes, **self.contract.constants}
-        parameters = {
-            name: self.arrays[name] if kind.endswith("*") else numbers[name]
-            for name, kind in self.contract.types.items()
-        }
-        return Arguments(parameters, self.sizes, FLOATX_TYPES[_STORED[self.dtype]])
+        return arguments_of(self.contract, self.sizes, self.dtype, self.arrays)
 
     def run_own(self) -> None:
         """Run the trainer's own kernels."""
@@ -110,17 +98,66 @@ class Case:
                 raise WrongResult(f"{self.label}: {name} is only to be read, but it was changed.")
 
 
-def _new_output(contract: Contract, name: str, like: np.ndarray, kind: str, dtype: str) -> Any:
-    element = dtype if kind == "floatX*" else kind
-    if name in contract.accumulated:
-        return emulated(_stored(np.full(like.shape, STARTED_AT), element))
-    return emulated_empty(like.shape, _STORED.get(element, _STORED["float32"]))
+def arguments_of(
+    contract: Contract, sizes: Sizes, dtype: str, arrays: Mapping[str, Any]
+) -> Arguments:
+    """What a kernel of an op is called with: arrays and numbers in the op's order."""
+    numbers = {**sizes, **contract.constants}
+    parameters = {
+        name: arrays[name] if kind.endswith("*") else numbers[name]
+        for name, kind in contract.types.items()
+    }
+    return Arguments(parameters, sizes, FLOATX_TYPES[_STORED[dtype]])
+
+
+def filled_arrays(
+    contract: Contract, sizes: Sizes, dtype: str, put: Callable[[np.ndarray], Any]
+) -> dict[str, Any]:
+    """All arrays of a call, put on a device, without an answer to compare with."""
+    stored = _stored_inputs(contract, sizes, dtype, seed=0)
+    return _filled(contract, dtype, stored, contract.shapes(sizes), put)
+
+
+def _stored_inputs(
+    contract: Contract, sizes: Sizes, dtype: str, seed: int
+) -> dict[str, np.ndarray]:
+    given = contract.inputs(sizes, np.random.default_rng(seed))
+    return {
+        name: _stored(given[name], _element(kind, dtype))
+        for name, kind in contract.types.items()
+        if name in given
+    }
+
+
+def _filled(
+    contract: Contract,
+    dtype: str,
+    stored: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    put: Callable[[np.ndarray], Any],
+) -> dict[str, Any]:
+    """The inputs, and the outputs as they are before the call."""
+    arrays = {}
+    for name, kind in contract.types.items():
+        element = _element(kind, dtype)
+        if name in stored:
+            arrays[name] = put(stored[name])
+        elif name in contract.accumulated:
+            arrays[name] = put(_stored(np.full(shapes[name], STARTED_AT), element))
+        elif kind.endswith("*"):
+            arrays[name] = put(unwritten(shapes[name], _STORED.get(element, np.float32)))
+    return arrays
+
+
+def _element(kind: str, dtype: str) -> str:
+    """float32, bfloat16 or int32, of a parameter's type such as floatX*."""
+    return dtype if kind == "floatX*" else "int32" if kind == "i32*" else "float32"
 
 
 def _stored(values: np.ndarray, kind: str) -> np.ndarray:
     if kind == "bfloat16":
         return to_bfloat16(np.asarray(values, np.float32))
-    return np.asarray(values, np.int32 if kind == "i32*" else np.float32)
+    return np.asarray(values, np.dtype(kind))
 
 
 def _values(stored: np.ndarray, dtype: Any) -> np.ndarray:

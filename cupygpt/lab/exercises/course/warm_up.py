@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cupygpt.lab.contracts import Contract
-from cupygpt.lab.exercise import Exercise, Goal, WrongAnswer
+from cupygpt.lab.contracts.contract import Contract
+from cupygpt.lab.exercises.exercise import Exercise, Goal, WrongAnswer
 from cupygpt.lab.ladders import Rung
 
 _COPY = Contract(

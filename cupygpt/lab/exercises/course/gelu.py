@@ -1,6 +1,6 @@
 """GELU: what a function costs, and what a request is."""
 
-from cupygpt.lab.exercise import Exercise, Goal, Hole, WrongAnswer
+from cupygpt.lab.exercises.exercise import Exercise, Goal, Hole, WrongAnswer
 from cupygpt.lab.ladders import LADDERS
 
 _ONE, _TWO, _THREE, _ = LADDERS["gelu"].rungs

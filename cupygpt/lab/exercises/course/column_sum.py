@@ -1,6 +1,6 @@
 """Column sum: threads enough, neighbours side by side, and a fixed order."""
 
-from cupygpt.lab.exercise import Exercise, Goal, Hole, WrongAnswer
+from cupygpt.lab.exercises.exercise import Exercise, Goal, Hole, WrongAnswer
 from cupygpt.lab.ladders import LADDERS
 
 _ONE, _TWO, _THREE, _ = LADDERS["column_sum"].rungs

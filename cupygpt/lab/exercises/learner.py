@@ -4,9 +4,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cupygpt.errors import LabError
-from cupygpt.lab.check import check
-from cupygpt.lab.exercise import Exercise
-from cupygpt.lab.exercises.course import COURSE, EXERCISES
+from cupygpt.lab.exercises.check import check
+from cupygpt.lab.exercises.course.all import COURSE, EXERCISES
+from cupygpt.lab.exercises.exercise import Exercise
 from cupygpt.lab.judge import Verdict
 from cupygpt.lab.kept import kept
 from cupygpt.lab.kernel_file import KernelFile

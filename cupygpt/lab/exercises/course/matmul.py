@@ -1,6 +1,6 @@
 """Matrix product: how often a number is fetched."""
 
-from cupygpt.lab.exercise import Exercise, Goal, Hole, WrongAnswer
+from cupygpt.lab.exercises.exercise import Exercise, Goal, Hole, WrongAnswer
 from cupygpt.lab.ladders import LADDERS
 
 _ONE, _TWO, _THREE, _FOUR = LADDERS["matmul"].rungs[:4]

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from cupygpt.emulator.counted import Counts
 from cupygpt.errors import LabError
-from cupygpt.lab.case import Case
-from cupygpt.lab.exercise import Exercise, empty_hole, predicted
-from cupygpt.lab.goals import in_words, measured
+from cupygpt.lab.contracts.case import Case
+from cupygpt.lab.exercises.exercise import Exercise, empty_hole, predicted
+from cupygpt.lab.exercises.goals import in_words, measured
 from cupygpt.lab.judge import Verdict, judge
 from cupygpt.lab.kernel_file import KernelFile
 

@@ -1,6 +1,6 @@
 """Cross-entropy: how threads join their results."""
 
-from cupygpt.lab.exercise import Exercise, Goal, Hole, WrongAnswer
+from cupygpt.lab.exercises.exercise import Exercise, Goal, Hole, WrongAnswer
 from cupygpt.lab.ladders import LADDERS
 
 _, _TWO, _THREE, _FOUR, _ = LADDERS["cross_entropy"].rungs

@@ -1,7 +1,6 @@
 """All exercises, in the order of the course."""
 
-from cupygpt.lab.exercise import Exercise
-from cupygpt.lab.exercises import (
+from cupygpt.lab.exercises.course import (
     adamw,
     attention,
     column_sum,
@@ -11,6 +10,7 @@ from cupygpt.lab.exercises import (
     matmul,
     warm_up,
 )
+from cupygpt.lab.exercises.exercise import Exercise
 
 COURSE: dict[str, tuple[Exercise, ...]] = {
     "warm_up": warm_up.EXERCISES,

@@ -1,6 +1,6 @@
 """AdamW: when memory is the limit from the start."""
 
-from cupygpt.lab.exercise import Exercise, Goal, Hole, WrongAnswer
+from cupygpt.lab.exercises.exercise import Exercise, Goal, Hole, WrongAnswer
 from cupygpt.lab.ladders import LADDERS
 
 _ONE, _ = LADDERS["adamw"].rungs

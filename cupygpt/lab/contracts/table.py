@@ -1,12 +1,5 @@
-"""What each op of the lab takes and computes: one table for rungs, exercises and learners' kernels.
+"""The contracts of the lab: one table for rungs, exercises and learners' kernels."""
 
-A contract has the op's parameters in order, outputs first. Its arrays begin as the op's tests have
-them: an output that is written holds a NaN which no computation makes, one that is accumulated
-holds STARTED_AT, and what is only read must not change.
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import numpy as np
@@ -14,6 +7,7 @@ import numpy as np
 from cupygpt.arrays import from_bfloat16, to_bfloat16
 from cupygpt.device.precision import BF16, FP32
 from cupygpt.lab import oracle
+from cupygpt.lab.contracts.contract import Arrays, Contract, Empty, Sizes, Values
 from cupygpt.ops.adamw import EPSILON as ADAMW_EPSILON
 from cupygpt.ops.adamw import adamw
 from cupygpt.ops.attention import attention_forward
@@ -21,58 +15,6 @@ from cupygpt.ops.bias import MAX_CHUNKS, bias_backward
 from cupygpt.ops.classifier import classifier
 from cupygpt.ops.gelu import gelu_bias_backward, gelu_forward
 from cupygpt.ops.layernorm import EPSILON, layernorm_forward, residual_layernorm_forward
-
-Sizes = Mapping[str, int]
-Values = dict[str, np.ndarray]
-Arrays = Mapping[str, Any]
-Empty = Callable[[int], Any]
-"""Makes a float32 array of so many elements on the device of the arrays: scratch."""
-
-
-@dataclass(frozen=True)
-class Contract:
-    """One op.
-
-    `parameters` are words `name:type`, as in kernels.kernel.Kernel. Those of the arrays that are in
-    none of `written`, `accumulated` and `updated` are only read.
-    """
-
-    name: str
-    summary: str
-    parameters: str
-    awkward: tuple[Sizes, ...]
-    """Sizes at which mistakes show: one row, odd numbers, more than a block, no whole tile."""
-    large: Sizes
-    """The sizes of the ladder's table."""
-    inputs: Callable[[Sizes, np.random.Generator], Values]
-    """Values of all arrays that are read or updated."""
-    want: Callable[[Sizes, Values], Values]
-    """The formula: all outputs, in the dtype of the values; an accumulated one begins at 0."""
-    terms: Callable[[Sizes], int]
-    """How many numbers are added up for one element of an output."""
-    own: Callable[[Arrays, Sizes, Empty], None] | None = None
-    """Runs the trainer's own kernels; None where it has none for this."""
-    plain: Callable[[Sizes, Values, str], Values] | None = None
-    """The formula with the roundings that a good kernel makes, in float32, for values of a dtype;
-    None if that is `want` in float32."""
-    written: tuple[str, ...] = ()
-    accumulated: tuple[str, ...] = ()
-    updated: tuple[str, ...] = ()
-    """Inputs that become outputs."""
-    dtypes: tuple[str, ...] = ("float32", "bfloat16")
-    constants: Mapping[str, float] = field(default_factory=dict)
-    """Scalar parameters that are no sizes."""
-
-    @property
-    def outputs(self) -> tuple[str, ...]:
-        """Written, accumulated and updated arrays."""
-        return self.written + self.accumulated + self.updated
-
-    @property
-    def types(self) -> dict[str, str]:
-        """The type of each parameter, in order: floatX*, f32*, i32 ..."""
-        return dict(word.split(":") for word in self.parameters.split())
-
 
 # ---- elementwise and rows -----------------------------------------------------------------------
 
@@ -91,6 +33,8 @@ GELU_FORWARD = Contract(
     large={"N": 16384 * 768},
     inputs=_gelu_inputs,
     want=lambda s, v: {"out": oracle.gelu_forward(v["inp"])},
+    shapes=lambda s: {"out": (s["N"],)},
+    axes=({"N": (1 << 15, 1 << 16)},),
     terms=lambda s: 1,
     own=lambda a, s, empty: gelu_forward(a["out"], a["inp"]),
     written=("out",),
@@ -113,6 +57,7 @@ GELU_BIAS_BACKWARD = Contract(
         "inp": 3.0 * rng.standard_normal((s["N"], s["OC"])),
     },
     want=_gelu_backward,
+    shapes=lambda s: {"dbias": (s["OC"],)},
     terms=lambda s: s["N"] + 16,
     own=lambda a, s, empty: gelu_bias_backward(
         a["dinp"], a["dbias"], a["inp"], a["inp"], empty(MAX_CHUNKS * s["OC"])
@@ -147,6 +92,8 @@ LAYERNORM_FORWARD = Contract(
     large=_LARGE_ROWS,
     inputs=_layernorm_inputs,
     want=_layernorm,
+    shapes=lambda s: {"out": (s["N"], s["C"]), "mean": (s["N"],), "rstd": (s["N"],)},
+    axes=({"N": (512, 1024)},),
     terms=lambda s: s["C"],
     own=lambda a, s, empty: layernorm_forward(
         a["out"], a["mean"], a["rstd"], a["inp"], a["weight"], a["bias"]
@@ -186,6 +133,11 @@ RESIDUAL_LAYERNORM_FORWARD = Contract(
     inputs=_residual_inputs,
     want=_residual_layernorm,
     plain=_rounded_residual_layernorm,
+    shapes=lambda s: {
+        **dict.fromkeys(("residual", "out"), (s["N"], s["C"])),
+        **dict.fromkeys(("mean", "rstd"), (s["N"],)),
+    },
+    axes=({"N": (512, 1024)},),
     terms=lambda s: s["C"],
     own=lambda a, s, empty: residual_layernorm_forward(
         *(a[n] for n in ("residual", "out", "mean", "rstd", "inp1", "inp2", "weight", "bias"))
@@ -223,9 +175,11 @@ CROSS_ENTROPY = Contract(
         {"N": 70, "V": 257, "Vp": 384},
         {"N": 2, "V": 2, "Vp": 128},
     ),
-    large={"N": 4096, "V": 50257, "Vp": 50304},
+    large={"N": 1024, "V": 50257, "Vp": 50304},
     inputs=_cross_entropy_inputs,
     want=_cross_entropy,
+    shapes=lambda s: {"losses": (s["N"],)},
+    axes=({"N": (64, 128)}, {"Vp": (1024, 2048), "V": (1024, 2048)}),
     terms=lambda s: s["V"],
     own=lambda a, s, empty: classifier(a["losses"], a["logits"], a["targets"], s["V"], DLOSS),
     accumulated=("losses",),
@@ -241,6 +195,7 @@ COLUMN_SUM = Contract(
     large={"N": 16384, "OC": 768},
     inputs=lambda s, rng: {"dout": rng.standard_normal((s["N"], s["OC"]))},
     want=lambda s, v: {"dbias": oracle.column_sums(v["dout"])},
+    shapes=lambda s: {"dbias": (s["OC"],)},
     terms=lambda s: s["N"],
     own=lambda a, s, empty: bias_backward(a["dbias"], a["dout"], empty(MAX_CHUNKS * s["OC"])),
     accumulated=("dbias",),
@@ -265,6 +220,8 @@ def _matmul(name: str, dtype: str) -> Contract:
             "b": rng.standard_normal((s["N"], s["K"])),
         },
         want=lambda s, v: {"out": v["a"] @ v["b"].T},
+        shapes=lambda s: {"out": (s["M"], s["N"])},
+        axes=({"M": (128, 256)}, {"N": (128, 256)}, {"K": (32, 64)}),
         terms=lambda s: 4 * s["K"],  # a tensor core cuts off where others round
         written=("out",),
         dtypes=(dtype,),
@@ -301,12 +258,17 @@ ATTENTION_FORWARD = Contract(
         {"B": 2, "T": 37, "NH": 2, "HS": 32},
         {"B": 1, "T": 150, "NH": 1, "HS": 16},
     ),
-    large={"B": 4, "T": 1024, "NH": 12, "HS": 64},
+    large={"heads": 48, "B": 4, "T": 1024, "NH": 12, "HS": 64},  # heads = B NH
     inputs=lambda s, rng: {
         "qkv": 1.5 * rng.standard_normal((s["B"], s["T"], 3 * s["NH"] * s["HS"]))
     },
     want=_attention,
     plain=_rounded_attention,
+    shapes=lambda s: {
+        "out": (s["B"], s["T"], s["NH"] * s["HS"]),
+        "lse": (s["B"], s["NH"], s["T"]),
+    },
+    axes=({"T": (128, 256, 384)}, {"heads": (1, 2), "B": (1, 2), "NH": (1, 1)}),
     terms=lambda s: s["T"] + s["HS"],
     own=_own_attention,
     written=("out", "lse"),
@@ -353,6 +315,8 @@ ADAMW = Contract(
     large={"N": 1 << 24},
     inputs=_adamw_inputs,
     want=_adamw,
+    shapes=lambda s: {},
+    axes=({"N": (1 << 15, 1 << 16)},),
     terms=lambda s: 2,
     own=_own_adamw,
     updated=("params", "m", "v"),

@@ -1,6 +1,6 @@
 """Attention: what need not be stored."""
 
-from cupygpt.lab.exercise import Exercise, Goal, Hole, WrongAnswer
+from cupygpt.lab.exercises.exercise import Exercise, Goal, Hole, WrongAnswer
 from cupygpt.lab.ladders import LADDERS
 
 _, _TWO, _THREE = LADDERS["attention"].rungs[:3]

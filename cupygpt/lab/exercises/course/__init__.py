@@ -1,0 +1,1 @@
+"""The exercises of each ladder, one table a file."""
