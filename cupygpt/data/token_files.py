@@ -10,9 +10,10 @@ import contextlib
 import functools
 import glob
 import hashlib
+import mmap
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -31,12 +32,20 @@ Counts: TypeAlias = npt.NDArray[np.int64]
 MAX_MAPPED = 128
 """A mapping holds a file descriptor; many systems allow a process 256 (macOS) or 1024 (Linux)."""
 
-SCAN_BUDGET_TOKENS = 2**28
+LARGE_FILE_BYTES = 2**30
+"""Of a file that may not fit into memory, the system shall not read megabytes around each row."""
+
+SCAN_BUDGET_TOKENS = 2**26
 SCAN_BLOCK_TOKENS = 2**22
 
 FULL_HASH_BYTES = 2**25
-SAMPLED_BLOCKS = 64
 SAMPLED_BLOCK_BYTES = 2**16
+MOST_HASHED_BYTES = 2**29
+"""A run reads at most about so much to know its data by their hashes: half a second's work."""
+
+ALL, SAMPLED, ENDS = "all", "sampled", "ends"
+WAYS_TO_HASH = {ALL: None, SAMPLED: 64, ENDS: 2}
+"""How a token file is hashed: all of it, or so many blocks. Records name the way."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +56,12 @@ class TokenShard:
     num_tokens: int
     format: TokenFormat
     _mapped: Callable[[Path, int, TokenFormat], Tokens]
+    _hashes: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """The size of the file."""
+        return _file_bytes(self.num_tokens, self.format)
 
     @property
     def tokens(self) -> Tokens:
@@ -57,33 +72,30 @@ class TokenShard:
         """
         return self._mapped(self.path, self.num_tokens, self.format)
 
-    @functools.cached_property
-    def fingerprint(self) -> dict[str, Any]:
-        """What identifies the file, ready for JSON: name, tokens, sha256, hashed.
+    def sha256(self, hashed: str) -> str:
+        """The SHA-256 of the whole file, or of samples of it; `hashed` is one of WAYS_TO_HASH.
 
-        For files of up to 32 MiB `hashed` is "all" and `sha256` covers the whole file. For larger
-        files it is "sampled", so that a data set of any size is identified within seconds: the hash
-        covers the size in bytes (8 bytes, little-endian) and 64 blocks of 64 KiB spread evenly,
-        from the header to the end of the file.
+        Samples are the size in bytes (8 bytes, little-endian) and blocks of 64 KiB: 64 of them,
+        spread evenly from the header to the end of the file, or the first and the last one.
         """
-        size = _file_bytes(self.num_tokens, self.format)
+        if hashed not in self._hashes:
+            self._hashes[hashed] = self._hash(WAYS_TO_HASH[hashed])
+        return self._hashes[hashed]
+
+    def _hash(self, num_blocks: int | None) -> str:
+        size = self.num_bytes
         digest = hashlib.sha256()
         with reading(self.path), self.path.open("rb") as file:
-            if size <= FULL_HASH_BYTES:
+            if num_blocks is None:
                 while block := file.read(2**20):
                     digest.update(block)
             else:
                 digest.update(size.to_bytes(8, "little"))
-                last_start = size - SAMPLED_BLOCK_BYTES
-                for i in range(SAMPLED_BLOCKS):
-                    file.seek(last_start * i // (SAMPLED_BLOCKS - 1))
+                last_start = max(size - SAMPLED_BLOCK_BYTES, 0)
+                for i in range(num_blocks):
+                    file.seek(last_start * i // (num_blocks - 1))
                     digest.update(file.read(SAMPLED_BLOCK_BYTES))
-        return {
-            "name": self.path.name,
-            "tokens": self.num_tokens,
-            "sha256": digest.hexdigest(),
-            "hashed": "all" if size <= FULL_HASH_BYTES else "sampled",
-        }
+        return digest.hexdigest()
 
 
 def open_shards(pattern: str) -> list[TokenShard]:
@@ -161,9 +173,9 @@ def _as_glob(pattern: Path) -> str:
 def check_ids(shards: Sequence[TokenShard], V: int) -> None:
     """Raise DataError, naming file, position and id, if a token id is not below V.
 
-    Data sets of up to 2**28 tokens (512 MiB, under a second from memory) are read completely. Of
-    larger ones only the beginning of each shard is read, which is enough to find data made with
-    another tokenizer. The loader also checks every batch.
+    Data sets of up to 2**26 tokens are read completely. Of larger ones only the beginning of each
+    shard is read, which is enough to find data made with another tokenizer. The loader checks every
+    batch that it reads.
     """
     may_be_above = [shard for shard in shards if shard.format.num_ids > V]
     for shard, start, block in _scanned_blocks(may_be_above):
@@ -214,9 +226,45 @@ def id_error(shard: TokenShard, position: int, token: int, V: int) -> DataError:
     )
 
 
-def fingerprint(shards: Iterable[TokenShard]) -> list[dict[str, Any]]:
-    """What identifies each shard, ready for JSON: name, tokens, sha256, hashed."""
-    return [shard.fingerprint for shard in shards]
+def ways_to_hash(shards: Sequence[TokenShard]) -> list[str]:
+    """How each shard is hashed: the whole file up to 32 MiB, samples of a larger one.
+
+    Of many shards that would be too much to read. Then it is only the ends of each: a data set of
+    any size is known within seconds.
+    """
+    ways = [_way_for(shard) for shard in shards]
+    read = sum(_hashed_bytes(shard, way) for shard, way in zip(shards, ways, strict=True))
+    return ways if read <= MOST_HASHED_BYTES else [ENDS] * len(ways)
+
+
+def share_to_hash(shards: Sequence[TokenShard]) -> int:
+    """n, if every n-th of the shards may be hashed as if it were alone, so that it is not much."""
+    read = sum(_hashed_bytes(shard, _way_for(shard)) for shard in shards)
+    return max(1, -(-read // MOST_HASHED_BYTES))
+
+
+def _way_for(shard: TokenShard) -> str:
+    return ALL if shard.num_bytes <= FULL_HASH_BYTES else SAMPLED
+
+
+def _hashed_bytes(shard: TokenShard, way: str) -> int:
+    num_blocks = WAYS_TO_HASH[way]
+    return shard.num_bytes if num_blocks is None else num_blocks * SAMPLED_BLOCK_BYTES
+
+
+def fingerprint(
+    shards: Sequence[TokenShard], ways: Sequence[str] | None = None
+) -> list[dict[str, Any]]:
+    """What identifies each shard, ready for JSON: name, tokens, sha256, hashed (the way)."""
+    return [
+        {
+            "name": shard.path.name,
+            "tokens": shard.num_tokens,
+            "sha256": shard.sha256(way),
+            "hashed": way,
+        }
+        for shard, way in zip(shards, ways or ways_to_hash(shards), strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -305,7 +353,12 @@ def _map_tokens(path: Path, num_tokens: int, token_format: TokenFormat) -> Token
                 f"{path}: the file changed during the run ({size:,} bytes, "
                 f"{num_tokens:,} tokens when it was opened). Restore it and resume the run."
             )
-        return np.memmap(path, token_format.dtype, "r", offset=HEADER_BYTES, shape=(num_tokens,))
+        with path.open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if size >= LARGE_FILE_BYTES and hasattr(mmap, "MADV_RANDOM"):
+            with contextlib.suppress(OSError):
+                mapped.madvise(mmap.MADV_RANDOM)
+    return np.frombuffer(mapped, token_format.dtype, num_tokens, HEADER_BYTES)
 
 
 @contextlib.contextmanager

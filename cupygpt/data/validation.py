@@ -1,5 +1,6 @@
 """The rows that a run validates on: the same ones each time, for any batch and number of ranks."""
 
+import copy
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -38,9 +39,18 @@ class ValidationRows:
         self.cut = Cut(np.zeros_like(lengths), (lengths - 1) // T)
         there = self.cut.num_rows
         self.num_rows = there if count is None else min(there, count)
-        rows = np.arange(self.num_rows, dtype=np.int64)
-        self.indices: Counts = rows * there // self.num_rows if evenly else rows
-        """(num_rows,) which rows of the cut they are."""
+        self._among = there if evenly else self.num_rows
+
+    def rows_at(self, start: int, stop: int) -> Counts:
+        """Which rows of the cut stand at the places [start, stop), or up to the last place."""
+        places = np.arange(start, min(stop, self.num_rows), dtype=np.int64)
+        return places if self.num_rows == self._among else places * self._among // self.num_rows
+
+    def share_of(self, most_tokens: int) -> "ValidationRows":
+        """These rows, or of more than so many tokens an even share."""
+        share = copy.copy(self)
+        share.num_rows = min(self.num_rows, max(1, most_tokens // self.T))
+        return share
 
     @property
     def num_tokens(self) -> int:
@@ -79,7 +89,7 @@ class ValidationBatches:
         rows = self.rows
         for i in range(self._num_batches):
             first = (i * self.num_ranks + self.rank) * self.B
-            own = rows.indices[first : first + self.B]
+            own = rows.rows_at(first, first + self.B)
             indices = np.zeros(self.B, dtype=np.int64)
             indices[: len(own)] = own
             tokens = np.empty((self.B, rows.T + 1), np.int32)

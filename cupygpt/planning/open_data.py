@@ -7,7 +7,14 @@ from typing import Any
 
 from cupygpt.config import BYTES_VOCAB, GPT2_VOCAB, GPTConfig
 from cupygpt.data import tokenizer_files
-from cupygpt.data.token_files import TokenShard, fingerprint, largest_id, open_shards
+from cupygpt.data.token_files import (
+    WAYS_TO_HASH,
+    TokenShard,
+    fingerprint,
+    largest_id,
+    open_shards,
+    ways_to_hash,
+)
 from cupygpt.data.token_record import (
     RecordedTokenizer,
     TokenRecord,
@@ -54,9 +61,15 @@ class Data:
         """For the run's record: a changed file is noticed on resume."""
         return {**self.files(), **self.tokenizer_record()}
 
-    def files(self) -> dict[str, Any]:
-        """What identifies the token files."""
-        return {"train": fingerprint(self.train), "val": fingerprint(self.val)}
+    def files(self, recorded: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What identifies the token files, hashed as those `recorded` were: an older run's."""
+        ways = ways_to_hash([*self.train, *self.val])
+        cut = len(self.train)
+        parts = {"train": (self.train, ways[:cut]), "val": (self.val, ways[cut:])}
+        return {
+            part: fingerprint(shards, _recorded_ways((recorded or {}).get(part), now))
+            for part, (shards, now) in parts.items()
+        }
 
     def tokenizer_record(self) -> dict[str, Any]:
         """What identifies the tokenizer, as far as it is known: its content, not its name."""
@@ -84,13 +97,23 @@ def open_data(config: TrainConfig, folder: Path, *, new: bool) -> Data:
     return data
 
 
+def _recorded_ways(files: Any, now: list[str]) -> list[str]:
+    """How the files of a record were hashed; as `now` where it does not say so."""
+    try:
+        ways = [file["hashed"] for file in files]
+        return [way if way in WAYS_TO_HASH else new for way, new in zip(ways, now, strict=True)]
+    except (TypeError, KeyError, ValueError):
+        return now
+
+
 def _doubts_on_files(data: Data) -> list[str]:
     """What is there twice: files in training and validation, texts in both, files in training."""
     doubts = []
+    files = data.files()
     train: dict[str, TokenShard] = {}
     again = []
-    for shard in data.train:
-        first = train.setdefault(shard.fingerprint["sha256"], shard)
+    for shard, file in zip(data.train, files["train"], strict=True):
+        first = train.setdefault(file["sha256"], shard)
         if first is not shard:
             again.append(f"{shard.path} has the same tokens as {first.path}")
     if again:
@@ -99,8 +122,8 @@ def _doubts_on_files(data: Data) -> list[str]:
         )
     shared = [
         f"{shard.path} has the same tokens as {train[sha256].path}"
-        for shard in data.val
-        if (sha256 := shard.fingerprint["sha256"]) in train
+        for shard, file in zip(data.val, files["val"], strict=True)
+        if (sha256 := file["sha256"]) in train
     ]
     if shared:
         doubts.append(

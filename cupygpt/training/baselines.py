@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.data.token_files import TokenShard, num_tokens
+from cupygpt.data.token_files import TokenShard, num_tokens, token_blocks
 from cupygpt.data.tokenizer import Tokenizer
 from cupygpt.data.validation import ValidationBatches, ValidationRows
 from cupygpt.errors import DataError
@@ -17,6 +17,12 @@ BASELINE_VOCAB = 1024
 BASELINE_TOKENS = 2**22
 """Training tokens that count, the same share of each file."""
 
+ASKED_TOKENS = 2**20
+"""Of more validation tokens, baselines are the loss of an even share."""
+
+COUNTED_TOKENS = 2**24
+"""Of more validation tokens, an even share tells the mean bytes of all to a thousandth."""
+
 BIGRAM_STRENGTH = 10.0
 """How many times a context must be seen to count as much as the unigram prior."""
 
@@ -24,30 +30,36 @@ BIGRAM_STRENGTH = 10.0
 def ngram_baselines(
     validation: ValidationRows | None, train: Sequence[TokenShard], V: int
 ) -> tuple[float, float] | None:
-    """Loss of the unigram and the bigram model on the rows of a validation.
+    """Loss of the unigram and the bigram model on the rows of a validation, or a share of many.
 
     None without validation, and for a vocabulary where it would say little.
     """
     if validation is None or V > BASELINE_VOCAB:
         return None
-    rows = [(x[:n], y[:n]) for x, y, n in ValidationBatches(validation, B=256, V=V)]
+    share = validation.share_of(ASKED_TOKENS)
+    rows = [(x[:n], y[:n]) for x, y, n in ValidationBatches(share, B=256, V=V)]
     inputs, targets = (np.concatenate([row[i].ravel() for row in rows]) for i in (0, 1))
-    share = min(1.0, BASELINE_TOKENS / num_tokens(train))
-    pieces = [shard.tokens[: math.ceil(share * shard.num_tokens)] for shard in train]
+    counted = min(1.0, BASELINE_TOKENS / num_tokens(train))
+    pieces = [  # Read, not mapped: a mapped file would stay open, and there may be thousands.
+        block
+        for shard in train
+        for block in token_blocks(shard, math.ceil(counted * shard.num_tokens))
+    ]
     return unigram_bigram_nats(pieces, inputs, targets, V)
 
 
 def bytes_per_token(
     validation: ValidationRows | None, tokenizer: Tokenizer | None, V: int
 ) -> float | None:
-    """Mean bytes of the targets of a validation, to show its loss in bits per byte.
+    """Mean bytes of the targets of a validation, or a share of many, for its bits per byte.
 
     None without validation, or if no tokenizer is known. End of text counts 0 bytes.
     """
     if validation is None or tokenizer is None:
         return None
     counts = np.zeros(V, np.int64)
-    for _, targets, n in ValidationBatches(validation, B=256, V=V):
+    share = validation.share_of(COUNTED_TOKENS)
+    for _, targets, n in ValidationBatches(share, B=256, V=V):
         counts += np.bincount(targets[:n].ravel(), minlength=V)
     total = sum(
         int(counts[i]) * len(tokenizer.decode_bytes([int(i)]))

@@ -17,6 +17,7 @@ from cupygpt.console.console import Console
 from cupygpt.console.stop_signal import StopRequest, StopSignal, ending_cleanly
 from cupygpt.console.stream import say
 from cupygpt.data.loader import START
+from cupygpt.data.row_order import COMPUTED
 from cupygpt.distributed.launcher_env import imitates_terminal
 from cupygpt.distributed.rank_device import choose_rank_device
 from cupygpt.distributed.ranks import (
@@ -234,10 +235,10 @@ def resume_run(
         config, model, data, folder, record["data"], is_asked_for="tokenizer" in given
     )
     if begins_here:
-        record = {**record, "precision": checkpoint.precision}
+        record = {**record, "precision": checkpoint.precision, "row_order": COMPUTED}
     else:
         check_same_model(record["model"], asdict(model))
-        check_same_files(record["data"], data.files())
+        check_same_files(record["data"], data.files(record["data"]))
     choice = choose_rank_device(config.device, ranks)
     if any(getattr(config, name) != record["config"].get(name) for name in LENGTHS):
         record = {**record, "steps": None, "extensions": []}  # the length that they made is gone

@@ -11,7 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupygpt.data import token_files
-from cupygpt.data.token_files import check_ids, fingerprint, largest_id, open_shards, token_blocks
+from cupygpt.data.token_files import (
+    check_ids,
+    fingerprint,
+    largest_id,
+    open_shards,
+    share_to_hash,
+    token_blocks,
+)
 from cupygpt.data.token_writer import write_shard
 from cupygpt.errors import DataError
 
@@ -261,3 +268,29 @@ def test_the_fingerprint_of_a_large_file_hashes_samples_of_it(
         other = tokens.copy()
         other[changed] += 1
         assert original != digest(other)
+
+
+def test_very_many_files_are_known_by_their_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three files of 2,024 bytes: all of them while that is not much, else the first and last."""
+    monkeypatch.setattr(token_files, "SAMPLED_BLOCK_BYTES", 1100)
+    for i in range(3):
+        write_shard(tmp_path / f"{i}.bin", np.arange(500))
+    shards = open_shards(str(tmp_path / "*.bin"))
+    monkeypatch.setattr(token_files, "MOST_HASHED_BYTES", 3 * 2024)
+    assert [file["hashed"] for file in fingerprint(shards)] == ["all"] * 3
+    assert share_to_hash(shards) == 1
+    monkeypatch.setattr(token_files, "MOST_HASHED_BYTES", 3 * 2024 - 1)
+    assert share_to_hash(shards) == 2
+    before = fingerprint(shards)
+    assert [file["hashed"] for file in before] == ["ends"] * 3
+    first = (tmp_path / "0.bin").read_bytes()
+    expected = hashlib.sha256((2024).to_bytes(8, "little") + first[:1100] + first[-1100:])
+    assert before[0]["sha256"] == expected.hexdigest()
+    assert [file["hashed"] for file in fingerprint(shards, ["all", "sampled", "ends"])] == [
+        *("all", "sampled", "ends")
+    ]
+    write_shard(tmp_path / "1.bin", np.append(np.arange(499), 7))
+    after = fingerprint(open_shards(str(tmp_path / "*.bin")))
+    assert [now == then for now, then in zip(after, before, strict=True)] == [True, False, True]

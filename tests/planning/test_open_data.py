@@ -9,12 +9,14 @@ from support.data_files import write_ranks
 
 from cupygpt import prepare
 from cupygpt.config import GPTConfig
+from cupygpt.data import token_files
 from cupygpt.data.token_files import fingerprint, open_shards, record_path
+from cupygpt.data.token_record import read_token_record
 from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import ByteTokenizer
 from cupygpt.distributed.rank_device import choose_rank_device
 from cupygpt.distributed.ranks import OneRank
-from cupygpt.errors import TokenizerError
+from cupygpt.errors import DataError, TokenizerError
 from cupygpt.flags.config import TrainConfig
 from cupygpt.model.memory_plan import memory_plan
 from cupygpt.planning import open_data
@@ -230,4 +232,41 @@ def test_a_resumed_demo_and_other_ranks_use_the_files_that_are_there(text: Path)
         record_path(Path(f"python_docs_{part}.bin")).unlink()
     data = open_data.open_data(TrainConfig(), Path(), new=False)
     assert isinstance(data.tokenizer, ByteTokenizer)
-    assert open_shards(str(path))[0].fingerprint == data.val[0].fingerprint
+    assert fingerprint(open_shards(str(path))) == fingerprint(data.val)
+
+
+def test_files_are_hashed_as_those_of_the_record_were(
+    text: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of so many files that today only their ends are read was begun when all was."""
+    assert prepare.main([str(text), "--tokenizer", "bytes"]) == 0
+    before = opened()[1].files()
+    assert before["train"][0]["hashed"] == "all"
+    monkeypatch.setattr(token_files, "MOST_HASHED_BYTES", 1)
+    _, data = opened()
+    assert data.files()["train"][0]["hashed"] == "ends"
+    assert data.files(before) == before
+    for damaged in ({}, {"train": 1}, {"train": [{}]}, {"train": [{"hashed": "twice"}]}):
+        assert data.files(damaged) == data.files()
+
+
+def test_of_very_many_records_some_are_compared_with_the_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for i in range(4):
+        Path(f"{i}.txt").write_text(f"{i} is a number.\n" * 50)
+        assert prepare.main([f"{i}.txt", "--tokenizer", "bytes", "--val-fraction", "0"]) == 0
+    shards = open_shards("*_train.bin")
+    monkeypatch.setattr(token_files, "MOST_HASHED_BYTES", 2 * shards[0].num_bytes)
+    assert read_token_record(shards)
+    for i, noticed in enumerate([True, False, True, False]):
+        path = Path(f"{i}_train.bin")
+        content = path.read_bytes()
+        path.write_bytes(content[:-2] + b"a\0")
+        if noticed:
+            with pytest.raises(DataError, match="the content is not"):
+                read_token_record(open_shards("*_train.bin"))
+        else:
+            assert read_token_record(open_shards("*_train.bin"))
+        path.write_bytes(content)

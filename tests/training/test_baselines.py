@@ -2,10 +2,12 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from cupygpt.data import token_files
 from cupygpt.data.token_files import open_shards
 from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import load_tokenizer
@@ -94,3 +96,49 @@ def test_bytes_are_those_of_the_validated_rows(
     assert bytes_per_token(rows, tokenizer, 257) == pytest.approx((1 + 1 + 1 + 4 * 3) / 8)
     assert bytes_per_token(rows, None, 257) is None
     assert bytes_per_token(None, tokenizer, 257) is None
+
+
+def test_of_very_many_rows_an_even_share_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """40 rows, of which every fourth is read; a row of b among a shows which."""
+    text = b"".join((b"b" if row % 4 == 0 else b"a") * 8 for row in range(40)) + b"b"
+    rows = rows_of(tmp_path, text, T=8)
+    assert [int(row) for row in rows.share_of(80).rows_at(0, 99)] == list(range(0, 40, 4))
+    assert rows.share_of(7).num_rows == 1
+    assert rows.share_of(10_000).num_rows == rows.num_rows == 40
+    write_shard(tmp_path / "t.bin", np.frombuffer(b"b" * 100, np.uint8))
+    train = open_shards(str(tmp_path / "t.bin"))
+    tokenizer = load_tokenizer("bytes")
+    monkeypatch.setattr(tokenizer, "decode_bytes", lambda ids: b"x" * (ids[0] - 96))
+    whole = (ngram_baselines(rows, train, 257), bytes_per_token(rows, tokenizer, 257))
+    monkeypatch.setattr(baselines, "ASKED_TOKENS", 80)
+    monkeypatch.setattr(baselines, "COUNTED_TOKENS", 80)
+    share = (ngram_baselines(rows, train, 257), bytes_per_token(rows, tokenizer, 257))
+    assert whole[0] is not None
+    assert share[0] is not None
+    assert share[0][0] < whole[0][0]  # only one of eight targets is not b there
+    assert whole[1] == pytest.approx(1.25)
+    assert share[1] == pytest.approx(1 + 7 / 8)
+
+
+def test_thousands_of_training_files_are_not_open_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_files, "MAX_MAPPED", 2)
+    for i in range(10):
+        write_shard(tmp_path / f"t{i}.bin", [i, i])
+    rows = rows_of(tmp_path, b"b" * 9, T=8)
+    folder = Path("/proc/self/fd")
+    if not folder.is_dir():
+        pytest.skip("open files are counted in /proc")
+    opened = []
+    fit = baselines.unigram_bigram_nats
+
+    def counting(*arguments: Any) -> tuple[float, float]:
+        opened.append(sum(path.resolve().parent == tmp_path for path in folder.iterdir()))
+        return fit(*arguments)
+
+    monkeypatch.setattr(baselines, "unigram_bigram_nats", counting)
+    assert ngram_baselines(rows, open_shards(str(tmp_path / "t*.bin")), 257)
+    assert opened[0] <= 3
