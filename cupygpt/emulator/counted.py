@@ -131,6 +131,8 @@ class Counts:
 
     kernel: str
     source: Path
+    options: tuple[str, ...]
+    """That the file was compiled with, as for NVRTC."""
     grid: tuple[int, int, int]
     block: tuple[int, int, int]
     shared_bytes: int

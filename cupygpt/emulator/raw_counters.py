@@ -131,6 +131,7 @@ def counts_from(
     return Counts(
         kernel=kernel,
         source=module.source,
+        options=module.options,
         grid=grid,
         block=block,
         shared_bytes=sum(s.num_bytes for s in used if s.name != DYNAMIC_SHARED) + dynamic_bytes,

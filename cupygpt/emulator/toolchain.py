@@ -59,6 +59,7 @@ class CompiledModule:
     """A shared library made from one .cu file."""
 
     source: Path
+    options: tuple[str, ...]
     library: Path
     runtime: Path
     parameters: dict[str, tuple[str, ...]]
@@ -103,6 +104,7 @@ def compile_module(
     anchor = next(s for s in symbols if s.name == "emu_anchor")
     return CompiledModule(
         source,
+        tuple(options),
         cache_folder() / facts["library"],
         runtime,
         {name: tuple(names) for name, names in facts["parameters"].items()},

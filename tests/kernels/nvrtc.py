@@ -1,21 +1,17 @@
-"""NVRTC, NVIDIA's compiler of kernels, through ctypes: it needs neither a GPU nor CuPy."""
+"""NVIDIA's compiler for the tests: what it says of the kernels of cuda/."""
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 import re
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t
-from ctypes import c_void_p as pointer
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from support.cache import cache_folder
 
-from cupygpt.device.libraries import find_library
-from cupygpt.errors import DeviceError
+import cupygpt.kernels.nvrtc
 from cupygpt.kernels.load import Variant
 
 CUDA_DIR = Path(__file__).parents[2] / "cuda"
@@ -28,43 +24,12 @@ def with_headers(file: str) -> str:
     return "".join(with_headers(h) for h in headers if (CUDA_DIR / h).exists()) + text
 
 
-def _header_folder() -> str:
-    """The folder of cuda_bf16.h."""
-    from cuda.pathfinder import find_nvidia_header_directory
-
-    folder = find_nvidia_header_directory("cudart")
-    if folder is None:
-        raise DeviceError(
-            "the CUDA headers (cuda_bf16.h) are not installed: pip install 'cuda-toolkit[cudart]'"
-        )
-    return str(folder)
-
-
-class Nvrtc:
-    """The compiler. Logs of earlier compilations are kept in the cache folder.
-
-    Raises DeviceError with what to install where the library or CUDA's headers are missing.
-    """
+class Nvrtc(cupygpt.kernels.nvrtc.Nvrtc):
+    """The compiler with the headers of cuda/. Logs of earlier compilations are kept."""
 
     def __init__(self) -> None:
-        self._library = ctypes.CDLL(find_library("nvrtc"))
-        self._create = self._entry("CreateProgram", POINTER(pointer), c_char_p, c_char_p, c_int,
-                                   pointer, pointer)  # fmt: skip
-        self._destroy = self._entry("DestroyProgram", POINTER(pointer))
-        self._compile = self._entry("CompileProgram", pointer, c_int, POINTER(c_char_p))
-        self._log_size = self._entry("GetProgramLogSize", pointer, POINTER(c_size_t))
-        self._log = self._entry("GetProgramLog", pointer, c_char_p)
-        self._cubin_size = self._entry("GetCUBINSize", pointer, POINTER(c_size_t))
-        major, minor = c_int(), c_int()
-        assert self._entry("Version", pointer, pointer)(byref(major), byref(minor)) == 0
-        self.version = (major.value, minor.value)
-        self._folders = [f"-I{CUDA_DIR}", f"-I{_header_folder()}"]
+        super().__init__()
         self._cache = cache_folder("nvrtc")
-
-    def _entry(self, name: str, *arguments: Any) -> Any:
-        function = self._library["nvrtc" + name]
-        function.argtypes, function.restype = arguments, c_int
-        return function
 
     def log(self, variant: Variant, capability: str) -> str:
         """The compiler's log for a variant on a GPU of this compute capability; see `compile`."""
@@ -85,22 +50,6 @@ class Nvrtc:
             unfinished.replace(kept)
         return kept.read_text()
 
-    def compile(self, source: str, name: str, settings: list[str]) -> str:
-        """The compiler's log; AssertionError with that log if it fails."""
-        program = pointer()
-        status = self._create(byref(program), source.encode(), name.encode(), 0, None, None)
-        assert status == 0, f"nvrtcCreateProgram: status {status}"
-        try:
-            options = [option.encode() for option in (*settings, *self._folders)]
-            status = self._compile(program, len(options), (c_char_p * len(options))(*options))
-            size = c_size_t()
-            assert self._log_size(program, byref(size)) == 0
-            text = ctypes.create_string_buffer(size.value)
-            assert self._log(program, text) == 0
-            log = text.value.decode(errors="replace")
-            assert status == 0, log
-            assert self._cubin_size(program, byref(size)) == 0
-            assert size.value > 0, "no machine code was made"
-        finally:
-            self._destroy(byref(program))
-        return log
+    def compile(self, source: str, name: str, settings: Sequence[str]) -> str:
+        """The compiler's log; KernelError with that log if it fails."""
+        return super().compile(source, name, [*settings, f"-I{CUDA_DIR}"])

@@ -25,6 +25,7 @@ from support.stand_in_gpu import CAPABILITIES
 
 from cupygpt.errors import DeviceError
 from cupygpt.kernels.load import Variant
+from cupygpt.kernels.ptxas_log import Usage, usages
 
 GENERATIONS = ("75", "80", "90", "120")
 """One GPU of each generation of registers and instructions."""
@@ -90,40 +91,6 @@ def nvrtc() -> Nvrtc:
         return Nvrtc()
     except DeviceError as error:
         pytest.skip(str(error))
-
-
-@dataclass(frozen=True)
-class Usage:
-    """What one kernel takes on one architecture."""
-
-    kernel: str
-    registers: int
-    spill_bytes: int
-
-
-_ENTRY = re.compile(
-    r"Compiling entry function '(?P<kernel>\w+)'.*?"
-    r"(?P<frame>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
-    r"(?P<loads>\d+) bytes spill loads.*?"
-    r"Used (?P<registers>\d+) registers",
-    re.DOTALL,
-)
-
-
-def usages(log: str) -> list[Usage]:
-    """The figures in a ptxas log.
-
-    An array indexed at run time lies in local memory as spilled registers do, but shows as a stack
-    frame alone.
-    """
-    return [
-        Usage(
-            m["kernel"],
-            int(m["registers"]),
-            max(int(m["frame"]), int(m["stores"]) + int(m["loads"])),
-        )
-        for m in _ENTRY.finditer(log)
-    ]
 
 
 @pytest.mark.parametrize("file", TRAINER_FILES)

@@ -104,16 +104,17 @@ uint32_t place_of(uint64_t pc, const Target& target, size_t bytes, int kind) {
     return i;
 }
 
+// The bytes from each lane to the next, if they are the same for all lanes that take part.
 void note_stride(PlaceCounts& place, const Request& request) {
-    if (place.stride == kMixedStride) return;
-    for (int lane = 0; lane < 31; lane++) {
-        if ((request.mask >> lane & 3) != 3) continue;
-        const int64_t stride = request.addresses[lane + 1] - request.addresses[lane];
-        if (place.stride == kNoStride) place.stride = stride;
-        if (place.stride != stride) {
-            place.stride = kMixedStride;
-            return;
+    int before = -1;
+    for (int lane = 0; lane < 32 && place.stride != kMixedStride; lane++) {
+        if (!(request.mask >> lane & 1)) continue;
+        if (before >= 0) {
+            const int64_t apart = request.addresses[lane] - request.addresses[before];
+            if (place.stride == kNoStride) place.stride = apart / (lane - before);
+            if (place.stride * (lane - before) != apart) place.stride = kMixedStride;
         }
+        before = lane;
     }
 }
 
