@@ -1,5 +1,6 @@
 """What is installed: the wheel carries the kernels, and each extra only what it is for."""
 
+import os
 import subprocess
 import sys
 import zipfile
@@ -7,34 +8,94 @@ from pathlib import Path
 
 import pytest
 
+from cupygpt.emulator.compiler import missing_toolchain
+
 ROOT = Path(__file__).parents[1]
 
 
-def test_the_wheel_carries_the_kernels(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel, unpacked into a folder that has a space in its name and cannot be written."""
     pytest.importorskip("hatchling", reason="hatchling, which builds the wheel, is not installed")
+    folder = tmp_path_factory.mktemp("wheel")
     subprocess.run(
-        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)],
+        [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)],
         cwd=ROOT,
         check=True,
         capture_output=True,
     )
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = folder.glob("*.whl")
+    target = folder / "the installed (package)"
     with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-        archive.extractall(tmp_path / "installed")
+        archive.extractall(target)
+    for path in [target, *target.rglob("*")]:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    return target
+
+
+def run_installed(installed: Path, program: str, folder: Path, **variables: str) -> str:
+    """What a program prints that finds cupygpt only in the unpacked wheel."""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        env={"PYTHONPATH": str(installed), "PATH": "", "HOME": str(folder), **variables},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_the_wheel_carries_the_kernels(installed: Path, tmp_path: Path) -> None:
+    names = {p.relative_to(installed).as_posix() for p in installed.rglob("*") if p.is_file()}
     for source in (ROOT / "cuda").rglob("*.cu*"):
         assert f"cupygpt/cuda/{source.relative_to(ROOT / 'cuda').as_posix()}" in names
     assert not any(name.startswith(("tests/", "tools/")) for name in names)
     program = "from cupygpt.kernels.load import find_cuda_dir; print(find_cuda_dir())"
-    found = subprocess.run(
-        [sys.executable, "-c", program],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(tmp_path / "installed"), "PATH": ""},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert Path(found.stdout.strip()) == tmp_path / "installed" / "cupygpt" / "cuda"
+    found = run_installed(installed, program, tmp_path)
+    assert Path(found) == installed / "cupygpt" / "cuda"
+
+
+KERNEL = """\
+from pathlib import Path
+import numpy as np
+from cupygpt.emulator.arrays import emulated, emulated_empty
+from cupygpt.emulator.compiler import Mode
+from cupygpt.emulator.emulate import EmulatedModule
+from cupygpt.errors import CupyGPTError
+source = Path("my (own) kernel.cu")
+source.write_text(
+    'extern "C" __global__ void twice(float* out, const float* in) {'
+    "out[threadIdx.x] = 2 * in[threadIdx.x]; }"
+)
+out, inp = emulated_empty(32), emulated(np.arange(32, dtype=np.float32))
+try:
+    kernel = EmulatedModule(source, mode=Mode.COUNTED).get_function("twice")
+    counts = kernel.count((1,), (32,), (out, inp))
+    print(float(out.sum()), counts.accesses[0].place.line, counts.total("global", "read").sectors)
+except CupyGPTError as error:
+    print(error)
+"""
+
+
+def test_an_installed_package_runs_kernels(installed: Path, tmp_path: Path) -> None:
+    if reason := missing_toolchain():
+        pytest.skip(reason)
+    folder = tmp_path / "a, folder with 'marks'"
+    folder.mkdir()
+    path = os.environ["PATH"]
+    assert run_installed(installed, KERNEL, folder, PATH=path) == "992.0 1 4"
+    assert (folder / ".cache" / "cupygpt" / "emulator").is_dir()
+    said = run_installed(installed, KERNEL, folder)
+    assert "\n" not in said
+    assert "g++ is not installed" in said
+    assert "apt-get install g++" in said
+    blocked = tmp_path / "file"
+    blocked.touch()
+    said = run_installed(installed, KERNEL, folder, PATH=path, CUPYGPT_CACHE_DIR=str(blocked))
+    assert "cannot be kept in" in said
+    assert "CUPYGPT_CACHE_DIR" in said
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,8 @@ line  requests.cu                       what             per request   at best
   41  for (int i = 0; i < 32; i += 8) o writes out       4 sectors     4
 
 estimate for an H100: 3.3 us, limited by L1 and shared memory
-  L1 and shared memory 0.57, waiting 0.42, L2 0.061 us
-  6.1% of the threads it can hold; its bytes alone would take 2.5 us
+  L1 and shared memory 0.57, waiting 0.42, L2 0.065 us
+  1.5% of the threads it can hold; its bytes alone would take 2.5 us
 """
 
 
