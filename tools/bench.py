@@ -27,7 +27,7 @@ from cupygpt.device.precision import Precision, chosen_precision
 from cupygpt.distributed.collectives import ONE_RANK_COLLECTIVES, Collectives
 from cupygpt.errors import ConfigError
 from cupygpt.kernels.load import record_kernels
-from cupygpt.kernels.matmul_plan import measuring
+from cupygpt.kernels.matmul import measuring
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.memory_plan import RunShape, memory_plan, shape_of_run

@@ -1,16 +1,22 @@
-"""The part of cuBLASLt's C interface that matmul.py calls, through ctypes.
+"""cuBLASLt: how a product is described in its terms, and the part of its C interface in use.
 
-The interface and the numbers are the same in CUDA 12 and 13. Source: NVIDIA's cuBLAS
-documentation (the cuBLASLt API) and the header cublasLt.h.
+Describe (`problem_of`). cuBLASLt's matrices are column-major. The memory of a row-major (M, N)
+array is that of a column-major (N, M) matrix, its transpose. Therefore out = a b is computed as
+outᵀ = bᵀ aᵀ, with the operands exchanged.
+
+Call (`CublasLt`), through ctypes. The interface and the numbers are the same in CUDA 12 and 13.
+Source: NVIDIA's cuBLAS documentation (the cuBLASLt API) and the header cublasLt.h.
 """
 
 import ctypes
 from collections.abc import Callable
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int64, c_size_t, c_uint32, c_uint64
 from ctypes import c_void_p as pointer
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
+from cupygpt.arrays import Array
 from cupygpt.device.libraries import find_library
 from cupygpt.errors import KernelError
 
@@ -30,6 +36,194 @@ _DESC_TRANSPOSE_A, _DESC_TRANSPOSE_B, _DESC_EPILOGUE = 3, 4, 7
 _DESC_BIAS_POINTER, _DESC_AUX_POINTER, _DESC_AUX_LD = 8, 11, 12
 _PREFERENCE_WORKSPACE_BYTES, _PREFERENCE_REDUCTION_SCHEMES = 1, 3
 _PREFERENCE_FIRST_ALIGNMENT = 5  # of A, B, C and D, in this order
+
+Epilogue = Literal["gelu", "dgelu"]
+
+_TYPE_NAMES = {"f": "float32", "H": "bfloat16"}
+_BASE_ALIGNMENT = 256
+_AUX_MULTIPLE = 8  # cuBLASLt requires it of the leading dimension of the GELU's input
+
+Signature = tuple[tuple[int, ...], tuple[int, ...], str, int, int]
+
+
+def signature(array: Array) -> Signature:
+    """What a plan depends on: shape, strides, type, alignment of the address in bytes, device."""
+    memory = array.data
+    address = memory.ptr | _BASE_ALIGNMENT
+    return array.shape, array.strides, array.dtype.char, address & -address, memory.device_id
+
+
+@dataclass(frozen=True)
+class Operand:
+    """A row-major 2-D array as cuBLASLt sees it: rows and columns exchanged.
+
+    `leading` is the distance in elements from one row of the array to the next.
+    """
+
+    type_code: str
+    rows: int
+    cols: int
+    leading: int
+    alignment: int
+
+    @classmethod
+    def of(cls, name: str, signature: Signature) -> "Operand":
+        """Raises KernelError where the array is not 2-D, or its rows are not contiguous."""
+        shape, strides, type_code, alignment, _ = signature
+        if len(shape) != 2:
+            raise KernelError(f"{name} has shape {shape}: products take 2-D arrays.")
+        if 0 in shape:
+            raise KernelError(f"{name} has shape {shape}: a product cannot sum over nothing.")
+        if type_code not in _TYPE_NAMES:
+            raise KernelError(
+                f"{name} has dtype '{type_code}': products take float32, and bfloat16 as uint16."
+            )
+        itemsize = 4 if type_code == "f" else 2
+        num_rows, width = shape
+        leading = strides[0] // itemsize if num_rows > 1 else width
+        if (width > 1 and strides[1] != itemsize) or strides[0] % itemsize or leading < width:
+            raise KernelError(
+                f"{name} {shape} has strides {strides} bytes: its rows must be contiguous and must "
+                f"not overlap (copy it, or pass the untransposed array and a transpose flag)."
+            )
+        return cls(type_code, width, num_rows, leading, alignment)
+
+    @property
+    def type_name(self) -> str:
+        """For messages."""
+        return _TYPE_NAMES[self.type_code]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of matrix product in cuBLASLt's terms: D (m, n) = op(A) (m, k) op(B) (k, n).
+
+    A is the caller's b and B the caller's a, because column-major exchanges them.
+    """
+
+    A: Operand
+    B: Operand
+    D: Operand
+    transpose_A: bool
+    transpose_B: bool
+    accumulate: bool
+    compute: int
+    epilogue: int
+    bias_alignment: int | None
+    aux_alignment: int | None
+    aux_leading: int
+
+    @property
+    def k(self) -> int:
+        """Terms of each sum."""
+        return self.A.rows if self.transpose_A else self.A.cols
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of the product."""
+        return 2 * self.D.rows * self.D.cols * self.k
+
+    def describe(self) -> str:
+        """The product as the caller wrote it, for messages."""
+        a, b, out = self.B, self.A, self.D
+        extras = [f"epilogue {self.epilogue}"] if self.epilogue != EPILOGUE_DEFAULT else []
+        if self.compute == COMPUTE_TF32:
+            extras.append("TF32")
+        left = f"({a.cols}, {a.rows}){'ᵀ' if self.transpose_B else ''}"
+        right = f"({b.cols}, {b.rows}){'ᵀ' if self.transpose_A else ''}"
+        return (
+            f"product out ({out.cols}, {out.rows}) {out.type_name} "
+            f"{'+=' if self.accumulate else '='} {left} @ {right} {a.type_name}"
+            + "".join(f", {extra}" for extra in extras)
+        )
+
+    def identity(self) -> str:
+        """All that the choice of an algorithm depends on, apart from GPU and library."""
+        operands = (self.B, self.A, self.D)
+        return (
+            f"{self.describe()}; rows {'/'.join(str(x.leading) for x in operands)} apart, aligned "
+            f"to {'/'.join(str(x.alignment) for x in operands)}, bias {self.bias_alignment}, "
+            f"aux {self.aux_alignment} {self.aux_leading}"
+        )
+
+
+def problem_of(key: tuple[Any, ...]) -> Problem:
+    """Check that the arrays of a call fit together, and describe the product for cuBLASLt.
+
+    `key` is the key that `matmul` has for its plans: five signatures (or None), then its options.
+    Raises KernelError that names what does not fit.
+    """
+    out_sig, a_sig, b_sig, bias_sig, aux_sig = key[:5]
+    transpose_a, transpose_b, accumulate, epilogue, tf32 = key[5:]
+    out, a, b = Operand.of("out", out_sig), Operand.of("a", a_sig), Operand.of("b", b_sig)
+    M, K = (a.rows, a.cols) if transpose_a else (a.cols, a.rows)
+    K_of_b, N = (b.rows, b.cols) if transpose_b else (b.cols, b.rows)
+    if K_of_b != K or (out.cols, out.rows) != (M, N):
+        raise KernelError(
+            f"shapes do not fit: out {out_sig[0]} from a {a_sig[0]}{'ᵀ' if transpose_a else ''} "
+            f"@ b {b_sig[0]}{'ᵀ' if transpose_b else ''}."
+        )
+    if a.type_code != b.type_code or (a.type_code == "f" and out.type_code == "H"):
+        raise KernelError(
+            f"types do not fit: out {out.type_name} from {a.type_name} @ {b.type_name}."
+        )
+    devices = {signature[4] for signature in key[:5] if signature is not None}
+    if len(devices) > 1:
+        raise KernelError(f"the arrays of a product lie on different GPUs: {sorted(devices)}.")
+    if bias_sig is not None:
+        _check_bias(bias_sig, N, out.type_code)
+    aux = None if aux_sig is None else _aux_operand(aux_sig, out, epilogue)
+    if accumulate and epilogue is not None:
+        raise KernelError(f'epilogue "{epilogue}" does not add to out: accumulate must be False.')
+    return Problem(
+        A=b,
+        B=a,
+        D=out,
+        transpose_A=transpose_b,
+        transpose_B=transpose_a,
+        accumulate=accumulate,
+        compute=(COMPUTE_TF32 if tf32 and a.type_code == "f" else COMPUTE_FLOAT32),
+        epilogue=_epilogue_flags(epilogue, bias=bias_sig is not None, aux=aux is not None),
+        bias_alignment=None if bias_sig is None else bias_sig[3],
+        aux_alignment=None if aux is None else aux.alignment,
+        aux_leading=0 if aux is None else aux.leading,
+    )
+
+
+def _check_bias(signature: Signature, N: int, type_code: str) -> None:
+    shape, strides, bias_type, _, _ = signature
+    itemsize = 4 if type_code == "f" else 2
+    if shape != (N,) or bias_type != type_code or (N > 1 and strides[0] != itemsize):
+        raise KernelError(
+            f"bias has shape {shape}, dtype '{bias_type}' and strides {strides}: "
+            f"it must be contiguous, ({N},), and of the result's type."
+        )
+
+
+def _aux_operand(signature: Signature, out: Operand, epilogue: Epilogue | None) -> Operand:
+    aux = Operand.of("aux", signature)
+    if epilogue is None or (aux.rows, aux.cols) != (out.rows, out.cols):
+        raise KernelError(
+            f"aux {signature[0]} is the GELU's input: it needs an epilogue, and the shape of out."
+        )
+    if aux.type_code != out.type_code or aux.leading % _AUX_MULTIPLE:
+        raise KernelError(
+            f"aux is {aux.type_name} with {aux.leading} elements from row to row: "
+            f"it must be {out.type_name}, with a multiple of {_AUX_MULTIPLE}."
+        )
+    return aux
+
+
+def _epilogue_flags(epilogue: Epilogue | None, *, bias: bool, aux: bool) -> int:
+    if epilogue == "dgelu":
+        if bias or not aux:
+            raise KernelError('epilogue "dgelu" takes aux, the input of the GELU, and no bias.')
+        return EPILOGUE_DGELU | EPILOGUE_AUX
+    if epilogue == "gelu":
+        flags = EPILOGUE_GELU
+        flags |= EPILOGUE_BIAS if bias else 0
+        return flags | (EPILOGUE_AUX if aux else 0)
+    return EPILOGUE_BIAS if bias else EPILOGUE_DEFAULT
 
 
 class HeuristicResult(ctypes.Structure):

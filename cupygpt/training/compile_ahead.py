@@ -5,7 +5,7 @@ from pathlib import Path
 from cupygpt.console.console import Console
 from cupygpt.device.device import Device
 from cupygpt.kernels.compile_dry_run import compile_dry_run
-from cupygpt.kernels.matmul_plan import measuring
+from cupygpt.kernels.matmul import measuring
 from cupygpt.model.generate import Generator
 from cupygpt.training.trainer import Trainer
 

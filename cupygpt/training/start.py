@@ -32,7 +32,7 @@ from cupygpt.flags.command_line import CommandLine
 from cupygpt.flags.config import LENGTHS, TrainConfig
 from cupygpt.flags.llmc import RESUME_IF_ANY, check_claims
 from cupygpt.flags.model_and_data import NEWEST_RUN
-from cupygpt.kernels import matmul_plan
+from cupygpt.kernels.matmul import PRODUCTS
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.planning.choose_model import ModelChoice, choose_model, find_source
 from cupygpt.planning.going_on import going_on
@@ -284,7 +284,7 @@ def _record_of_run(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
 
 def _made_at_start(config: TrainConfig) -> list[str]:
     """What is written into the folder of a new run before its first step."""
-    return [matmul_plan.FILE_NAME, *([f"{DEMO_NAME}_*"] if config.is_demo else [])]
+    return [PRODUCTS, *([f"{DEMO_NAME}_*"] if config.is_demo else [])]
 
 
 def _warn_of_no_lock(lock: FolderLock | None, console: Console) -> None:

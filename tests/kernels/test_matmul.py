@@ -1,4 +1,4 @@
-"""Products on the GPU against float64; test_matmul_plan.py has what needs no GPU."""
+"""Products on the GPU against float64; what needs no GPU is in test_cublaslt.py."""
 
 import itertools
 import math
