@@ -26,6 +26,7 @@ from cupygpt.checkpoint.checkpoint import load_model
 from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
 from cupygpt.data.tokenizer import load_tokenizer
+from cupygpt.exchange.hf_folder import load_hugging_face
 from cupygpt.exchange.safetensors_file import read_tensor_table
 from cupygpt.files import HEADER_BYTES
 
@@ -238,15 +239,15 @@ def test_gpt2s_shape_goes_in_is_fine_tuned_and_goes_out(hf: Any, tmp_path: Path)
     convert("random.bin", "theirs", cwd=tmp_path)
     (tmp_path / "random.bin").unlink()
     hf_model(tmp_path / "theirs").save_pretrained(tmp_path / "saved")
-    convert("saved", "in.bin", cwd=tmp_path)
     (tmp_path / "text.txt").write_text(mixed_text(20_000))
     for words in (
         ["cupygpt.prepare", "text.txt"],
-        ["cupygpt.train", "-e", "in.bin", "-i", "text_train.bin", "-o", "run", "-b", "1", "-t",
-         "16", "-n", "20", "-s", "0", "-l", "1e-5", "--device", "cpu"],
+        ["cupygpt.train", "-e", "saved", "-i", "text_train.bin", "-o", "run", "-b", "1", "-t",
+         "16", "-n", "20", "-s", "0", "--device", "cpu"],
     ):  # fmt: skip
         result = command(words[0], *words[1:], cwd=tmp_path, timeout=1200)
         assert result.returncode == 0, result.stderr
+    assert "learning rate 5e-05 after 2 warm-up steps" in " ".join(result.stdout.split())
     convert("run", "out", cwd=tmp_path)
     convert("run", "out.bin", cwd=tmp_path)
     ids = np.arange(8) * 1000
@@ -254,5 +255,5 @@ def test_gpt2s_shape_goes_in_is_fine_tuned_and_goes_out(hf: Any, tmp_path: Path)
         hf_logits(hf_model(tmp_path / "out"), ids) - our_logits(tmp_path / "out.bin", ids)
     )
     assert difference.max() < 1e-4
-    before, after = (load_model(tmp_path / name).parameters for name in ("in.bin", "out.bin"))
-    assert not np.array_equal(before, after)
+    before = load_hugging_face(tmp_path / "saved").parameters
+    assert not np.array_equal(before, load_model(tmp_path / "out.bin").parameters)
