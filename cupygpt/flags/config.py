@@ -99,7 +99,7 @@ def parse_given(arguments: Sequence[str] | None) -> dict[str, Any]:
             text = item.metadata["help"].replace("%", "%%")
             if item.metadata["from_file"] is not None:
                 text += (
-                    f" (default: chosen for a new model; with a model file "
+                    f" (default: chosen by model and text; with a plain .bin "
                     f"{item.metadata['from_file']:g})"
                 )
             elif item.default is not None and item.default is not False:

@@ -35,10 +35,10 @@ def flag(
     """A field for the flag `names`; `argument` are further settings of argparse.
 
     `default` None means: open until planning/defaults.py has chosen. `from_file` is what it chooses
-    for a run whose weights come from a model file: llm.c's default. A resumed run cannot change a
-    `fixed` flag: another value would give other losses than those of the run that never stopped.
-    (-b and -d may change: they decide how the rest of the run continues.) A value with a `label`
-    is shown in the optimizer row of the startup table.
+    for a plain model file, of which nothing is known: llm.c's default. A resumed run cannot change
+    a `fixed` flag: another value would give other losses than those of the run that never stopped.
+    (-b and -d may change: they decide how the rest of the run continues.) A value with a `label` is
+    shown in the optimizer row of the startup table.
     """
     metadata = {
         "names": names,

@@ -26,8 +26,9 @@ class LearningFlags:
         "--steps",
         type=int,
         range=AT_LEAST_1_OR_ALL,
-        help="optimizer steps, -1 = one epoch as llm.c counts it (default: one epoch with a model "
-        "file, else what --minutes says); beside -x, -n is llm.c's: save every so many steps",
+        help="optimizer steps, -1 = one epoch as llm.c counts it (default: 3 epochs to fine-tune, "
+        "one with a plain .bin, else what --minutes says); beside -x, -n is llm.c's: save every so "
+        "many steps",
     )
     epochs: float | None = flag(
         "--epochs", type=float, range=POSITIVE, help="length of the run in epochs, instead of -n"

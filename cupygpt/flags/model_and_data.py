@@ -17,9 +17,12 @@ class ModelAndDataFlags:
         "-e",
         "--model",
         type=user_text,
-        help="model file (.bin) or descriptor: small, d12, gpt3:c768 ..., or any shape as "
-        "L6:H6:C384, layers, heads and channels (default: by the time that a CPU has, by the text "
-        "on a GPU)",
+        help="weights to begin with: a run folder (RUN, RUN@newest or RUN@STEP), a Hugging Face "
+        "folder or a model file (.bin); or the size of a new model: small, d12, gpt3:c768 ..., or "
+        "any shape as L6:H6:C384, layers, heads and channels (default: a new model, by the time "
+        "that a CPU has, by the text on a GPU). A run, a Hugging Face folder, and a .bin that "
+        "convert made from one are fine-tuned; any other (a plain .bin) is trained with llm.c's "
+        "defaults",
     )
     train_data: str | None = flag(
         "-i",
@@ -36,7 +39,7 @@ class ModelAndDataFlags:
     )
     tokenizer: str | None = flag(
         "--tokenizer",
-        help="gpt2, bytes or a file (default: that of the data, or by the model's vocabulary)",
+        help="gpt2, bytes or a file (default: that of the data, of -e, or by the vocabulary)",
     )
     seq_len: int | None = flag(
         "-t",
@@ -44,8 +47,8 @@ class ModelAndDataFlags:
         type=int,
         range=AT_LEAST_1,
         fixed=True,
-        help="tokens per row, T: the context of a new model (default: by its size; with a model "
-        "file its context)",
+        help="tokens per row, T: the context of a new model (default: by its size; of a trained "
+        "model the positions that were trained; of a plain .bin all)",
     )
     no_shuffle: bool = switch(
         "--no-shuffle",

@@ -1,9 +1,9 @@
 """What a run does where its flags leave it open.
 
-A run from a model file of which nothing is known gets llm.c's defaults, which stand in the fields
-of the flags. A new model gets what was measured to be good: its size from the time or the text that
-there is for it, the rest from its size and the length of the run. The rules were fitted to some 180
-runs on four texts, from 0.2 to 11 million parameters and one to a hundred epochs;
+A run from a plain model file, of which nothing is known, gets llm.c's defaults, which stand in the
+fields of the flags. A new model gets what was measured to be good: its size from the time or the
+text that there is for it, the rest from its size and the length of the run. The rules were fitted
+to some 180 runs on four texts, from 0.2 to 11 million parameters and one to a hundred epochs;
 `tools/try_defaults.py` repeats such a grid. The first table shows the choices about size, batch and
 learning; run.json records all.
 

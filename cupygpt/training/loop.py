@@ -14,7 +14,6 @@ from cupygpt.console.console import Console
 from cupygpt.console.stop_signal import StopRequest
 from cupygpt.data.document_start import document_start
 from cupygpt.data.loader import START, Packed, Position, Prefetcher, StepLoader
-from cupygpt.distributed.collectives import make_collectives
 from cupygpt.distributed.ranks import Ranks, rank0_first
 from cupygpt.errors import ConfigError, RunError
 from cupygpt.model.generate import Generator, Sampling
@@ -27,7 +26,7 @@ from cupygpt.training.compile_ahead import compile_ahead
 from cupygpt.training.diverged import diverged, has_finite_moments, is_finite
 from cupygpt.training.keeper import keeper_of, last_checkpoint
 from cupygpt.training.length import final_plan, fixed_at, measured_plan
-from cupygpt.training.trainer import OptimizerSettings, PendingStep, Trainer
+from cupygpt.training.trainer import PendingStep, make_trainer
 from cupygpt.training.validator import Validator, open_questions
 
 MAX_PENDING = 3
@@ -74,7 +73,7 @@ class Run:
         self.stopped_by: str | None = None
         ranks.on_abort(self._farewell)
         console.memory = plan.device.used_bytes
-        self.trainer = _make_trainer(plan, ranks)
+        self.trainer = make_trainer(plan, ranks)
         self._generator = Generator(
             plan.device,
             plan.shape.config,
@@ -150,7 +149,7 @@ class Run:
             is_last = self.progress.step == self.plan.steps
             stops = self._stops(stop)
             validates = self._due(config.val_every, is_last=is_last) and not stops
-            samples = self._due(config.sample_every, is_last=is_last) and not stops
+            samples = self._samples(is_last=is_last) and not stops
             saves = self._due(config.checkpoint_every or 0, is_last=is_last) or stops
             saves = saves or self._save_is_asked
             if validates or samples or saves or is_last:
@@ -218,6 +217,12 @@ class Run:
 
     def _due(self, every: int, *, is_last: bool) -> bool:
         return bool(every) and (is_last or self.progress.step % every == 0)
+
+    def _samples(self, *, is_last: bool) -> bool:
+        """Whether a sample is due. Just before the last step none is: that step gets its own."""
+        every, left = self.plan.config.sample_every, self.plan.steps - self.progress.step
+        is_near = self.plan.steps_are_fixed and every > 1 and 0 < left <= max(1, every // 10)
+        return self._due(every, is_last=is_last) and not is_near
 
     def _train_step(self) -> None:
         """Queue one step; report those that are done."""
@@ -352,20 +357,6 @@ class Run:
         """When another rank dies: restore the terminal, and say where the run can continue."""
         self.console.finish()
         return last_checkpoint(self.folder) if self.ranks.rank == 0 else ""
-
-
-def _make_trainer(plan: Plan, ranks: Ranks) -> Trainer:
-    config = plan.config
-    return Trainer(
-        plan.device,
-        plan.shape,
-        OptimizerSettings(config.beta1, config.beta2, config.weight_decay, config.grad_clip),
-        accumulation=plan.accumulation,
-        dropout_p=config.dropout,
-        seed=config.seed,
-        graph=plan.device.is_gpu and not config.no_graph,
-        collectives=make_collectives(plan.device, ranks),
-    )
 
 
 def _step_batches(plan: Plan, data: Data, progress: Progress, rank: int) -> Prefetcher[Packed]:

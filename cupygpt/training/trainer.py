@@ -15,7 +15,8 @@ import numpy as np
 
 from cupygpt.checkpoint.state_file import Progress, TrainState
 from cupygpt.device.device import Device, PendingRead, Replay
-from cupygpt.distributed.collectives import ONE_RANK_COLLECTIVES, Collectives
+from cupygpt.distributed.collectives import ONE_RANK_COLLECTIVES, Collectives, make_collectives
+from cupygpt.distributed.ranks import Ranks
 from cupygpt.distributed.zero import segments_of_shard, shard_of, shard_size
 from cupygpt.model.gpt import GPT, Dropout
 from cupygpt.model.memory_plan import RunShape
@@ -34,6 +35,7 @@ from cupygpt.ops.adamw import adamw
 from cupygpt.ops.cast import cast_to_bfloat16
 from cupygpt.ops.global_norm import global_norm
 from cupygpt.ops.loss_mean import loss_mean
+from cupygpt.planning.plan import Plan
 
 NUM_CONTROLS = 3
 """Learning rate and the two bias corrections of AdamW."""
@@ -312,6 +314,21 @@ class Trainer:
         controls = np.array([lr, *corrections], np.float32).view(np.int32)
         words = np.array([*self._seed_words, step, 0], np.uint32).view(np.int32)
         return np.concatenate([packed.reshape(-1), controls, words])
+
+
+def make_trainer(plan: Plan, ranks: Ranks) -> Trainer:
+    """The trainer of a run, with the settings that its flags ask for."""
+    config = plan.config
+    return Trainer(
+        plan.device,
+        plan.shape,
+        OptimizerSettings(config.beta1, config.beta2, config.weight_decay, config.grad_clip),
+        accumulation=plan.accumulation,
+        dropout_p=config.dropout,
+        seed=config.seed,
+        graph=plan.device.is_gpu and not config.no_graph,
+        collectives=make_collectives(plan.device, ranks),
+    )
 
 
 def mean_loss(sums: Iterable[tuple[float, int]]) -> float:

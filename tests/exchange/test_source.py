@@ -49,6 +49,21 @@ def test_the_best_checkpoint_need_not_be_the_newest(
     assert find_weights(f"{run}@newest").step == 12
 
 
+def test_a_checkpoint_that_a_running_run_removes_meanwhile_is_one_message(run: Path) -> None:
+    source = find_weights(f"{run}@6")
+    for path in run.glob("*_00000006*"):
+        path.unlink()
+    with pytest.raises(CheckpointError, match=r"step 6 was removed meanwhile.* Try again\."):
+        load_weights(source)
+
+
+def test_a_checkpoint_without_its_model_is_named_with_the_others(run: Path) -> None:
+    (run / "model_00000012.bin").unlink()
+    source = find_weights(str(run))
+    with pytest.raises(CheckpointError, match=r"model_00000012\.bin: missing.*run@6\."):
+        load_weights(source)
+
+
 @pytest.mark.parametrize("which", ["7", "-6", "new", "", "6.0", "²"])
 def test_a_step_that_is_not_kept_is_named_with_those_that_are(run: Path, which: str) -> None:
     with pytest.raises(CheckpointError, match=r"no such checkpoint.*newest, or one .*: 6, 12\."):

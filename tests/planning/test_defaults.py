@@ -12,6 +12,8 @@ from cupygpt.planning.defaults import (
     MOST_EPOCHS,
     batch_settings,
     file_settings,
+    fine_tuning_settings,
+    fine_tuning_step_tokens,
     length_settings,
     settle,
     size_for,
@@ -123,3 +125,38 @@ def test_the_length_of_a_new_models_run() -> None:
             TrainConfig(**given),
             "",
         )
+
+
+GPT2 = GPTConfig(maxT=1024, V=50257, L=12, NH=12, C=768)
+
+
+def test_gpt2_is_fine_tuned_with_the_rate_that_is_usual_for_it() -> None:
+    """transformers takes 5e-5; small models, which were trained for minutes, learn faster."""
+    assert fine_tuning_settings(GPT2, 10**6) == {"learning_rate": 5e-5, "dropout": 0.1}
+    assert fine_tuning_settings(GPT2, 10**9)["dropout"] == 0.0
+    small = fine_tuning_settings(SMALL, 10**6)
+    assert small["learning_rate"] == pytest.approx(settled(SMALL).learning_rate / 2, rel=0.03)
+    assert small["dropout"] == 0.0
+
+
+def test_fine_tuning_has_three_epochs_and_at_least_200_steps_of_them() -> None:
+    for tokens in (10**4, 10**5, 10**6):
+        steps = 3 * tokens / fine_tuning_step_tokens(tokens)
+        assert 200 <= steps < 400 or fine_tuning_step_tokens(tokens) == 2**13
+    assert fine_tuning_step_tokens(10**9) == 2**13
+    assert fine_tuning_step_tokens(1) == 1
+    config, why = length_settings(TrainConfig(), GPT2, 10**6, on_gpu=False, fine_tunes=True)
+    assert (config.epochs, config.minutes) == (3.0, None)
+    assert "fine-tuning" in why
+    given = TrainConfig(steps=5)
+    assert length_settings(given, GPT2, 10**6, on_gpu=True, fine_tunes=True) == (given, "")
+
+
+def test_given_flags_win_in_fine_tuning_too() -> None:
+    facts = {"steps": 100, "step_tokens": 2**13, "train_tokens": 10**6, "val_tokens": 0}
+    given = {"learning_rate": 1.0, "dropout": 0.3, "warmup": 7}
+    config = settle(TrainConfig(**given), GPT2, **facts, fine_tunes=True)
+    assert {name: getattr(config, name) for name in given} == given
+    open_ = settle(TrainConfig(), GPT2, **facts, fine_tunes=True)
+    assert (open_.learning_rate, open_.dropout, open_.warmup) == (5e-5, 0.1, 10)
+    assert (open_.final_fraction, open_.weight_decay) == (0.05, 0.1)

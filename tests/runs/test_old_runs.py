@@ -16,6 +16,10 @@ from support.small_runs import main_log, metrics
 
 from cupygpt import sample, train
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
+from cupygpt.checkpoint.model_file import save_model
+from cupygpt.config import GPTConfig
+from cupygpt.data.row_order import LISTED
+from cupygpt.model.init_weights import initial_parameters
 from cupygpt.run_folder.record import read_record
 
 RUNS = Path(__file__).parents[1] / "golden" / "runs"
@@ -139,3 +143,29 @@ def test_the_log_and_the_metrics_of_an_old_run_are_read(run: Path) -> None:
     sampled = metrics(run, "sample")
     assert [event["step"] for event in sampled] == [every, 2 * every]
     assert all(isinstance(event["text"], str) and event["text"] for event in sampled)
+
+
+COMMAND = (
+    "--device cpu -e tiny.bin -i text_train.bin -j text_val.bin --tokenizer bytes -b 4 -t 16 "
+    "-l 1e-2 -u 2 -q 0.1 -c 0.1 --dropout 0.1 -v 6 -m 4 -s 6 -g 24 --checkpoint-every 6 --keep 0 "
+    "-n 12 -o run"
+)
+"""The command of 283337a/run.json."""
+
+
+def test_the_same_command_gives_the_same_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a plain model file, in the order of rows of then: the log, and the weights."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("cupygpt.planning.plan.COMPUTED", LISTED)
+    old = RUNS / "283337a"
+    assert read_record(old)["environment"]["command"].endswith(COMMAND)
+    for part in ("train", "val"):
+        shutil.copy(old / f"text_{part}.bin", tmp_path)
+    tiny = GPTConfig(**read_record(old)["model"])
+    save_model(tmp_path / "tiny.bin", tiny, initial_parameters(tiny, 42), "fp32")
+    assert train.main(COMMAND.split()) == 0
+    assert_close(main_log(tmp_path / "run"), main_log(old))
+    now, then = (load_checkpoint(run, 12).state.params for run in (tmp_path / "run", old))
+    np.testing.assert_allclose(now, then, atol=1e-4)

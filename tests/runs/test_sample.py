@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.small_runs import command, metrics
+from support.small_runs import command, metrics, write_files
 
 from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
@@ -231,3 +231,15 @@ def test_bad_input_gets_one_message(
     err = capsys.readouterr().err
     assert message in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"),
+    [("21", "20", [21]), ("23", "20", [20, 23]), ("5", "2", [2, 5]), ("3", "1", [1, 2, 3])],
+)
+def test_no_sample_comes_just_before_that_of_the_last_step(
+    tmp_path: Path, steps: str, every: str, expected: list[int]
+) -> None:
+    flags = [*write_files(tmp_path), "-v", "0", "-g", "4", "-n", steps, "-s", every]
+    assert train([*flags, "-o", str(tmp_path / "run")]) == 0
+    assert [event["step"] for event in metrics(tmp_path / "run", "sample")] == expected
