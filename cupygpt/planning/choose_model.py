@@ -24,7 +24,7 @@ class ModelChoice:
     `notes` say what a person should know of it, one sentence each. `config` has the rows and the
     batch that were chosen with it; `batch_is_open` says that no flag asked for that batch, so that
     it may shrink to fit the memory. `fine_tunes`: the weights are those of a trained model, so what
-    is open is chosen for fine-tuning.
+    is open is chosen for fine-tuning; its first `trained_length` positions were trained.
     """
 
     config: TrainConfig
@@ -34,6 +34,7 @@ class ModelChoice:
     notes: tuple[str, ...] = ()
     batch_is_open: bool = False
     fine_tunes: bool = False
+    trained_length: int = 0
 
 
 def find_source(config: TrainConfig, ranks: Ranks) -> WeightSource | None:
@@ -105,6 +106,7 @@ def _choose_source(
         notes,
         batch_is_open=config.batch_size is None,
         fine_tunes=True,
+        trained_length=trained,
     )
 
 

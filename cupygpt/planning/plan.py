@@ -30,10 +30,7 @@ from cupygpt.flags.config import TrainConfig, flags_of
 from cupygpt.flags.llmc import ONE_EPOCH
 from cupygpt.model.memory_plan import RunShape, check_fits, fits, shape_of_run
 from cupygpt.planning.choose_model import ModelChoice
-from cupygpt.planning.defaults import (
-    length_settings,
-    settle,
-)
+from cupygpt.planning.defaults import length_settings, settle
 from cupygpt.planning.open_data import Data
 from cupygpt.planning.schedule import Schedule
 
@@ -53,7 +50,8 @@ class Plan:
     `asked` is the config before what depends on the number of steps was chosen. `steps_are_fixed`
     is False as long as a run of so many minutes measures how many fit. The run begins, or goes on,
     at `first_step`, after `tokens_before`: its steps may have had another size before. `fine_tunes`
-    says that what is open is chosen for a trained model.
+    says that what is open is chosen for a trained model; of its positions the first
+    `trained_length` are trained, here or before.
     """
 
     config: TrainConfig
@@ -78,6 +76,7 @@ class Plan:
     first_step: int = 0
     tokens_before: int = 0
     fine_tunes: bool = False
+    trained_length: int = 0
 
     @property
     def schedule(self) -> Schedule:
@@ -181,6 +180,7 @@ def make_plan(
         world=ranks.world,
         peak_flops=_peak_flops(device, precision, ranks.world),
         fine_tunes=chosen.fine_tunes,
+        trained_length=max(shape.T, (record or {}).get("trained_length") or chosen.trained_length),
     )
     steps = _steps(plan, record)
     is_fixed = config.minutes is None or bool((record or {}).get("steps"))

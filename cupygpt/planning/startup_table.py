@@ -50,10 +50,11 @@ def _describe_validation(plan: Plan, data: Data) -> str:
 def _without_effect(plan: Plan) -> list[str]:
     """Flags that cannot do in this run what they are for, a sentence each."""
     config, schedule, notes = plan.config, plan.schedule, []
-    maxT, T = plan.shape.config.maxT, plan.shape.T
-    if maxT > T:
+    maxT, trained = plan.shape.config.maxT, plan.trained_length
+    if maxT > trained:
         notes.append(
-            f"the model has {maxT} positions, of which {T} are trained (-t); sample uses {T}"
+            f"the model has {maxT} positions, of which {trained} are trained (-t); sample uses "
+            f"{trained}"
         )
     if plan.extensions:
         notes.append(_describe_extension(plan))

@@ -41,7 +41,7 @@ def new_record(plan: Plan, data: Data, source: dict[str, Any] | None) -> dict[st
         "model": asdict(plan.shape.config),
         "data": data.record(),
         "precision": plan.shape.precision.name,
-        "trained_length": plan.shape.T,
+        "trained_length": plan.trained_length,
         "steps": plan.steps if plan.steps_are_fixed else None,
         "validation": plan.validation.as_dict() if plan.validation else None,
         "row_order": plan.row_order,

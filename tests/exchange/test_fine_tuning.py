@@ -19,6 +19,7 @@ from cupygpt import convert, evaluate, prepare
 from cupygpt.checkpoint.checkpoint import load_checkpoint, load_model
 from cupygpt.data.tokenizer import load_tokenizer
 from cupygpt.exchange.hf_tokenizer_files import tokenizer_files
+from cupygpt.exchange.source import find_weights
 from cupygpt.flags.config import TrainConfig
 from cupygpt.planning.choose_model import find_source
 from cupygpt.run_folder.lock import FolderLock
@@ -79,6 +80,21 @@ def test_a_run_is_fine_tuned_from_the_checkpoint_that_is_named(
     assert record["config"]["learning_rate"] == pytest.approx(0.5 * 4.5 / 13248**0.5, rel=0.03)
     first = metrics(run, "val")[0]["loss"]
     assert first == pytest.approx(loss_of(name, tmp_path / "new_val.bin", capsys), rel=1e-6)
+
+
+def test_shorter_rows_do_not_make_the_model_forget_its_other_positions(
+    base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They were trained before, so `sample` may use them."""
+    for t, trained in (("8", 16), ("20", 20)):
+        flags = ["-e", str(base), *new_data(tmp_path), *QUIET, "-v", "0", "-t", t]
+        assert main([*flags, "-n", "1", "-o", str(tmp_path / t)]) == 0
+        out = " ".join(capsys.readouterr().out.split())
+        assert f"has 32 positions, of which {trained} are trained" in out
+        assert ("only 16 positions of this model were trained" in out) == (t == "20")
+        assert main(["--resume", str(tmp_path / t), "--extend", "1"]) == 0
+        assert recorded(tmp_path / t)["trained_length"] == trained
+        assert find_weights(str(tmp_path / t)).trained_length == trained
 
 
 def test_without_a_length_it_is_three_epochs_of_small_steps(
