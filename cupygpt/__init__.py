@@ -50,13 +50,63 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     zero shard      a rank's share of the flat vector of parameters (ZeRO-1)
 """
 
+import importlib
 import os
 import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cupygpt.errors import CheckpointError as CheckpointError
+    from cupygpt.errors import ConfigError as ConfigError
+    from cupygpt.errors import CupyGPTError as CupyGPTError
+    from cupygpt.errors import DataError as DataError
+    from cupygpt.errors import DeviceError as DeviceError
+    from cupygpt.errors import KernelError as KernelError
+    from cupygpt.errors import RunError as RunError
+    from cupygpt.errors import TokenizerError as TokenizerError
+    from cupygpt.interface.events import Event as Event
+    from cupygpt.interface.load import load as load
+    from cupygpt.interface.loader import Loader as Loader
+    from cupygpt.interface.model import Model as Model
+    from cupygpt.interface.train_model import train_model as train_model
+    from cupygpt.interface.trained_run import TrainedRun as TrainedRun
+    from cupygpt.interface.trainer import Trainer as Trainer
 
 __version__ = "0.1.0"
+
+_MODULES = {
+    "cupygpt.errors": (
+        *("CupyGPTError", "ConfigError", "DataError", "TokenizerError", "CheckpointError"),
+        *("DeviceError", "KernelError", "RunError"),
+    ),
+    "cupygpt.interface.load": ("load",),
+    "cupygpt.interface.model": ("Model",),
+    "cupygpt.interface.train_model": ("train_model",),
+    "cupygpt.interface.trained_run": ("TrainedRun",),
+    "cupygpt.interface.events": ("Event",),
+    "cupygpt.interface.trainer": ("Trainer",),
+    "cupygpt.interface.loader": ("Loader",),
+}
+"""Where the names of the package are defined; they are imported when they are asked for."""
+
+__all__ = [name for names in _MODULES.values() for name in names]
 
 if "numpy" not in sys.modules:
     # On the CPU the ops use one thread per core, also for matrix products. BLAS's own threads would
     # busy-wait on cores that the ops need, so BLAS gets one thread. OpenBLAS reads this variable
     # when NumPy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            value = getattr(importlib.import_module(module), name)
+            globals()[name] = value
+            return value
+    hint = " The function that trains is cupygpt.train_model." if name == "train" else ""
+    raise AttributeError(f"module 'cupygpt' has no attribute {name!r}.{hint}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -3,7 +3,7 @@
 The rooms of cupygpt/, from top to bottom:
 
     lab > emulator, ops, training: no other room knows the lab, and only the lab knows the emulator
-    commands > training > planning, evaluation > flags, exchange > run_folder, model
+    commands, interface > training > planning, evaluation > flags, exchange > run_folder, model
     > checkpoint, ops, texts > data, distributed, kernels > device > files
     the ground floor: the files directly in cupygpt/, and console
 
@@ -20,10 +20,16 @@ from pathlib import Path
 
 import pytest
 
+import cupygpt
+
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "cupygpt"
 
 MAY_IMPORT = {
+    "interface": {
+        *("training", "planning", "evaluation", "flags", "exchange", "run_folder", "model"),
+        *("checkpoint", "ops", "data", "distributed", "kernels", "device"),
+    },
     "training": {
         *("planning", "evaluation", "flags", "run_folder", "model", "checkpoint", "ops"),
         *("data", "distributed", "kernels", "device"),
@@ -70,7 +76,7 @@ COMMANDS = {"train", "sample", "prepare", "convert", "evaluate"}
 """What a person starts. No module imports them."""
 
 IMPORTED_LATE = {
-    *("cupy", "cupyx", "cuda", "tiktoken", "regex", "mpi4py", "resource", "matplotlib"),
+    *("cupy", "cupyx", "cuda", "tiktoken", "regex", "mpi4py", "resource", "matplotlib", "IPython"),
     *("pyarrow", "compression", "backports"),
 }
 """Packages that may be imported inside a function: they are slow, optional, or not everywhere."""
@@ -195,7 +201,7 @@ def loads_cupy(module: str) -> bool:
     return any(
         package_of(found.target) == "cupy" or (is_ours(found.target) and loads_cupy(found.target))
         for found in imports_of(MODULES[module])
-        if not found.in_function
+        if not found.in_function and found.target != "cupygpt"  # which loads nothing
     )
 
 
@@ -256,6 +262,23 @@ def test_the_package_itself_loads_nothing() -> None:
         "heavy = {'numpy', 'cupy', 'tiktoken', 'rich'} & sys.modules.keys()\n"
         "rooms = [name for name in sys.modules if name.startswith('cupygpt.')]\n"
         "assert not heavy and not rooms, (heavy, rooms)\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
+
+
+def test_the_names_of_the_package_load_neither_cupy_nor_tokenizers() -> None:
+    """All of them, as types as well as at run time."""
+    typed = {found.name for found in imports_of(MODULES["cupygpt"]) if is_ours(found.target)}
+    assert typed == set(cupygpt.__all__)
+    program = (
+        "import sys, cupygpt\n"
+        "for name in cupygpt.__all__:\n"
+        "    assert getattr(cupygpt, name).__module__.startswith('cupygpt.'), name\n"
+        "heavy = {'cupy', 'tiktoken', 'IPython'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+        "assert not hasattr(cupygpt, 'train')\n"
+        "import cupygpt.train\n"
+        "assert cupygpt.train.main\n"
     )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, timeout=60)
 

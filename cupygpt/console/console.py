@@ -19,6 +19,7 @@ from rich.text import Text
 
 from cupygpt.console.bar import Shown, StepFigures, StepLine, VisibleCursor, draw_bar
 from cupygpt.console.figures import duration_words
+from cupygpt.console.notebook import NotebookBar
 from cupygpt.console.safe_text import safe_text
 from cupygpt.console.stream import SafeStream, draws_bar, say, stdout_error
 
@@ -31,8 +32,9 @@ SAMPLE_WIDTH, SAMPLE_LINES = 100, 8
 class Console:
     """Prints a run, on `stream` or stdout. Printing never fails, and never stops the run.
 
-    `terminal` says whether a bar is drawn; None asks the stream. `clock` gives seconds. `memory`
-    gives the bytes in use and is called only when they are shown.
+    `terminal` says whether a bar is drawn; None asks the stream. A `notebook` shows its bar beside
+    the lines, instead of those of the steps. `clock` gives seconds. `memory` gives the bytes in use
+    and is called only when they are shown.
     """
 
     def __init__(
@@ -40,6 +42,7 @@ class Console:
         stream: IO[str] | None = None,
         *,
         terminal: bool | None = None,
+        notebook: NotebookBar | None = None,
         width: int | None = None,
         log_every: int = 10,
         clock: Callable[[], float] = time.perf_counter,
@@ -56,6 +59,7 @@ class Console:
             width=width,
             highlight=False,
         )
+        self._notebook = notebook
         self._log_every = log_every
         self._clock = clock
         self.memory = memory
@@ -117,6 +121,7 @@ class Console:
                 console=self._rich, refresh_per_second=8, transient=True, get_renderable=self._bar
             )
             self._live.start()
+        self._draw_in_notebook()
 
     def set_total(self, total_steps: int) -> None:
         """The run has so many steps: a run of so many minutes has measured how many fit."""
@@ -125,7 +130,8 @@ class Console:
     def step(self, line: StepLine) -> None:
         """One finished optimizer step."""
         self._latest = self._figures.add(line, self._clock())
-        if self._live:
+        self._draw_in_notebook()
+        if self._live or self._notebook:
             return
         if line.step % self._log_every == 0 or line.step in (
             self._first_step + 1,
@@ -191,6 +197,8 @@ class Console:
         if self._live:
             self._live.stop()
             self._live = None
+        if self._latest:
+            self._draw_in_notebook(at_once=True)
 
     def elapsed_s(self) -> float:
         """Seconds since `start`."""
@@ -229,6 +237,10 @@ class Console:
             saved=self._saved,
             stopping=self._stopping,
         )
+
+    def _draw_in_notebook(self, *, at_once: bool = False) -> None:
+        if self._notebook:
+            self._notebook.draw(self._bar(), at_once=at_once)
 
     def _tell_of_error(self, error: Exception) -> None:
         if not self._stream.reader_gone:  # of that the loop speaks, because it ends the run

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from cupygpt.errors import CheckpointError
 from cupygpt.files import atomic_write, sync_file
@@ -63,6 +64,25 @@ class RunLog:
         known = {name: _json_value(value) for name, value in values.items()}
         event = {"kind": kind, "step": step, **known}
         self._metrics.add(json.dumps(event, allow_nan=False) + "\n")
+
+
+def read_metrics(folder: Path) -> Iterator[dict[str, Any]]:
+    """The events of a run in their order: kind, step and values, as metrics.jsonl holds them.
+
+    A line that a crash has cut off is left out. Raises CheckpointError if there is no such file.
+    """
+    path = folder / METRICS
+    try:
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise CheckpointError(
+            f"{path}: could not be read ({error.strerror or error}). Name the folder of a run."
+        ) from error
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            event = json.loads(line)
+            if isinstance(event, dict) and {"kind", "step"} <= event.keys():
+                yield event
 
 
 class _LogFile:

@@ -38,14 +38,22 @@ def oracle_nats(ids: np.ndarray, config: GPTConfig = BYTES) -> np.ndarray:
 
 @cache
 def _oracle_nats(ids: tuple[int, ...], config: GPTConfig) -> np.ndarray:
-    p = cut_packed(weights(config).astype(np.float64), parameter_specs(config))
-    x = oracle.encoder_forward(np.asarray(ids, np.int64)[None, :-1], p.wte, p.wpe)
+    logits, _ = oracle_model(np.asarray(ids[:-1], np.int64), config, weights(config))
+    return oracle.classifier(logits, np.asarray(ids[1:], np.int64), config.V, 1.0)[0]
+
+
+def oracle_model(
+    ids: np.ndarray, config: GPTConfig, parameters: np.ndarray
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """The logits (T, Vp) of ids (T,), and qkv (1, T, 3C) of each layer, in float64."""
+    p = cut_packed(parameters.astype(np.float64), parameter_specs(config))
+    x, qkvs = oracle.encoder_forward(ids[None], p.wte, p.wpe), []
     for l in range(config.L):  # noqa: E741
         norm = oracle.layernorm_forward(x, p.ln1w[l], p.ln1b[l])[0]
-        heads = oracle.attention_forward(norm @ p.qkvw[l].T + p.qkvb[l], config.NH)[0]
+        qkvs.append(norm @ p.qkvw[l].T + p.qkvb[l])
+        heads = oracle.attention_forward(qkvs[-1], config.NH)[0]
         x = x + heads @ p.attprojw[l].T + p.attprojb[l]
         norm = oracle.layernorm_forward(x, p.ln2w[l], p.ln2b[l])[0]
         hidden = oracle.gelu_forward(norm @ p.fcw[l].T + p.fcb[l])
         x = x + hidden @ p.fcprojw[l].T + p.fcprojb[l]
-    logits = oracle.layernorm_forward(x, p.lnfw, p.lnfb)[0][0] @ p.wte.T
-    return oracle.classifier(logits, np.asarray(ids[1:], np.int64), config.V, 1.0)[0]
+    return oracle.layernorm_forward(x, p.lnfw, p.lnfb)[0][0] @ p.wte.T, qkvs
