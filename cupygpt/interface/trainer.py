@@ -30,7 +30,7 @@ from cupygpt.interface.loader import Files, open_files
 from cupygpt.interface.model import Model, Weights
 from cupygpt.interface.words import speaking_python
 from cupygpt.kernels.load import precompile, record_kernels
-from cupygpt.kernels.matmul_plan import measuring
+from cupygpt.kernels.matmul import measuring
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.memory_plan import check_fits, shape_of_run
 from cupygpt.training import trainer as training

@@ -51,7 +51,8 @@ Matmul = Callable[..., None]
 
 _matmuls: dict[type, Matmul] = {}
 _choices: dict[str, int] = {}
-_is_measuring = False
+_here = threading.local()
+"""`is_measuring` on a thread inside `measuring`: what others compute is not repeated."""
 
 
 def register_matmul(array_type: type, function: Matmul) -> None:
@@ -269,20 +270,19 @@ def measuring(run_folder: Path | None, *, keep: bool = True) -> Iterator[None]:
     nothing yet. Without `run_folder` only the user's cache is read and written. Only one rank of a
     run may `keep` its choices: otherwise all ranks would write the same files at once.
     """
-    global _is_measuring
     _choices.update(_read(cache_file()))
     if run_folder is not None:
         _choices.update(_read(run_folder / PRODUCTS))  # the run's own choices win
     known = len(_choices)
-    _is_measuring = True
+    _here.is_measuring = True
     try:
         yield
     finally:
-        _is_measuring = False
+        _here.is_measuring = False
     if not keep:
         return
     if run_folder is not None and _read(run_folder / PRODUCTS) != _choices:
-        _write(run_folder / PRODUCTS, _choices)
+        _write(run_folder / PRODUCTS, dict(_choices))
     path = cache_file()
     if len(_choices) > known and path is not None:
         try:
@@ -300,7 +300,8 @@ def choose_algorithm(
     A candidate is a function that queues the product on `stream`. The choice is 0, the first in
     cuBLASLt's ranking, unless the product has been measured or is measured now.
     """
-    if identity not in _choices and _is_measuring and len(candidates) > 1:
+    is_measuring = getattr(_here, "is_measuring", False)
+    if identity not in _choices and is_measuring and len(candidates) > 1:
         repeats = max(1, min(MAX_REPEATS, int(LAUNCH_FLOPS / flops)))
         _choices[identity] = _fastest(candidates, repeats, stream)
     return _choices.get(identity, 0)

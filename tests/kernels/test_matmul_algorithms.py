@@ -1,6 +1,7 @@
 """Which algorithm a product takes: measured once, and then the same for the run and the next."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,17 @@ def test_a_choice_is_kept_for_the_run_and_for_the_next(tmp_path: Path, timed: li
     with measuring(None):
         assert choose_algorithm("small", three(), 10**6, None) == 2
     assert len(timed) == 2
+
+
+def test_what_another_thread_computes_is_not_measured() -> None:
+    found: list[int] = []
+    thread = threading.Thread(
+        target=lambda: found.append(choose_algorithm("elsewhere", three(), 1, None))
+    )
+    with measuring(None):
+        thread.start()
+        thread.join()
+    assert found == [0]
 
 
 def test_one_rank_keeps_the_choices(tmp_path: Path, timed: list[int]) -> None:
