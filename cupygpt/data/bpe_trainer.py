@@ -86,7 +86,7 @@ class _Pieces:
         self._heap: list[int] = []
         self._made: dict[int, tuple[Keys, Places, Places]] = {}
         first = places[:-1][self._right[:-1] != self._none]
-        self._add(0, first, self._keys(first))
+        self._add(0, first)
 
     def most_frequent(self) -> tuple[int, int] | None:
         """The pair to merge next, which is forgotten; None if none occurs often enough."""
@@ -115,8 +115,7 @@ class _Pieces:
         self._subtract(np.concatenate([before[has_before], second[has_after]]))
         self._symbols[first], self._symbols[second] = new, -1
         self._right[first], self._left[after] = after, first
-        here = np.concatenate([before[has_before], first[has_after]])
-        self._add(new, here, self._keys(here))
+        self._add(new, np.concatenate([before[has_before], first[has_after]]))
 
     def _places(self, left: int, right: int) -> Places:
         """Where the pair stands, in order, without those that share a symbol with one before."""
@@ -135,34 +134,39 @@ class _Pieces:
             first = first[(number - run_start) % 2 == 0]
         return first
 
-    def _keys(self, first: Places) -> Keys:
-        """The pair that begins at each place, as one number."""
-        left = self._symbols[first].astype(np.int64)
-        return left << _ID_BITS | self._symbols[self._right[first]]
-
     def _subtract(self, first: Places) -> None:
         """Take the pairs that begin at these places out of the counts."""
-        keys, which = np.unique(self._keys(first), return_inverse=True)
-        times = np.bincount(which, self._weights[first], len(keys)).astype(np.int64)
+        keys, _, times, _ = self._grouped(first)
         counts = self._counts
         for key, number in zip(keys.tolist(), times.tolist(), strict=True):
             if key in counts:
                 counts[key] -= number
 
-    def _add(self, new: int, first: Places, keys: Keys) -> None:
+    def _add(self, new: int, first: Places) -> None:
         """Count the pairs that begin at these places; all of them hold the id `new`."""
-        order = np.argsort(keys, kind="stable")
-        keys, first = keys[order], first[order]
-        is_last = np.append(keys[1:] != keys[:-1], [True] * (len(keys) > 0))
-        ends = np.flatnonzero(is_last) + 1
-        sums = np.cumsum(self._weights[first], dtype=np.int64)[ends - 1]
-        times = np.diff(sums, prepend=0)
-        keys = keys[ends - 1]
+        keys, ends, times, first = self._grouped(first)
         for key, number in zip(keys.tolist(), times.tolist(), strict=True):
             if number >= FEWEST_TIMES:
                 self._counts[key] = number
                 heapq.heappush(self._heap, _entry(key, number))
-        self._made[new] = keys, ends.astype(np.int32), first
+        self._made[new] = keys, ends, first
+
+    def _grouped(self, first: Places) -> tuple[Keys, Places, Keys, Places]:
+        """The pairs that begin at these places, and the places sorted by pair.
+
+        Returns each pair as one number, where its places end, how often it occurs in the text, and
+        the places.
+        """
+        left = self._symbols[first].astype(np.int64)
+        keys = left << _ID_BITS | self._symbols[self._right[first]]
+        order = np.argsort(keys, kind="stable")
+        keys, first = keys[order], first[order]
+        is_last = np.ones(len(keys), bool)
+        np.not_equal(keys[1:], keys[:-1], out=is_last[:-1])
+        last = np.flatnonzero(is_last)
+        times = np.cumsum(self._weights[first], dtype=np.int64)[last]
+        times[1:] -= times[:-1].copy()
+        return keys[last], (last + 1).astype(np.int32), times, first
 
 
 def _entry(key: int, count: int) -> int:

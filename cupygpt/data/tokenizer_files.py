@@ -268,7 +268,7 @@ def usable_pattern(pattern: str, where: str) -> str:
         found = regex.finditer(pattern, _PROBE, timeout=PROBE_S)
         reached = _covered(match.span() for match in found)
     except TimeoutError as error:
-        raise _unusable(where, f"it needs over {PROBE_S:.0f} s for a short text") from error
+        raise _unusable(where, f"it needs over {PROBE_S:g} s for a short text") from error
     except (regex.error, RecursionError, MemoryError, OverflowError) as error:
         raise _unusable(where, f"it does not compile ({error})") from error
     if reached < len(_PROBE):

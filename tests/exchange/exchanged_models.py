@@ -72,10 +72,11 @@ def mixed_text(num_bytes: int) -> str:
 
 FLAGS = {
     "bytes": ["-e", "L2:H2:C64:T128", "-n", "400", "-b", "4", "-t", "128", "-l", "6e-3"],
+    "bpe:512": ["-e", "L2:H2:C64:T128", "-n", "400", "-b", "4", "-t", "128", "-l", "6e-3"],
     "gpt2": ["-e", "start.bin", "-n", "40", "-b", "2", "-t", "64", "-l", "1e-4"],
 }
-"""Small models by tokenizer, whose greedy text is more than one word: one is trained until it knows
-the text, the other begins with large random weights."""
+"""Small models by tokenizer, whose greedy text is more than one word: two are trained until they
+know the text, the other begins with large random weights."""
 START = GPTConfig(maxT=128, V=GPT2_VOCAB, L=2, NH=2, C=64)
 
 

@@ -18,7 +18,7 @@ from exchange.exchanged_models import (
     random_weights,
     trained_run,
 )
-from support.data_files import use_gpt2_files
+from support.data_files import use_gpt2_files, write_ranks
 from support.small_runs import command, metrics
 
 from cupygpt.arrays import from_bfloat16, to_bfloat16
@@ -26,6 +26,7 @@ from cupygpt.checkpoint.checkpoint import load_model
 from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
 from cupygpt.data.tokenizer import load_tokenizer
+from cupygpt.data.tokenizer_files import pattern_file, pattern_path
 from cupygpt.exchange.hf_folder import load_hugging_face
 from cupygpt.exchange.safetensors_file import read_tensor_table
 from cupygpt.files import HEADER_BYTES
@@ -69,12 +70,15 @@ def our_logits(path: Path, ids: np.ndarray) -> np.ndarray:
     return np.array(rows)
 
 
-@pytest.fixture(scope="module", params=["bytes", "gpt2"])
+@pytest.fixture(scope="module", params=["bytes", "gpt2", "bpe:512"])
 def trained(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
     """A run that was trained here, and the tokenizer of its data."""
-    return request.param, trained_run(request.param, tmp_path_factory.mktemp(request.param))
+    folder = tmp_path_factory.mktemp(request.param.replace(":", ""))
+    run = trained_run(request.param, folder)
+    learnt = folder / "text.tiktoken"
+    return str(learnt) if learnt.exists() else request.param, run
 
 
 @pytest.fixture(scope="module")
@@ -257,3 +261,25 @@ def test_gpt2s_shape_goes_in_is_fine_tuned_and_goes_out(hf: Any, tmp_path: Path)
     assert difference.max() < 1e-4
     before = load_hugging_face(tmp_path / "saved").parameters
     assert not np.array_equal(before, load_model(tmp_path / "out.bin").parameters)
+
+
+CL100K = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}++|\p{N}{1,3}+| ?[^\s\p{L}\p{N}]++[\r\n]*+"
+    r"|\s++$|\s*[\r\n]|\s+(?!\S)|\s"
+)
+"""The pattern of another tokenizer of OpenAI (tiktoken)."""
+
+
+def test_another_split_pattern_goes_there_and_comes_back(hf: Any, tmp_path: Path) -> None:
+    ranks = write_ranks(tmp_path / "own.tiktoken", [b"th", b"the", b" the", b"12", b"123", b"(x"])
+    pattern_path(ranks).write_bytes(pattern_file(CL100K))
+    ours = load_tokenizer(str(ranks))
+    config = GPTConfig(maxT=16, V=ours.vocab_size, L=1, NH=2, C=16)
+    save_model(tmp_path / "m.bin", config, random_weights(config), "fp32")
+    convert("m.bin", "hf", "--tokenizer", "own.tiktoken", cwd=tmp_path)
+    text = "the 12345 (x) (the)\n\n" + mixed_text(50_000)
+    theirs = hf.AutoTokenizer.from_pretrained(tmp_path / "hf")
+    assert np.array_equal(theirs(text, split_special_tokens=True)["input_ids"], ours.encode(text))
+    assert load_tokenizer(str(tmp_path / "hf/tokenizer.json")).sha256 == ours.sha256
+    convert("hf", "back.bin", cwd=tmp_path)
+    assert load_tokenizer(str(tmp_path / "back.tokenizer")).sha256 == ours.sha256
