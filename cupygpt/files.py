@@ -42,22 +42,32 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
     try:
+        with partial_file(path) as file:
+            yield file
         with os_errors_name(path):
-            with _open_new(partial) as file:
-                try:
-                    yield file
-                except BaseException:
-                    # If the disk is full, closing fails too, which must not hide the first error.
-                    with contextlib.suppress(OSError):
-                        file.close()
-                    raise
-                file.flush()
-                sync_file(file.fileno())
             partial.replace(path)
     except BaseException:
         remove_quietly(partial)
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def partial_file(path: Path) -> Iterator[BinaryIO]:
+    """Open `<name>.partial` beside `path` for writing, as `atomic_write`, which then renames it.
+
+    For several files that are renamed together.
+    """
+    with os_errors_name(path), _open_new(path.with_name(path.name + PARTIAL_SUFFIX)) as file:
+        try:
+            yield file
+        except BaseException:
+            # If the disk is full, closing fails too, which must not hide the first error.
+            with contextlib.suppress(OSError):
+                file.close()
+            raise
+        file.flush()
+        sync_file(file.fileno())
 
 
 def _open_new(path: Path) -> BinaryIO:

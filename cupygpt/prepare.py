@@ -9,11 +9,14 @@ from pathlib import Path
 
 from cupygpt.cli import run_cli
 from cupygpt.console.paste import shell_command
+from cupygpt.console.stop_signal import ending_cleanly
 from cupygpt.console.stream import set_up_streams
 from cupygpt.files import user_path
 from cupygpt.texts.hold_out import METHODS
-from cupygpt.texts.prepare_files import SHARD_TOKENS, VAL_FRACTION, Request, prepare_files
-from cupygpt.texts.text_files import SEPARATOR
+from cupygpt.texts.prepare_files import prepare_files
+from cupygpt.texts.reading.documents import SEPARATOR
+from cupygpt.texts.request import ERRORS, SHARD_TOKENS, VAL_FRACTION, Request
+from cupygpt.texts.writing.encode_blocks import MOST_WORKERS
 
 DESCRIPTION = """\
 Turn text into token files for cupygpt.train, in llm.c's format (2 bytes an id, or 4 for a
@@ -24,15 +27,27 @@ WHAT is one of
                     are llm.c's: the first 32,768 tokens are for validation
   python-docs       the text of Python's own documentation and docstrings, 2.1 MB, no network
                     needed; every 20th document is for validation
-  FILE...           your own UTF-8 text: files or quoted patterns such as 'books/**/*.txt'. Each
-                    file is one document. A tenth of the text is for validation: of many documents
-                    whole ones, chosen by a hash of their content, so that a larger text keeps the
-                    split; of few documents the last tenth of each. Many are 100 (so that ten are
-                    held out), if none of them is longer than half of the validation part
+  FILE...           your own text: files, quoted patterns such as 'books/**/*.txt', folders (their
+                    .txt, .jsonl and .parquet files), or - for standard input
 
-Writes NAME_train.bin and NAME_val.bin, and beside each file a record of its tokenizer and its
+Files may be
+  text              any ending but those below: each file is one document. UTF-8, or what a byte
+                    order mark says; Windows line ends become line feeds
+  .jsonl, .ndjson   each line is a JSON record, and the text in its --field one document; .json
+                    files are read so too if --field is given
+  .parquet          each row is one document (pip install 'cupygpt[parquet]')
+  .gz, .zst         text or jsonl, packed (zstd before Python 3.14: pip install 'cupygpt[zstd]')
+
+A tenth of the text is for validation: of many documents whole ones, chosen by a hash of their
+content, so that a larger text keeps the split; of few documents the last tenth of each. Many are
+100 (so that ten are held out), if none of them is longer than half of the validation part.
+
+A run that was stopped goes on when the same command is given again.
+
+It writes NAME_train.bin and NAME_val.bin, and beside each file a record of its tokenizer and its
 texts (NAME_train.bin.json), which cupygpt.train reads. A tokenizer from a file is copied to
-NAME_tokenizer.tiktoken. Files of an earlier run under the same name are replaced.
+NAME_tokenizer.tiktoken. Files of an earlier run under the same name are replaced, when all new ones
+are complete.
 """
 
 
@@ -44,7 +59,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("what", nargs="+", metavar="WHAT", help="tinyshakespeare, python-docs, or text files")
+    add(
+        "what", nargs="+", metavar="WHAT", help="tinyshakespeare, python-docs, files, folders, or -"
+    )
     add(
         "-o",
         "--output",
@@ -79,6 +96,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         choices=METHODS,
         help="text files: hold out whole documents, or the end of each (default: auto)",
     )
+    add("--field", metavar="NAME", help="the field of records that holds the text (default: found)")
+    add(
+        "--errors",
+        choices=ERRORS,
+        help="bytes that are no text end the run, or become U+FFFD (default: strict)",
+    )
+    add("--dedup", action="store_true", help="take documents that are exactly equal only once")
     add(
         "--split-at-endoftext",
         action="store_true",
@@ -98,6 +122,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="tokens per training file; a longer text becomes NAME_train_000001.bin, "
         "NAME_train_000002.bin ... (default: 10**8)",
     )
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help=f"threads that encode, at most {MOST_WORKERS} (default: one for each core); the files "
+        "do not depend on it",
+    )
     add("--debug", action="store_true", help="show the traceback of errors")
     return parser.parse_args(argv)
 
@@ -105,7 +136,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def prepare(args: argparse.Namespace) -> None:
     """Write the token files that `args` ask for and say what they are."""
     request = Request(**{name: value for name, value in vars(args).items() if name != "debug"})
-    made = prepare_files(request, note=lambda text: _say(f"note: {text}"))
+    with ending_cleanly():
+        made = prepare_files(request, note=lambda text: _say(f"note: {text}"))
     for path in made.removed:
         _say(f"removed {path} (of an earlier run)")
     for path in made.train_paths + made.val_paths:
@@ -131,6 +163,7 @@ def _next_command(train: Sequence[Path], val: Sequence[Path]) -> str:
 
 def _say(line: str) -> None:
     sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

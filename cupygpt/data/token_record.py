@@ -29,7 +29,14 @@ from cupygpt.data.token_files import (
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
 from cupygpt.data.tokenizer_files import pattern_path
 from cupygpt.errors import DataError, TokenizerError
-from cupygpt.files import atomic_write, is_same_file, remove_quietly
+from cupygpt.files import (
+    PARTIAL_SUFFIX,
+    is_same_file,
+    os_errors_name,
+    partial_file,
+    remove_quietly,
+    sync_folder,
+)
 
 FORMAT = "cupygpt token record"
 VERSION = 1
@@ -38,6 +45,9 @@ NAMED_SOURCES = 20
 """So many texts are named in a record."""
 
 Values: TypeAlias = dict[str, Any]
+
+Place: TypeAlias = tuple[Path, Path]
+"""Where a file lies, and its name when all files of its data set are there and are renamed."""
 
 
 @dataclass(frozen=True)
@@ -117,36 +127,55 @@ def _copy_of(file: Path, folder: Path, name: str) -> Path:
 def write_token_records(
     folder: Path,
     name: str,
-    parts: dict[str, list[Path]],
+    parts: dict[str, list[Place]],
     tokenizer: Tokenizer,
     origin: Origin,
-) -> list[Path]:
-    """Write the records of the token files `<name>_*.bin` in `folder`; returns what was written.
+) -> list[Place]:
+    """Write the records of the token files `<name>_*.bin` in `folder`; returns their places.
 
     `parts` are the finished token files, "train" and "val". A tokenizer from a file is copied. If
     something cannot be written, nothing of it stays, and RunError says what.
     """
-    copy, written = None, []
+    copy: Path | None = None
+    written: list[Place] = []
     with contextlib.ExitStack() as undo:
         if tokenizer.file is not None:
             copy = _copy_of(tokenizer.file, folder, name)
             for path in (copy, pattern_path(copy)):
                 if not path.exists():
                     undo.callback(remove_quietly, path)
-            written += tokenizer_files.copy_tokenizer(tokenizer.file, copy)
-        for part, paths in parts.items():
-            for path in paths:
-                [shard] = open_shards(str(path))
-                undo.callback(remove_quietly, record_path(path))
-                _write_record(shard, tokenizer, copy, part, origin)
-                written.append(record_path(path))
+            copies = tokenizer_files.copy_tokenizer(tokenizer.file, copy)
+            written += [(path, path) for path in copies]
+        for part, places in parts.items():
+            for now, path in places:
+                [shard] = open_shards(str(now))
+                record = record_path(path)
+                partial = record.with_name(record.name + PARTIAL_SUFFIX)
+                undo.callback(remove_quietly, partial)
+                _write_record(record, shard, tokenizer, copy, part, origin)
+                written.append((partial, record))
         undo.pop_all()
     return written
 
 
+def put_in_place(places: Sequence[Place]) -> None:
+    """Rename the files of a data set, when all of them are complete. Raises RunError."""
+    for now, path in places:
+        with os_errors_name(path):
+            now.replace(path)
+    for folder in {path.parent for _, path in places}:
+        sync_folder(folder)
+
+
 def _write_record(
-    shard: TokenShard, tokenizer: Tokenizer, copy: Path | None, part: str, origin: Origin
+    path: Path,
+    shard: TokenShard,
+    tokenizer: Tokenizer,
+    copy: Path | None,
+    part: str,
+    origin: Origin,
 ) -> None:
+    """Write the record of `shard` that will be called `path`, under its partial name."""
     text_bytes = documents = 0
     for block in token_blocks(shard, shard.num_tokens):
         text_bytes += tokenizer.text_bytes(block)
@@ -170,7 +199,7 @@ def _write_record(
         "origin": asdict(origin),
     }
     values["checksum"] = _checksum(values)
-    with atomic_write(record_path(shard.path)) as file:
+    with partial_file(path) as file:
         file.write(json.dumps(values, indent=1).encode() + b"\n")
 
 

@@ -43,23 +43,34 @@ def shard_writer(
             piece = _as_token_ids(path, tokens, token_format)
             count += piece.size
             if count > MAX_TOKENS:
-                raise DataError(
-                    f"{path}: a token file holds at most {MAX_TOKENS:,} tokens. "
-                    f"Write several, with a smaller --shard-tokens."
-                )
+                token_header(path, count, token_format)
             # Two files may be open at once; the error must name the one that could not be written.
             with os_errors_name(path):
                 file.write(piece.tobytes())
 
         yield append
-        if count < 2:
-            raise DataError(
-                f"{path}: {count} token(s) to write; a token file needs at least 2 "
-                f"(one to read, one to predict). Give more text."
-            )
+        header = token_header(path, count, token_format)
         file.seek(0)
-        words = [token_format.kind.magic, token_format.version, count]
-        file.write(np.array(words, dtype="<i4").tobytes())
+        file.write(header)
+
+
+def token_header(path: Path, count: int, token_format: TokenFormat) -> bytes:
+    """The header of the token file `path` with `count` tokens.
+
+    Raises DataError if a file cannot hold so many, or needs more.
+    """
+    if count > MAX_TOKENS:
+        raise DataError(
+            f"{path}: a token file holds at most {MAX_TOKENS:,} tokens. "
+            f"Write several, with a smaller --shard-tokens."
+        )
+    if count < 2:
+        raise DataError(
+            f"{path}: {count} token(s) to write; a token file needs at least 2 "
+            f"(one to read, one to predict). Give more text."
+        )
+    words = [token_format.kind.magic, token_format.version, count]
+    return np.array(words, dtype="<i4").tobytes().ljust(HEADER_BYTES, b"\0")
 
 
 def write_shard(path: Path, tokens: npt.ArrayLike, token_format: TokenFormat = TWO_BYTES) -> None:

@@ -20,6 +20,7 @@ from cupygpt.data.token_record import (
     TokenRecord,
     check_tokenizer,
     load_recorded_tokenizer,
+    put_in_place,
     read_token_record,
     write_token_records,
 )
@@ -327,5 +328,6 @@ def _write_demo_data(config: TrainConfig, folder: Path, paths: dict[str, Path]) 
     tokenizer = load_tokenizer(config.tokenizer or "bytes")
     for path, tokens in zip(paths.values(), python_docs_tokens(docs, tokenizer), strict=True):
         write_shard(path, tokens)
-    parts = {part: [path] for part, path in paths.items()}
-    write_token_records(folder, DEMO_NAME, parts, tokenizer, python_docs_origin(docs))
+    parts = {part: [(path, path)] for part, path in paths.items()}
+    origin = python_docs_origin(docs)
+    put_in_place(write_token_records(folder, DEMO_NAME, parts, tokenizer, origin))

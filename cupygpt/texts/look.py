@@ -4,13 +4,13 @@ A second pass writes the tokens (write_tokens.py). What it must know of each doc
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cupygpt.texts.duplicates import Duplicates
 from cupygpt.texts.hold_out import HoldOut, Sizes, is_held_out
 from cupygpt.texts.reading.documents import Documents, Piece
+from cupygpt.texts.reading.duplicates import Duplicates
 
 NAMED_FILES = 3
 """So many files are named in a remark."""
@@ -31,6 +31,14 @@ class FileList:
         self.count += 1
         if len(self.names) < NAMED_FILES:
             self.names.append(name)
+
+    @classmethod
+    def of(cls, names: Iterable[str]) -> "FileList":
+        """A list of these files."""
+        files = cls()
+        for name in names:
+            files.add(name)
+        return files
 
     def __str__(self) -> str:
         more = f" and {self.count - len(self.names):,} more" if self.count > len(self.names) else ""
@@ -117,7 +125,7 @@ def _hashed(pieces: Iterator[Piece]) -> Iterator[tuple[bytes, int]]:
 def kept_pieces(
     documents: Documents, look: Look, hold_out: HoldOut
 ) -> Iterator[tuple[Piece, bool]]:
-    """All pieces of the documents that are kept, and whether they are of one held out as a whole."""
+    """All pieces of the documents that are kept; whether they are of one held out as a whole."""
     number = 0
     for piece in documents.pieces():
         # A file that grows meanwhile is an error, as soon as it was read.
@@ -125,32 +133,3 @@ def kept_pieces(
         number += piece is None
         if not mark & DROPPED:
             yield piece, hold_out.whole and bool(mark & HELD_OUT)
-
-
-def training_text(documents: Documents, look: Look, hold_out: HoldOut) -> Iterator[str]:
-    """The text to train on, in blocks, for whoever needs it before there are tokens.
-
-    Of documents whose end is held out it is the rest by characters, which differs a little from the
-    rest by tokens. A block never holds parts of two documents. Memory is taken for the fraction of
-    the longest document that is held out.
-    """
-    held: list[str] = []
-    seen = given = 0
-    for piece, is_held in kept_pieces(documents, look, hold_out):
-        if is_held:
-            continue
-        if piece is None:
-            held, seen, given = [], 0, 0
-            continue
-        if hold_out.whole or hold_out.fraction == 0:
-            yield piece
-            continue
-        seen += len(piece)
-        held.append(piece)
-        most = int(seen * (1 - hold_out.fraction)) - given
-        while held and most > 0:
-            part, held[0] = held[0][:most], held[0][most:]
-            if not held[0]:
-                held.pop(0)
-            given, most = given + len(part), most - len(part)
-            yield part

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cupygpt.texts.text_files import TextFacts, look_at_text, read_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,7 +12,6 @@ from cupygpt import prepare
 from cupygpt.data.token_files import open_shards
 from cupygpt.data.tokenizer import ByteTokenizer
 from cupygpt.texts.hold_out import choose_hold_out, is_held_out
-from cupygpt.texts.text_files import TextFacts, look_at_text, read_documents
 
 BYTES = ["--tokenizer", "bytes"]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cupygpt.texts.text_files import read_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.data_files import shakespeare_file, write_ranks
@@ -22,7 +23,6 @@ from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import ByteTokenizer, load_tokenizer
 from cupygpt.errors import ConfigError, DataError, RunError
 from cupygpt.texts import prepare_files, python_docs
-from cupygpt.texts.text_files import read_text
 
 BYTES = ["--tokenizer", "bytes"]
 Result = subprocess.CompletedProcess

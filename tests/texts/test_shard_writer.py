@@ -15,7 +15,7 @@ from cupygpt import prepare
 from cupygpt.data.token_files import open_shards
 from cupygpt.data.token_writer import write_shard
 from cupygpt.errors import DataError
-from cupygpt.texts.shard_writer import ShardSeries
+from cupygpt.texts.writing.shard_writer import ShardSeries
 
 BYTES = ["--tokenizer", "bytes"]
 

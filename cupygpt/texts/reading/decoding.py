@@ -8,7 +8,7 @@ from cupygpt.errors import DataError
 from cupygpt.texts.reading.opening import ByteSource
 from cupygpt.texts.reading.reading import Reading, Tally
 
-BLOCK_BYTES = 2**20
+BLOCK_BYTES = 2**18
 
 MARKS = {
     codecs.BOM_UTF8: "utf-8",

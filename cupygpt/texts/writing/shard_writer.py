@@ -11,8 +11,10 @@ import numpy as np
 import numpy.typing as npt
 
 from cupygpt.data.token_files import SCAN_BLOCK_TOKENS, open_shards, record_path
-from cupygpt.data.token_record import tokenizer_copy_path
+from cupygpt.data.token_format import TokenFormat
+from cupygpt.data.token_record import Place, tokenizer_copy_path
 from cupygpt.data.token_writer import token_header
+from cupygpt.data.tokenizer_files import pattern_path
 from cupygpt.errors import DataError
 from cupygpt.files import (
     HEADER_BYTES,
@@ -31,17 +33,19 @@ class ShardSeries:
     Until `finish` they are called `.partial` and have no valid header; who knows their `state` can
     go on with them in another process. A shard has `shard_tokens` tokens, at least 2, and the last
     one the rest. A single token at the end of a document joins the full shard before it, because a
-    file needs two. `dtype` is that of the ids in the files.
+    file needs two.
 
     All methods raise RunError, naming the file, if the disk refuses.
     """
 
-    def __init__(self, folder: Path, stem: str, shard_tokens: int, dtype: npt.DTypeLike) -> None:
+    def __init__(
+        self, folder: Path, stem: str, shard_tokens: int, token_format: TokenFormat
+    ) -> None:
         assert shard_tokens >= 2
         self.num_tokens = 0
         self._folder, self._stem = folder, stem
         self._shard_tokens = shard_tokens
-        self._dtype = np.dtype(dtype).newbyteorder("<")
+        self._format, self._dtype = token_format, token_format.dtype
         self._sizes: list[int] = []
         self._held = np.empty(0, self._dtype)  # one token, of which nobody knows whether it ends
         self._file: BinaryIO | None = None
@@ -127,8 +131,8 @@ class ShardSeries:
         self._open_last()
         return True
 
-    def finish(self) -> list[tuple[Path, Path]]:
-        """Complete all files: where each lies now, and its name when it is renamed.
+    def finish(self) -> list[Place]:
+        """Complete all files, which still have their partial names.
 
         Raises DataError if fewer than 2 tokens were written.
         """
@@ -137,7 +141,7 @@ class ShardSeries:
         done = []
         for number, size in enumerate(self._sizes):
             path = self._path(number)
-            header = token_header(path, size, self._dtype)
+            header = token_header(path, size, self._format)
             with os_errors_name(path), self._partial(number).open("r+b") as file:
                 file.write(header)
                 file.flush()
@@ -236,11 +240,12 @@ def remove_stale(folder: Path, name: str, written: list[Path]) -> list[Path]:
     removed = [path for path in found if is_output(path.name, name) and _is_token_file(path)]
     for path in removed:
         path.unlink()
+    copy = tokenizer_copy_path(folder, name)
     for path in found:
         token_file = path.with_suffix("")
         orphaned = is_output(token_file.name, name) and not token_file.exists()
         is_record = orphaned and path == record_path(token_file)
-        if path.is_file() and (is_record or path == tokenizer_copy_path(folder, name)):
+        if path.is_file() and (is_record or path in (copy, pattern_path(copy))):
             path.unlink()
     return removed
 

@@ -5,7 +5,6 @@ memory is shared, and nothing is left running when the process ends in any way.
 """
 
 import functools
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,8 +15,9 @@ import numpy as np
 import numpy.typing as npt
 
 from cupygpt.data.tokenizer import BPETokenizer, ByteTokenizer, Tokenizer
-from cupygpt.texts.piece_encoder import PieceEncoder
+from cupygpt.data.tokenizer_files import GPT2_SPLIT
 from cupygpt.texts.reading.documents import Piece
+from cupygpt.texts.writing.piece_encoder import PieceEncoder
 
 BLOCK_CHARACTERS = 2**18
 """A block is encoded at once. Larger ones do not fit the caches of a core."""
@@ -50,7 +50,6 @@ class EncodedBlock:
     held_out: bool
     ids: Ids
     ends: Ids
-    text_bytes: int
 
 
 def blocks(
@@ -69,7 +68,7 @@ def blocks(
         if block.characters >= block_characters:
             yield block
             block = open_blocks[held_out] = Block(held_out, begins=block.ends)
-        if block.ends and (block.texts or not block.begins) or not block.texts:
+        if block.ends or not block.texts:
             block.texts.append(piece)
         else:
             block.texts[-1] += piece
@@ -103,15 +102,13 @@ def encoded(
 def _encode(block: Block, tokenizer: Tokenizer, encode: Encode) -> EncodedBlock:
     ids, ends = encode(block.texts)
     begins = np.concatenate([[0], ends[:-1]])[0 if block.begins else 1 :]
-    text_bytes = tokenizer.text_bytes(ids)
-    if tokenizer.eot is not None:
-        ends = ends + np.arange(len(ends)) + block.begins
-        ids = np.insert(ids, begins, tokenizer.eot)
-    return EncodedBlock(block.held_out, ids, ends if block.ends else ends[:-1], text_bytes)
+    ids = np.insert(ids, begins, tokenizer.eot)
+    ends = ends + np.arange(len(ends)) + block.begins
+    return EncodedBlock(block.held_out, ids, ends if block.ends else ends[:-1])
 
 
 def _encoder(tokenizer: Tokenizer) -> Encode:
-    if isinstance(tokenizer, BPETokenizer):
+    if isinstance(tokenizer, BPETokenizer) and tokenizer.split == GPT2_SPLIT:
         return PieceEncoder(tokenizer).encode
     if isinstance(tokenizer, ByteTokenizer):
         return _encode_bytes
