@@ -4,14 +4,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cupygpt.texts.text_files import TextFacts, look_at_text, read_documents
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupygpt import prepare
 from cupygpt.data.token_files import open_shards
 from cupygpt.data.tokenizer import ByteTokenizer
-from cupygpt.texts.hold_out import choose_hold_out, is_held_out
+from cupygpt.texts.hold_out import Sizes, choose_hold_out, is_held_out
+from cupygpt.texts.look import look_at
+from cupygpt.texts.reading.documents import Documents
+from cupygpt.texts.reading.reading import Reading
 
 BYTES = ["--tokenizer", "bytes"]
 
@@ -66,8 +68,8 @@ def test_the_split_does_not_depend_on_the_tokenizer_or_the_order() -> None:
     assert is_held_out(bytes([255] * 32), 1.0)
 
 
-def facts(*lengths: int) -> list[TextFacts]:
-    return [TextFacts(Path("x"), "", length, 1, length, 0) for length in lengths]
+def sizes(*lengths: int) -> Sizes:
+    return Sizes(len(lengths), sum(lengths), max(lengths))
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def facts(*lengths: int) -> list[TextFacts]:
 def test_many_documents_are_those_of_which_ten_make_the_validation_part(
     lengths: list[int], fraction: float, method: str, *, whole: bool, reason: str
 ) -> None:
-    hold_out = choose_hold_out(facts(*lengths), fraction, method)
+    hold_out = choose_hold_out(sizes(*lengths), fraction, method)
     assert hold_out.whole == whole
     assert hold_out.reason.startswith(reason)
 
@@ -133,21 +135,18 @@ def test_documents_are_what_stands_between_the_separators(data: st.DataObject) -
     parts = data.draw(st.lists(part, min_size=1, max_size=5))
     path = Path("d.txt")
     path.write_bytes("<|endoftext|>".join(parts).encode())
-    ends = ("\r\n", "\n")
-    bare = [
-        text.removeprefix(next((end for end in ends if i and text.startswith(end)), ""))
-        for i, text in enumerate(parts)
-    ]
+    parts = "<|endoftext|>".join(parts).replace("\r\n", "\n").split("<|endoftext|>")
+    bare = [text.removeprefix("\n") if i else text for i, text in enumerate(parts)]
     want = [text for text in bare if text.strip()]
-    got = "\0".join(
-        "\1" if piece is None else piece
-        for piece in read_documents(path, split=True, block_bytes=data.draw(st.integers(3, 40)))
-    )
+    how = Reading(split=True)
+    documents = Documents(["d.txt"], how, block_bytes=data.draw(st.integers(3, 40)))
+    got = "\0".join("\1" if piece is None else piece for piece in documents.pieces())
     assert [text for text in got.replace("\0", "").split("\1") if text] == want
-    look = look_at_text(path, split=True)
-    assert look.documents == len(want)
-    assert look.longest_document == max([len(text.encode()) for text in want], default=0)
-    assert look.endoftexts == len(parts) - 1
+    look = look_at(documents, 0.0)
+    assert look.sizes.documents == len(want)
+    assert look.sizes.longest_document == max([len(text.encode()) for text in want], default=0)
+    assert documents.tally.endoftexts == len(parts) - 1
+    assert documents.tally.empty == sum(not text.strip() for text in parts[1:-1])
 
 
 def test_empty_files_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import gzip
-import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -72,11 +71,11 @@ def open_file(path: Path) -> Iterator[IO[bytes]]:
     """The file, open for reading. Raises DataError if it cannot be opened, or may never end."""
     check_can_end(path, DataError)
     try:
-        raw = path.open("rb", buffering=0)
+        raw = path.open("rb")
     except OSError as error:
         raise cannot_read(str(path), error) from error
     with raw:
-        yield io.BufferedReader(raw, 2**18)
+        yield raw
 
 
 def packing_of(name: str) -> str | None:

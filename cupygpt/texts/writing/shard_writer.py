@@ -15,7 +15,7 @@ from cupygpt.data.token_format import TokenFormat
 from cupygpt.data.token_record import Place, tokenizer_copy_path
 from cupygpt.data.token_writer import token_header
 from cupygpt.data.tokenizer_files import pattern_path
-from cupygpt.errors import DataError
+from cupygpt.errors import DataError, RunError
 from cupygpt.files import (
     HEADER_BYTES,
     PARTIAL_SUFFIX,
@@ -153,7 +153,7 @@ class ShardSeries:
 
     def remove(self) -> None:
         """Remove all files of this series."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(RunError):  # a full disk refuses what is still in a buffer
             self._close()
         for number in range(len(self._sizes) + 1):
             remove_quietly(self._partial(number))
