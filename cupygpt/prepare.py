@@ -85,29 +85,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="FILE",
         help="tinyshakespeare: read this text instead of downloading it",
     )
-    add(
-        "--val-fraction",
-        type=float,
-        metavar="X",
-        help=f"text files: share for validation, 0 for none (default: {VAL_FRACTION})",
-    )
-    add(
-        "--hold-out",
-        choices=METHODS,
-        help="text files: hold out whole documents, or the end of each (default: auto)",
-    )
-    add("--field", metavar="NAME", help="the field of records that holds the text (default: found)")
-    add(
-        "--errors",
-        choices=ERRORS,
-        help="bytes that are no text end the run, or become U+FFFD (default: strict)",
-    )
-    add("--dedup", action="store_true", help="take documents that are exactly equal only once")
-    add(
-        "--split-at-endoftext",
-        action="store_true",
-        help=f"text files: the text {SEPARATOR} separates documents",
-    )
+    _add_flags_of_texts(parser)
     add(
         "--headerless",
         action="store_true",
@@ -131,6 +109,33 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add("--debug", action="store_true", help="show the traceback of errors")
     return parser.parse_args(argv)
+
+
+def _add_flags_of_texts(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "--val-fraction",
+        type=float,
+        metavar="X",
+        help=f"text files: share for validation, 0 for none (default: {VAL_FRACTION})",
+    )
+    add(
+        "--hold-out",
+        choices=METHODS,
+        help="text files: hold out whole documents, or the end of each (default: auto)",
+    )
+    add("--field", metavar="NAME", help="the field of records that holds the text (default: found)")
+    add(
+        "--errors",
+        choices=ERRORS,
+        help="bytes that are no text end the run, or become U+FFFD (default: strict)",
+    )
+    add("--dedup", action="store_true", help="take documents that are exactly equal only once")
+    add(
+        "--split-at-endoftext",
+        action="store_true",
+        help=f"text files: the text {SEPARATOR} separates documents",
+    )
 
 
 def prepare(args: argparse.Namespace) -> None:

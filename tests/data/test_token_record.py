@@ -100,14 +100,14 @@ def test_a_tokenizer_from_a_file_is_copied_and_found_after_a_move() -> None:
 
 def test_records_that_cannot_be_written_leave_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = write_ranks(Path("my.tiktoken"), [b"at", b"cat"])
-    real = token_record.atomic_write
+    real = token_record.partial_file
 
     def full(path: Path) -> Any:
         if path.name == "a_val.bin.json":
             raise RunError("the disk is full.")
         return real(path)
 
-    monkeypatch.setattr(token_record, "atomic_write", full)
+    monkeypatch.setattr(token_record, "partial_file", full)
     assert prepare.main(["a.txt", "--tokenizer", str(ranks)]) == 1
     assert sorted(path.name for path in Path().iterdir()) == ["a.txt", "my.tiktoken"]
 
