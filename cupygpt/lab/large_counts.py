@@ -13,9 +13,7 @@ from math import prod
 from typing import Any
 
 from cupygpt.emulator.counted import Counts
-
-Axis = Mapping[str, Sequence[int]]
-"""Sizes that grow together, each with its small values; the first one is the coordinate."""
+from cupygpt.lab.contracts.contract import Axis
 
 
 def large_counts(

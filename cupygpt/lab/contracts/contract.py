@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 
 Sizes = Mapping[str, int]
+Axis = Mapping[str, tuple[int, ...]]
+"""Sizes that grow together, each with its small values; the first one is the coordinate."""
 Values = dict[str, np.ndarray]
 Arrays = Mapping[str, Any]
 Empty = Callable[[int], Any]
@@ -54,7 +56,7 @@ class Contract:
 
     shapes: Callable[[Sizes], dict[str, tuple[int, ...]]] = lambda s: {}
     """The shapes of written and accumulated outputs."""
-    axes: tuple[Mapping[str, tuple[int, ...]], ...] = ()
+    axes: tuple[Axis, ...] = ()
     """Small sizes from which the counts of the large ones follow (large_counts.py); none: the large
     ones are counted."""
 
