@@ -87,6 +87,7 @@ class WeightSource:
             "kind": self.kind.value,
             "path": str(self.path.resolve()),
             "step": self.step,
+            "is_trained": self.is_trained,
             "crc32": zlib.crc32(weights.data),
         }
 

@@ -29,7 +29,8 @@ def check_can_be_resumed(folder: Path) -> None:
     if not checkpoint_steps(folder):
         raise CheckpointError(
             f"--resume {folder}: the folder holds no complete checkpoint (no DONE_ file). "
-            f"Start again in it with -o {folder} --overwrite."
+            f"Start again in it with -o {shell_word(folder)} --overwrite; or, if it holds a model, "
+            f"begin with that: -e {shell_word(folder)}"
         )
     if not (folder / RECORD).is_file() and not is_of_llmc(folder):
         raise CheckpointError(

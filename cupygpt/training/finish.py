@@ -56,5 +56,6 @@ def outcome_of(run: Run) -> Outcome:
         minutes=plan.config.minutes,
         reference=validator.reference,
         ran_out_of_patience=run.ran_out_of_patience,
+        fine_tunes=plan.fine_tunes,
         pauses=sum(map(run.clock.total, PAUSES)) / max(run.console.elapsed_s(), 1e-9),
     )

@@ -61,6 +61,7 @@ def first_record(
         "kind": "run of llm.c",
         "path": str(model_path(folder, step).resolve()),
         "step": step,
+        "is_trained": False,  # it goes on; it is not fine-tuned
         "crc32": zlib.crc32(checkpoint.state.float32_weights().data),
     }
     return {

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cupygpt.checkpoint.checkpoint import load_newest, remove_leftovers
+from cupygpt.checkpoint.checkpoint import Checkpoint, load_newest, remove_leftovers
 from cupygpt.checkpoint.state_file import Progress
 from cupygpt.console.console import Console
 from cupygpt.console.stop_signal import StopRequest, StopSignal, ending_cleanly
@@ -242,7 +242,7 @@ def resume_run(
     choice = choose_rank_device(config.device, ranks)
     if any(getattr(config, name) != record["config"].get(name) for name in LENGTHS):
         record = {**record, "steps": None, "extensions": []}  # the length that they made is gone
-    chosen = ModelChoice(config, model, None, f"checkpoint of step {state.progress.step}")
+    chosen = _chosen_before(config, checkpoint, record)
     plan = make_plan(chosen, data, choice, ranks, record)
     plan = going_on(plan, data, state.progress, record)
     check_can_be_extended(given, plan)
@@ -270,6 +270,15 @@ def resume_run(
         write_record(folder, record, decisive_entries(record))
     run.open_log()
     return run
+
+
+def _chosen_before(
+    config: TrainConfig, checkpoint: Checkpoint, record: dict[str, Any]
+) -> ModelChoice:
+    """The model of a run that goes on from a checkpoint."""
+    origin = f"checkpoint of step {checkpoint.state.progress.step}"
+    fine_tunes = bool((record.get("source") or {}).get("is_trained"))
+    return ModelChoice(config, checkpoint.config, None, origin, fine_tunes=fine_tunes)
 
 
 def _record_of_run(folder: Path, given: dict[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,8 @@ class Outcome:
     minutes: float | None
     reference: ReferenceCurve | None = None
     ran_out_of_patience: bool = False
+    fine_tunes: bool = False
+    """The model was trained before, on tokens that are not counted here."""
     pauses: float = 0.0
     """The share of the time that validations, samples and checkpoints took."""
 
@@ -124,7 +126,8 @@ def _meaning(outcome: Outcome, trend: str) -> str:
             f"it overfits since step {outcome.best[0]:,}: now {outcome.validations[-1][1]:.4f}. "
             f"sample uses the best weights. Next: more text, or --dropout {more:g}"
         )
-    if trend == FALLING or outcome.tokens_per_parameter < FEW_TOKENS_PER_PARAMETER:
+    saw_few = outcome.tokens_per_parameter < FEW_TOKENS_PER_PARAMETER and not outcome.fine_tunes
+    if trend == FALLING or saw_few:
         length = "twice the steps (-n)"
         if outcome.minutes is not None:
             length = f"--minutes {2 * outcome.minutes:g}"

@@ -94,6 +94,7 @@ def test_shorter_rows_do_not_make_the_model_forget_its_other_positions(
         assert ("only 16 positions of this model were trained" in out) == (t == "20")
         assert main(["--resume", str(tmp_path / t), "--extend", "1"]) == 0
         assert recorded(tmp_path / t)["trained_length"] == trained
+        assert recorded(tmp_path / t)["source"]["is_trained"]
         assert find_weights(str(tmp_path / t)).trained_length == trained
 
 

@@ -40,6 +40,13 @@ def test_a_last_validation_next_to_another_hides_no_trend() -> None:
     assert trend_of(replace(RUN, validations=close, best=(5365, 1.627))) == FALLING
 
 
+def test_tokens_that_a_model_saw_before_it_was_fine_tuned_are_not_missed() -> None:
+    level = [(0, 1.9), (250, 1.75), (500, 1.71), (750, 1.701), (1000, 1.7)]
+    few = replace(RUN, validations=level, tokens_per_parameter=0.1)
+    assert "after few tokens: a longer run will gain" in verdict(few)[-1]
+    assert "validation is level" in verdict(replace(few, fine_tunes=True))[-1]
+
+
 def test_a_run_that_still_falls_should_be_longer() -> None:
     lines = verdict(RUN)
     assert len(lines) == 3
