@@ -34,8 +34,11 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     question        a context and choices that may continue it, one of which is right
     rank            one of the processes that train together, usually one per GPU
     record          run.json: what a run was asked to do, on which data, and in which environment
+    request         what the lanes of a warp ask memory for at once (emulator); what evaluate is
+                    asked to score (evaluation)
     row group       the rows whose partial sum one block writes
     run             one training run, in one folder
+    sector          32 bytes of global memory, the least that is moved
     shard           a token file
     site            a place in the model where random numbers are drawn (dropout, rounding)
     stage           one of the shared-memory buffers that take turns in a pipeline
@@ -43,6 +46,7 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     token group     neighbouring entries of the sorted rows that have the same token (encoder)
     tile            a block of a matrix, in shared memory or in registers
     token record    the JSON file beside a shard: its tokenizer, its texts, what was held out
+    turn            a cycle of shared memory; lanes that meet in a bank take several
     vocab split     a block's share of the vocabulary
     window          32 neighbouring entries of the rows sorted by token (encoder); the tokens that
                     a model reads at once (sample, evaluate)

@@ -44,7 +44,7 @@ class AccessCounts:
     """Lanes that took part, over all requests."""
     sectors: int
     """Global: different sectors of 32 bytes, over all requests."""
-    lines: int
+    cache_lines: int
     """Global: different lines of 128 bytes, each of which takes a cycle of the L1 cache."""
     turns: int
     """Shared: cycles, more than `parts` where lanes meet in a bank."""
@@ -113,7 +113,7 @@ class Totals:
     lanes: int
     asked_bytes: int
     sectors: int
-    lines: int
+    cache_lines: int
     turns: int
     parts: int
     joined_requests: int

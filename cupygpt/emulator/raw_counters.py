@@ -27,7 +27,7 @@ _MOST_PLACES, _MOST_MEETINGS, _MOST_BLOCKS, _MOST_SHARED = 4096, 1024, 16384, 64
 _MIXED_STRIDE = -(2**63)
 _NO_STRIDE = _MIXED_STRIDE + 1
 _SUMS = (
-    *("requests", "lanes", "sectors", "lines", "turns", "parts"),
+    *("requests", "lanes", "sectors", "cache_lines", "turns", "parts"),
     *("joined_requests", "joined_turns"),
 )
 

@@ -96,7 +96,7 @@ def _cost(line: int, group: list[AccessCounts]) -> LineCost:
         lanes=sum(a.lanes for a in group),
         moved=sum(a.sectors if is_global else a.turns for a in group),
         best=sum(a.at_best * a.requests for a in group),
-        cycles=sum(a.lines if is_global else a.joined_turns for a in group),
+        cycles=sum(a.cache_lines if is_global else a.joined_turns for a in group),
         stride=strides.pop() if len(strides) == 1 else None,
     )
 

@@ -66,7 +66,9 @@ class Work:
             least_bytes=counts.read_sectors * SECTOR_BYTES + written,
             written_bytes=written,
             l2_sectors=counts.fetched_sectors + stores.sectors,
-            l1_cycles=everything.lines + counts.total("shared").joined_turns + counts.shuffles,
+            l1_cycles=everything.cache_lines
+            + counts.total("shared").joined_turns
+            + counts.shuffles,
             flop_slots=counts.flop_slots,
             special_slots=counts.special_slots,
             tensor_flop=counts.tensor_flop,

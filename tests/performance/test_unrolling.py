@@ -47,7 +47,7 @@ def test_loads_under_way(tmp_path: Path, code: str, passes: int, expected: int) 
     file.write_text(code)
     line = next((i for i, row in enumerate(code.splitlines(), 1) if "LOAD" in row), 2)
     sums = dict.fromkeys(
-        ("lanes", "sectors", "lines", "turns", "parts", "joined_requests", "joined_turns"), 0
+        ("lanes", "sectors", "cache_lines", "turns", "parts", "joined_requests", "joined_turns"), 0
     )
     access = AccessCounts(
         place=Place(file, line),

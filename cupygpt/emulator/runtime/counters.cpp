@@ -2,12 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <unordered_map>
 #include <vector>
 
 #include "block.h"
 #include "checker.h"
 #include "memory_system.h"
+#include "requests.h"
 
 namespace emu {
 
@@ -15,56 +15,14 @@ Counters* counters = nullptr;
 
 namespace {
 
-// One access of several lanes of a warp, as far as they have come.
-struct Request {
-    uint64_t number;  // in the order in which they were begun
-    uint32_t mask, place, event;  // event 0: none
-    uint64_t addresses[32];
-};
-
-// The accesses of a warp to global memory, in the order of the program: what one lane does alone
-// stands between the accesses that it does with others.
-class EventList {
-public:
-    struct Event {
-        uint32_t place, next;
-        bool is_load;
-    };
-    // Adds an event after the last one of the lane.
-    uint32_t add(uint32_t place, bool is_load, unsigned lane) {
-        const uint32_t number = events.size();
-        events.push_back({place, events[last_of[lane]].next, is_load});
-        events[last_of[lane]].next = number;
-        return number;
-    }
-    void go_to(uint32_t event, unsigned lane) { last_of[lane] = event; }
-    uint32_t first() const { return events[0].next; }
-    uint32_t after(uint32_t event) const { return events[event].next; }
-    const Event& operator[](uint32_t event) const { return events[event]; }
-    void clear() {
-        events.resize(1);
-        events[0].next = 0;
-        for (uint32_t& last : last_of) last = 0;
-    }
-
-private:
-    std::vector<Event> events{{}};  // the first stands for the beginning
-    uint32_t last_of[32] = {};
-};
-
-// Which requests of a warp are half collected. Between two meetings the lanes run one after
-// another, so a lane finds here the requests that the lanes before it have begun.
-struct WarpRequests {
-    std::vector<Request> pool;
-    std::vector<uint32_t> free;
-    uint64_t begun = 0;
-    std::unordered_map<uint64_t, uint32_t> open;  // by key: index in the pool
+struct WarpCounts {
+    OpenRequests open;
     EventList events;  // loads and stores of global memory since the last round ended
     uint64_t rounds[kNumUnderWay] = {};
     std::vector<JoinedReads> joined;  // by place
 };
 
-std::vector<WarpRequests> warps;
+std::vector<WarpCounts> warps;
 SectorMap sectors;
 
 // By offset of the code, the first place there, counted from 1; places of one pc form a list.
@@ -118,7 +76,7 @@ void note_stride(PlaceCounts& place, const Request& request) {
     }
 }
 
-void finish(WarpRequests& warp, const Request& request) {
+void finish(WarpCounts& warp, const Request& request) {
     PlaceCounts& place = counters->places[request.place];
     place.requests++;
     place.lanes += __builtin_popcount(request.mask);
@@ -145,7 +103,7 @@ void finish(WarpRequests& warp, const Request& request) {
     warp.joined[request.place].add(lanes, place);
 }
 
-void count_rounds(WarpRequests& warp) {
+void count_rounds(WarpCounts& warp) {
     struct Seen {
         uint64_t round = 0;
         unsigned count = 0;
@@ -172,13 +130,9 @@ void count_rounds(WarpRequests& warp) {
 
 // Finishes what is half collected; from here on the lanes of the warp are together.
 void finish_all(unsigned number) {
-    WarpRequests& warp = warps[number];
-    std::vector<const Request*> open;
-    for (const auto& [key, index] : warp.open) open.push_back(&warp.pool[index]);
-    std::sort(open.begin(), open.end(),
-              [](const Request* a, const Request* b) { return a->number < b->number; });
-    for (const Request* request : open) finish(warp, *request);
-    warp.pool.clear(), warp.free.clear(), warp.open.clear();
+    WarpCounts& warp = warps[number];
+    warp.open.for_each_open([&](const Request& request) { finish(warp, request); });
+    warp.open.clear();
     for (uint32_t i = 0; i < warp.joined.size(); i++)
         warp.joined[i].end(counters->places[i]);
     forget_iterations(number);
@@ -197,35 +151,22 @@ void count_meeting(const char* operation, uint64_t pc) {
     meeting.count++;
 }
 
-void add(WarpRequests& warp, uint32_t place, uint64_t address) {
+void add(WarpCounts& warp, uint32_t place, uint64_t address) {
     const Thread& self = *block.running;
-    const uint32_t bit = 1u << self.lane;
-    uint64_t key = mixed(iteration_key(self), place);
-    auto found = warp.open.find(key);
-    while (found != warp.open.end() && warp.pool[found->second].mask & bit)
-        found = warp.open.find(key = mixed(key, 1));  // the same place once more
-    if (found == warp.open.end()) {
-        if (warp.free.empty()) {
-            warp.free.push_back(warp.pool.size());
-            warp.pool.emplace_back();
-        }
-        const uint32_t index = warp.free.back();
-        warp.free.pop_back();
-        found = warp.open.emplace(key, index).first;
-        Request& begun = warp.pool[index];
-        begun.number = warp.begun++, begun.mask = 0, begun.place = place;
+    Request& request = warp.open.find_or_begin(mixed(iteration_key(self), place), self.lane);
+    if (!request.mask) {
         const PlaceCounts& p = counters->places[place];
         const bool is_load = p.kind == EMU_READ || p.kind == kAsyncCopy;
-        begun.event = p.space == Target::global ? warp.events.add(place, is_load, self.lane) : 0;
+        const bool is_event = p.space == Target::global;
+        request.event = is_event ? warp.events.add(place, is_load, self.lane) : 0;
+        request.place = place;
     }
-    Request& request = warp.pool[found->second];
     if (request.event) warp.events.go_to(request.event, self.lane);
     request.addresses[self.lane] = address;
-    request.mask |= bit;
+    request.mask |= 1u << self.lane;
     if (request.mask != block.warps[self.warp].present) return;
     finish(warp, request);
-    warp.free.push_back(found->second);
-    warp.open.erase(found);
+    warp.open.close(request);
 }
 
 }  // namespace
@@ -240,7 +181,7 @@ void count_access(uintptr_t pc, const Target& target, size_t bytes, int kind) {
     if (target.space == Target::nowhere || !bytes) return;
     if (target.space == Target::shared && target.array < kMostShared)
         counters->shared_used[target.array] = 1;
-    WarpRequests& warp = warps[block.running->warp];
+    WarpCounts& warp = warps[block.running->warp];
     const uint64_t offset = module_offset(pc);
     // A copy of many bytes is a row of accesses of at most 128 bits.
     for (size_t at = 0; at < bytes; at += 16) {
