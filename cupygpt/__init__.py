@@ -21,6 +21,7 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     batch slice     the batch rows that one CPU core computes
     chunk           consecutive rows handled together: of logits, or of a matrix to be summed
     column split    the columns of dk and dv that one block of attention's backward computes
+    event           something that a run tells: a step, a validation, a sample, a checkpoint
     extension       steps that a run trains beyond its end (--extend)
     floatX          the type of weights and activations: float, or bfloat16 (uint16 in Python)
     head, lm_head   an attention head; the language-model head (logits and loss)
@@ -102,14 +103,16 @@ if "numpy" not in sys.modules:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
-def __getattr__(name: str) -> Any:
-    for module, names in _MODULES.items():
-        if name in names:
-            value = getattr(importlib.import_module(module), name)
-            globals()[name] = value
-            return value
-    hint = " The function that trains is cupygpt.train_model." if name == "train" else ""
-    raise AttributeError(f"module 'cupygpt' has no attribute {name!r}.{hint}")
+if not TYPE_CHECKING:  # types come from the imports above; any other name is a mistake
+
+    def __getattr__(name: str) -> Any:
+        for module, names in _MODULES.items():
+            if name in names:
+                value = getattr(importlib.import_module(module), name)
+                globals()[name] = value
+                return value
+        hint = " The function that trains is cupygpt.train_model." if name == "train" else ""
+        raise AttributeError(f"module 'cupygpt' has no attribute {name!r}.{hint}")
 
 
 def __dir__() -> list[str]:

@@ -8,9 +8,12 @@ import numpy.typing as npt
 
 from cupygpt.arrays import Array, from_bfloat16
 from cupygpt.data.token_files import Ids
+from cupygpt.device.cpu import available_memory_bytes
+from cupygpt.errors import DeviceError
 from cupygpt.evaluation.scorer import Scorer
 from cupygpt.evaluation.windows import EncodedText, counted, text_batches
 from cupygpt.model.gpt import GPT
+from cupygpt.model.memory_plan import MEMORY_MARGIN
 from cupygpt.ops.linear import linear_forward
 
 CHUNK_ROWS = 1024
@@ -20,9 +23,13 @@ Floats = npt.NDArray[np.float32]
 
 
 def logits(scorer: Scorer, ids: Ids, *, on_device: bool) -> Array:
-    """The logits (B, T, V) float32 of ids (B, T); in memory of the device if that is asked for."""
+    """The logits (B, T, V) float32 of ids (B, T); in memory of the device if that is asked for.
+
+    Raises DeviceError where they do not fit.
+    """
     (B, T), V = ids.shape, scorer.config.V
     device = scorer.device
+    _check_fit(4 * B * T * V, device.free_bytes() if on_device else available_memory_bytes())
     if on_device:
         out = device.zeros(B * T * V, np.float32).reshape(B * T, V)
     else:
@@ -32,6 +39,14 @@ def logits(scorer: Scorer, ids: Ids, *, on_device: bool) -> Array:
         model = scorer.forward(ids[first : first + rows])
         _head(scorer, model, out[first * T : (first + rows) * T], on_device=on_device)
     return out.reshape(B, T, V)
+
+
+def _check_fit(needed: int, free: int | None) -> None:
+    if free is not None and needed > free * MEMORY_MARGIN:
+        raise DeviceError(
+            f"the logits take {needed / 2**30:.2f} GiB, {free / 2**30:.2f} GiB are free. Ask for "
+            f"fewer rows at once."
+        )
 
 
 def _head(scorer: Scorer, model: GPT, out: Array, *, on_device: bool) -> None:

@@ -99,6 +99,14 @@ def test_losses_are_those_of_evaluate(tmp_path: Path, capsys: pytest.CaptureFixt
         assert figures["loss"] == pytest.approx(losses.mean(), rel=1e-6)
 
 
+def test_logits_that_do_not_fit_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cupygpt.interface.reading.available_memory_bytes", lambda: 10_000)
+    model = model_on("cpu", "fp32")
+    assert model.logits([1]).shape == (1, TINY.V)
+    with pytest.raises(cupygpt.DeviceError, match="Ask for fewer rows at once"):
+        model.logits([1] * 16)
+
+
 @pytest.mark.gpu
 def test_cupy_arrays_give_cupy_arrays() -> None:
     cupy = require_cupy()
