@@ -4,7 +4,7 @@ The rooms of cupygpt/, from top to bottom:
 
     lab > emulator, ops, training: no other room knows the lab, and only the lab knows the emulator
     commands, interface > training > planning, evaluation > flags, exchange > run_folder, model
-    > checkpoint, ops, texts > data, distributed, kernels > device > files
+    > checkpoint, ops, texts > data, web, distributed, kernels > device > files
     the ground floor: the files directly in cupygpt/, and console
 
 MAY_IMPORT says which of the rooms below it each room may use.
@@ -48,7 +48,8 @@ MAY_IMPORT = {
     "model": {"ops", "distributed", "kernels", "device"},
     "checkpoint": {"data", "distributed"},
     "ops": {"kernels", "device"},
-    "texts": {"data", "device"},
+    "texts": {"data", "web", "device"},
+    "web": set(),
     "data": set(),
     "distributed": {"device"},
     "kernels": {"device"},

@@ -1,36 +1,37 @@
 """Built-in texts: TinyShakespeare as llm.c tokenises it, and Python's own documentation."""
 
+import functools
 import hashlib
 import platform
-import urllib.error
-import urllib.request
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from cupygpt.console.stream import say
 from cupygpt.data.token_files import Tokens
 from cupygpt.data.token_record import Origin
 from cupygpt.data.tokenizer import ByteTokenizer, Tokenizer
 from cupygpt.errors import DataError
 from cupygpt.files import check_can_end
 from cupygpt.texts.python_docs import PythonDocs, python_docs_text
+from cupygpt.web.download import Wanted, download
 
-SHAKESPEARE_URL = (
-    "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
-)
+SHAKESPEARE_HOST = "https://raw.githubusercontent.com"
+SHAKESPEARE_PATH = "karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 SHAKESPEARE_VAL_TOKENS = 32_768
-DOWNLOAD_TIMEOUT_S = 20.0
 
 HELD_OUT_EVERY = 20
 
 
-def tinyshakespeare_text(source: Path | None = None) -> str:
-    """The TinyShakespeare text (1.1 MB), from the file `source`, else downloaded.
+def tinyshakespeare_text(source: Path | None = None, mirror: str | None = None) -> str:
+    """The TinyShakespeare text (1.1 MB), from the file `source`, else from the network.
 
-    Raises DataError if the file cannot be read or is not UTF-8, if there is no network, or if the
-    download is not the text of the known SHA-256 (a login page, for example).
+    `mirror` is another server with the same paths. Raises DataError if the file cannot be read or
+    is not UTF-8, or if what comes has not the known SHA-256 (a login page, for example), and
+    RunError if nothing comes.
     """
     if source is not None:
         check_can_end(source, DataError)
@@ -45,15 +46,15 @@ def tinyshakespeare_text(source: Path | None = None) -> str:
                 f"{source}: not UTF-8 text (byte {error.object[error.start]:#04x} at offset "
                 f"{error.start:,}). Save it as UTF-8."
             ) from error
-    content = _download(SHAKESPEARE_URL)
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != SHAKESPEARE_SHA256:
-        raise DataError(
-            f"{SHAKESPEARE_URL}: {len(content):,} bytes that are not the TinyShakespeare text "
-            f"(SHA-256 {digest[:16]}..., expected {SHAKESPEARE_SHA256[:16]}...). Is a login page "
-            f"in the way? Get the file in another way and pass --source FILE."
-        )
-    return content.decode()
+    return _downloaded(f"{mirror or SHAKESPEARE_HOST}/{SHAKESPEARE_PATH}").decode()
+
+
+@functools.cache
+def _downloaded(url: str) -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "tinyshakespeare"
+        download(Wanted(url, path, SHAKESPEARE_SHA256), lambda text: say(f"note: {text}"))
+        return path.read_bytes()
 
 
 def tinyshakespeare_tokens(text: str, tokenizer: Tokenizer) -> Tokens:
@@ -110,16 +111,3 @@ def text_sha256(texts: Iterable[str]) -> str:
     for text in texts:
         digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
     return digest.hexdigest()
-
-
-def _download(url: str) -> bytes:
-    try:
-        with urllib.request.urlopen(url, timeout=DOWNLOAD_TIMEOUT_S) as response:
-            content: bytes = response.read()
-            return content
-    except OSError as error:
-        reason = error.reason if isinstance(error, urllib.error.URLError) else error
-        raise DataError(
-            f"{url}: could not be downloaded ({reason}). Check the network, or get the file in "
-            f"another way and pass --source FILE."
-        ) from error

@@ -2,19 +2,17 @@
 
 import gc
 import hashlib
-import io
 import sys
-import urllib.error
-import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.data_files import shakespeare_file, use_gpt2_files
+from support.web_server import cut_at, serving
 
 from cupygpt.data.token_writer import write_shard
 from cupygpt.data.tokenizer import ByteTokenizer, load_tokenizer
-from cupygpt.errors import DataError
+from cupygpt.errors import DataError, RunError
 from cupygpt.texts import corpora, python_docs
 from cupygpt.texts.python_docs import PythonDocs, python_docs_text, read_python_docs
 
@@ -53,22 +51,26 @@ def test_a_source_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
         corpora.tinyshakespeare_text(tmp_path / "a.txt")
 
 
-def test_a_login_page_is_not_taken_for_the_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    page = b"<html>log in</html>"
-    monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: io.BytesIO(page))
-    with pytest.raises(DataError, match=r"19 bytes that are not .* login page .*--source FILE"):
-        corpora.tinyshakespeare_text()
-    monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", hashlib.sha256(page).hexdigest())
-    assert corpora.tinyshakespeare_text() == page.decode()
+def test_tinyshakespeare_comes_from_the_network_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "First:\nhear me.\n" * 100
+    with serving({f"/mirror/{corpora.SHAKESPEARE_PATH}": text.encode()}) as site:
+        mirror = f"{site.url}/mirror"
+        with pytest.raises(DataError, match=r"1,600 bytes came whose SHA-256 is not the expected"):
+            corpora.tinyshakespeare_text(mirror=mirror)
+        sha256 = hashlib.sha256(text.encode()).hexdigest()
+        monkeypatch.setattr(corpora, "SHAKESPEARE_SHA256", sha256)
+        site.answer_next(cut_at(1000))
+        for _ in range(2):
+            assert corpora.tinyshakespeare_text(mirror=mirror) == text
+        assert len(site.asked) == 3
+        site.files["/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"] = b"<html>log in"
+        with pytest.raises(DataError, match="a web page"):
+            corpora.tinyshakespeare_text(mirror=site.url)
 
 
-def test_without_network_the_text_can_come_from_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*args: object, **kwargs: object) -> None:
-        raise urllib.error.URLError("no route to host")
-
-    monkeypatch.setattr(urllib.request, "urlopen", unreachable)
-    with pytest.raises(DataError, match=r"\(no route to host\).*--source FILE"):
-        corpora.tinyshakespeare_text()
+def test_without_network_the_text_can_come_from_a_file() -> None:
+    with pytest.raises(RunError, match=r"no server can be reached.*--source"):
+        corpora.tinyshakespeare_text(mirror="http://nowhere.invalid")
 
 
 @pytest.fixture
