@@ -142,7 +142,8 @@ def config_from_descriptor(
         f"'{descriptor}' is no known size. Known: small, {', '.join(known)}. "
         f"For another shape write its layers, heads and channels: L6:H6:C384. "
         f"train -e takes weights by their path as well: a model file (.bin), a run folder "
-        f"(RUN, RUN@newest or RUN@STEP), or a Hugging Face folder."
+        f"(RUN, RUN@newest or RUN@STEP), or a Hugging Face folder "
+        f"(hf download NAME --local-dir FOLDER)."
     )
 
 

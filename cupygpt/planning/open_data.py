@@ -187,7 +187,7 @@ def attach_tokenizer(
     is not needed.
     """
     if data.made_with is not None:
-        _check_source("the data's", data.made_with.tokenizer, source)
+        _check_source("the data's", data.made_with.tokenizer, source, is_demo=config.is_demo)
         _check_model("the data's", data.made_with.tokenizer, model)
     _doubt_ids(model, data)
     try:
@@ -199,7 +199,7 @@ def attach_tokenizer(
     if data.tokenizer is not None:
         if data.made_with is not None:
             check_tokenizer(data.tokenizer, data.made_with, [*data.train, *data.val])
-        _check_source("the", data.tokenizer, source)
+        _check_source("the", data.tokenizer, source, is_demo=config.is_demo)
         _check_model("the", data.tokenizer, model)
 
 
@@ -247,7 +247,9 @@ def _find_tokenizer(
         return load_tokenizer(config.tokenizer)
     if data.made_with is not None:
         return load_recorded_tokenizer(data.made_with.tokenizer)
-    spec = (source.tokenizer if source else None) or default_tokenizer_spec(model.V)
+    spec = source.tokenizer if source else None
+    if source is None or source.vocabulary is None:  # else that is known, and no guess is needed
+        spec = spec or default_tokenizer_spec(model.V)
     if spec is not None:
         return load_tokenizer_for(model.V, spec)
     data.notes.append(
@@ -257,18 +259,23 @@ def _find_tokenizer(
 
 
 def _check_source(
-    whose: str, tokenizer: Tokenizer | RecordedTokenizer, source: WeightSource | None
+    whose: str,
+    tokenizer: Tokenizer | RecordedTokenizer,
+    source: WeightSource | None,
+    *,
+    is_demo: bool,
 ) -> None:
     """Raise TokenizerError if the model is known to be trained with another tokenizer."""
     known = None if source is None else sha256_of(source)
     if source is None or known in (None, tokenizer.sha256):
         return
     named = source.tokenizer or "its own"
+    how = f"prepare --tokenizer {named}" if source.tokenizer else "convert writes it as one file"
+    data = "This is the demo's text; name token files of yours with -i. " if is_demo else ""
     raise TokenizerError(
         f"{whose} tokenizer {tokenizer.name} ({tokenizer.vocab_size:,} ids) is not the one that "
-        f"{source.origin} was trained with ({named}): the same ids mean other texts there. Prepare "
-        f"the text with the model's tokenizer (cupygpt.prepare --tokenizer {named}), or leave out "
-        f"-e."
+        f"{source.origin} was trained with ({named}): the same ids mean other texts there. {data}"
+        f"Prepare a text with the model's tokenizer ({how}), or leave out -e."
     )
 
 

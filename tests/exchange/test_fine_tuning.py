@@ -324,5 +324,27 @@ def test_data_in_other_tokens_than_the_models_are_refused(
     message = r"other.*\(277 ids\) is not the one that.*run.tokenizer.*mean other texts"
     check_refused(["-e", str(tuned), *data["other"]], tmp_path, capsys, message)
     check_refused(["-e", str(tuned), *data["bytes"]], tmp_path, capsys, "257 ids.*is not the one")
+    check_refused(
+        ["-e", str(tuned)], tmp_path, capsys, "the demo's text; name token files of yours"
+    )
     again = ["-e", str(tuned), *data["few"], *QUIET, "-n", "1", "-o", str(tmp_path / "again")]
     assert main(again) == 0
+
+
+def test_a_tokenizer_in_two_files_is_compared_though_it_cannot_be_used(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """vocab.json and merges.txt alone, of another vocabulary of 257 ids than bytes."""
+    folder = hugging_face(tmp_path / "hf", None)
+    bytes_ = tokenizer_files(load_tokenizer("bytes").vocabulary(), 8)
+    vocabulary = json.loads(bytes_["vocab.json"])
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (folder / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+    (folder / "merges.txt").write_text(bytes_["merges.txt"], encoding="utf-8")
+    flags = ["-e", str(folder), *new_data(tmp_path), "-v", "0"]
+    assert main([*flags, *QUIET, "-n", "1", "-o", str(tmp_path / "run")]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "samples show ids" in out
+    assert "convert writes vocab.json and its merges as one file" in out
+    message = r"bytes \(257 ids\) is not the one .*\(its own\).*\(convert writes it as one file\)"
+    check_refused([*flags, "--tokenizer", "bytes"], tmp_path, capsys, message)
