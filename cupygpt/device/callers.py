@@ -1,9 +1,11 @@
 """What a Python program brings along: NumPy or CuPy arrays, its threads, its current stream."""
 
+import signal
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -48,8 +50,36 @@ def keeping_current() -> Iterator[None]:
             _restore(before or (0, [sys.modules["cupy"].cuda.Stream.null] * len(after[1])), after)
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ctrl-C in the block is raised after it: what others read is never half computed.
+
+    A second one is raised at once. On other threads, and where the program handles SIGINT itself,
+    nothing changes.
+    """
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    received = False
+
+    def remember(_number: int, _frame: FrameType | None) -> None:
+        nonlocal received
+        if received:
+            raise KeyboardInterrupt
+        received = True
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if received:
+        raise KeyboardInterrupt
+
+
 class Turns:
-    """The threads of a program use a device one after the other."""
+    """The threads of a program use a device one after the other, each for a whole call."""
 
     def __init__(self, device: Device) -> None:
         self.device = device
@@ -58,7 +88,7 @@ class Turns:
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Inside, this thread alone uses the device, and works on it."""
-        with self._lock, keeping_current():
+        with undisturbed(), self._lock, keeping_current():
             self.device.activate()
             yield
 

@@ -1,5 +1,7 @@
 """The program's CuPy stays as it was: its arrays, its current GPU and streams."""
 
+import os
+import signal
 import sys
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from support.gpu import require_cupy
 
-from cupygpt.device.callers import Turns, as_given, is_cupy, keeping_current, to_host
+from cupygpt.device.callers import Turns, as_given, is_cupy, keeping_current, to_host, undisturbed
 from cupygpt.device.cpu import CPU
 
 
@@ -120,3 +122,34 @@ def test_turns_activate_the_device() -> None:
     with turns.taken(), turns.taken():
         pass
     assert active == ["activated"] * 2
+
+
+def test_ctrl_c_waits_for_the_end_of_a_call() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), Turns(CPU()).taken():  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("the end")
+    assert reached == ["the end"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_ctrl_c_does_not_wait() -> None:
+    reached = []
+    with pytest.raises(KeyboardInterrupt), undisturbed():  # noqa: PT012
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("first")
+        os.kill(os.getpid(), signal.SIGINT)
+        reached.append("second")
+    assert reached == ["first"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_program_that_handles_ctrl_c_keeps_its_handler() -> None:
+    seen = []
+    previous = signal.signal(signal.SIGINT, lambda *_: seen.append("its own"))
+    try:
+        with undisturbed():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert seen == ["its own"]
+    finally:
+        signal.signal(signal.SIGINT, previous)

@@ -1,5 +1,7 @@
 """Trainer and Loader: the same steps as those of a run, and what they refuse."""
 
+import os
+import signal
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from support.small_runs import TINY, write_files
 
 import cupygpt
 from cupygpt.checkpoint.checkpoint import load_model
+from cupygpt.model.gpt import GPT
 
 
 @pytest.fixture
@@ -98,6 +101,24 @@ def test_targets_that_do_not_count_change_nothing(folder: Path) -> None:
     assert (result.loss, result.grad_norm) == (0.0, 0.0)
     with pytest.raises(cupygpt.ConfigError, match="no batch holds a target"):
         trainer.evaluate([(np.ones((4, 8), int), np.full((4, 8), -1))])
+
+
+def test_ctrl_c_leaves_no_step_half_done(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, stopped = make_trainer(), make_trainer()
+    rows = np.arange(36).reshape(4, 9)
+    backward = GPT.backward
+
+    def interrupted(self: GPT, *arguments: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        backward(self, *arguments, **options)
+
+    plain.step(rows, 1e-2)
+    with monkeypatch.context() as patch:
+        patch.setattr(GPT, "backward", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            stopped.step(rows, 1e-2)
+    assert stopped.steps == 1
+    assert stopped.step(rows, 1e-2).loss == plain.step(rows, 1e-2).loss
 
 
 ROWS = np.ones((4, 9), int)
