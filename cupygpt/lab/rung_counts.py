@@ -16,8 +16,12 @@ from cupygpt.lab.kept import kept
 from cupygpt.lab.kernel_file import KernelFile
 from cupygpt.lab.ladders import Rung
 from cupygpt.lab.large_counts import large_counts
+from cupygpt.performance.costs import costs_by_line, reason, what_it_does
 from cupygpt.performance.estimate import estimate
 from cupygpt.performance.gpus import GPUS
+
+MOST_WASTE = 3
+"""Lines of a summary that say where a kernel wastes."""
 
 
 class GPUArray(EmulatedArray):
@@ -76,12 +80,14 @@ def count_at(contract: Contract, sizes: Sizes, dtype: str, file: KernelFile | No
 def summary(launches: Sequence[Counts]) -> dict[str, Any]:
     """The figures of a ladder's table, of all launches together.
 
-    `estimates` holds for each GPU by name the microseconds, and what limits the longest launch.
+    `estimates` holds for each GPU by name the microseconds, and what limits the longest launch;
+    `waste` the most costly line of each array that costs more than it must, and why.
     """
     loads = [counts.total("global", "read", "async copy") for counts in launches]
     everything = [counts.total("global") for counts in launches]
     requests = sum(total.requests for total in loads)
     return {
+        "waste": _waste(launches),
         "kernels": [counts.kernel for counts in launches],
         "requests": sum(total.requests for total in everything),
         "sectors_per_load": sum(total.sectors for total in loads) / max(1, requests),
@@ -96,6 +102,17 @@ def _estimated(launches: Sequence[Counts], gpu: str) -> list[Any]:
     each = [estimate(counts, GPUS[gpu]) for counts in launches]
     longest = max(each, key=lambda one: one.microseconds)
     return [sum(one.microseconds for one in each), longest.limit]
+
+
+def _waste(launches: Sequence[Counts]) -> list[str]:
+    found: dict[tuple[str, str], str] = {}
+    for counts in launches:
+        for cost in sorted(costs_by_line(counts), key=lambda cost: -cost.cycles):
+            if why := reason(cost):
+                found.setdefault(
+                    (cost.array, cost.kind), f"line {cost.line} {what_it_does(cost)}: {why}"
+                )
+    return list(found.values())[:MOST_WASTE]
 
 
 def _put(array: np.ndarray) -> Any:

@@ -45,6 +45,7 @@ def _speed(file: KernelFile, contract: Contract, dtype: str, gpu: GPU, *, measur
         )
     else:
         text += f"; moved {bytes_words(theirs['moved_bytes'])}"
+    text = "\n".join([text, *theirs["waste"]])
     if measure:
         took = measured_us(contract, contract.large, dtype, file)
         text += f"\nmeasured here: {words_of_time(took)}"
