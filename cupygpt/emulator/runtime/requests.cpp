@@ -1,6 +1,8 @@
 #include "requests.h"
 
+#include "checker.h"
 #include "iterations.h"
+#include "report.h"
 
 namespace emu {
 
@@ -9,7 +11,7 @@ Request& OpenRequests::find_or_begin(uint64_t key, unsigned lane) {
     // Mostly the lanes do the same one after another, so that the next request is the right one.
     uint32_t& expected = next[lane];
     if (expected < begun.size() && begun[expected] != kClosed) {
-        Request& request = pool[begun[expected]];
+        Request& request = pool.requests[begun[expected]];
         if (request.key == key && !(request.mask & bit)) {
             expected++;
             return request;
@@ -19,42 +21,54 @@ Request& OpenRequests::find_or_begin(uint64_t key, unsigned lane) {
         Slot& slot = slot_of(key);
         if (!slot.number) return begin(slot, key, lane);
         const uint32_t index = begun[slot.number - 1];
-        if (index != kClosed && !(pool[index].mask & bit)) {
+        if (index != kClosed && !(pool.requests[index].mask & bit)) {
             expected = slot.number;
-            return pool[index];
+            return pool.requests[index];
         }
         key = mixed(key, 1);  // the lane comes to the same place once more
     }
 }
 
 Request& OpenRequests::begin(Slot& slot, uint64_t key, unsigned lane) {
-    if (free.empty()) {
-        free.push_back(pool.size());
-        pool.emplace_back();
-        numbers.push_back(0);
-    }
-    const uint32_t index = free.back();
-    free.pop_back();
-    numbers[index] = begun.size();
+    const uint32_t index = pool.take();
+    pool.numbers[index] = begun.size();
     begun.push_back(index);
     slot = {key, uint32_t(begun.size())};
     used.push_back(&slot - slots.data());
     next[lane] = begun.size();
-    pool[index].key = key;
-    pool[index].mask = 0;
-    return pool[index];
+    Request& request = pool.requests[index];
+    request.key = key;
+    request.mask = 0;
+    return request;
+}
+
+uint32_t OpenRequests::Pool::take() {
+    if (free.empty()) {
+        if (requests.size() == kMostOpenRequests)
+            fail("timeout", {nullptr, 0, module_offset(last_access_pc)}, {},
+                 "a thread has gone on for %u accesses while the other lanes of its warp wait: an "
+                 "endless loop, or a launch too large to be counted",
+                 kMostOpenRequests);
+        free.push_back(requests.size());
+        requests.emplace_back();
+        numbers.push_back(0);
+    }
+    const uint32_t index = free.back();
+    free.pop_back();
+    return index;
 }
 
 void OpenRequests::close(Request& request) {
-    const uint32_t index = &request - pool.data();
-    begun[numbers[index]] = kClosed;
-    free.push_back(index);
+    const uint32_t index = &request - pool.requests.data();
+    begun[pool.numbers[index]] = kClosed;
+    pool.free.push_back(index);
 }
 
 void OpenRequests::clear() {
+    for (uint32_t index : begun)
+        if (index != kClosed) pool.free.push_back(index);
     for (uint32_t i : used) slots[i].number = 0;
-    used.clear(), begun.clear(), free.clear();
-    for (uint32_t i = pool.size(); i-- > 0;) free.push_back(i);
+    used.clear(), begun.clear();
     for (uint32_t& expected : next) expected = 0;
 }
 

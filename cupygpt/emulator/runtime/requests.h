@@ -14,6 +14,9 @@ struct Request {
     uint64_t addresses[32];
 };
 
+// Requests of all warps of a block that are open at a time: 145 MB.
+constexpr uint32_t kMostOpenRequests = 1u << 19;
+
 class OpenRequests {
 public:
     // The request of this key that the lane has not joined yet; a new one has an empty mask.
@@ -26,7 +29,7 @@ public:
     template <class Function>
     void for_each_open(Function function) {
         for (uint32_t index : begun)
-            if (index != kClosed) function(pool[index]);
+            if (index != kClosed) function(pool.requests[index]);
     }
     void clear();
 
@@ -40,13 +43,19 @@ private:
     void grow();
     Request& begin(Slot& slot, uint64_t key, unsigned lane);
 
-    std::vector<Request> pool;
-    std::vector<uint32_t> free;
-    std::vector<uint32_t> begun;    // by number: index in the pool, or kClosed
-    std::vector<uint32_t> numbers;  // by index in the pool
-    std::vector<Slot> slots;        // a hash table with a power of two of slots
-    std::vector<uint32_t> used;     // slots that are not free
-    uint32_t next[32] = {};         // by lane: the request that it is likely to join next
+    // Of all warps: they run one after another, so mostly one of them has open requests.
+    struct Pool {
+        std::vector<Request> requests;
+        std::vector<uint32_t> numbers;  // by index
+        std::vector<uint32_t> free;
+        uint32_t take();
+    };
+    static inline Pool pool;
+
+    std::vector<uint32_t> begun;  // by number: index in the pool, or kClosed
+    std::vector<Slot> slots;      // a hash table with a power of two of slots
+    std::vector<uint32_t> used;   // slots that are not free
+    uint32_t next[32] = {};       // by lane: the request that it is likely to join next
 };
 
 // The accesses of a warp to global memory, in the order of the program: what one lane does alone

@@ -175,7 +175,13 @@ void emu_warp(const char* operation, unsigned mask, void* data, emu_combine comb
             if (warp.present >> lane & 1)
                 lanes[lane] = block.threads[self.warp * 32 + lane].warp_data;
         if (counters) count_warp_meeting(self.warp, operation, self.place.pc);
-        if (combine) combine(lanes);
+        if (combine) {
+            // Its arithmetic is not the kernel's.
+            Counters* const counted = counters;
+            counters = nullptr;
+            combine(lanes);
+            counters = counted;
+        }
         if (orders_memory) warp.epoch++;
         for (unsigned lane = 0; lane < 32; lane++)
             if (warp.present >> lane & 1) make_ready(block.threads[self.warp * 32 + lane]);

@@ -14,6 +14,7 @@ from cupygpt.emulator.arrays import EmulatedArray, emulated, emulated_empty
 from cupygpt.emulator.compiler import Mode
 from cupygpt.emulator.counted import AccessCounts, Counts
 from cupygpt.emulator.emulate import EmulatedModule, counting, loader
+from cupygpt.emulator.faults import KernelFault
 from cupygpt.kernels.load import register_loader
 from cupygpt.ops.gelu import gelu_forward
 
@@ -171,3 +172,47 @@ def test_a_kernel_that_was_not_made_for_counting_says_so(samples: Path) -> None:
     kernel = EmulatedModule(samples / "matmul.cu").get_function("matmul")
     with pytest.raises(ValueError, match=r"matmul was not compiled with Mode\.COUNTED"):
         kernel.count((1,), (64,), ())
+
+
+def test_an_endless_loop_that_reads_ends_before_it_fills_the_memory(tmp_path: Path) -> None:
+    source = tmp_path / "endless.cu"
+    source.write_text(
+        'extern "C" __global__ void endless(float* out, const float* in) {\n'
+        "    for (unsigned i = 0; in[i % 32] == 0.0f; i++) out[threadIdx.x] = i;\n}\n"
+    )
+    kernel = EmulatedModule(source, mode=Mode.COUNTED).get_function("endless")
+    with pytest.raises(KernelFault, match=r"timeout .*endless\.cu:2.*524288 accesses"):
+        kernel.count((1,), (32,), (emulated_empty(32), emulated(np.zeros(32, np.float32))))
+
+
+def test_a_device_function_that_is_not_inlined_is_counted_at_its_calls(tmp_path: Path) -> None:
+    source = tmp_path / "calls.cu"
+    source.write_text(
+        "__device__ __noinline__ float read(const float* in, int i) { return in[i]; }\n"
+        'extern "C" __global__ void calls(float* out, const float* in) {\n'
+        "    float sum = 0.0f;\n"
+        "    for (int i = 0; i <= threadIdx.x % 2; i++) sum += read(in, 32 * i + threadIdx.x);\n"
+        "    if (threadIdx.x < 16) sum += read(in, threadIdx.x);\n"
+        "    out[threadIdx.x] = sum + read(in, threadIdx.x);\n}\n"
+    )
+    kernel = EmulatedModule(source, mode=Mode.COUNTED).get_function("calls")
+    counts = kernel.count((1,), (32,), (emulated_empty(32), emulated(np.zeros(64, np.float32))))
+    loads = counts.total("global", "read")
+    assert (loads.requests, loads.lanes) == (4, 32 + 16 + 16 + 32)
+
+
+def test_lanes_that_have_returned_are_not_waited_for(tmp_path: Path) -> None:
+    source = tmp_path / "leaves.cu"
+    source.write_text(
+        'extern "C" __global__ void leaves(float* out, const float* in, int n) {\n'
+        "    if (threadIdx.x >= n) return;\n"
+        "    for (int i = 0; i < 5; i++) out[32 * i + threadIdx.x] = in[32 * i + threadIdx.x];\n}\n"
+    )
+    kernel = EmulatedModule(source, mode=Mode.COUNTED).get_function("leaves")
+    arrays = emulated_empty(160), emulated(np.zeros(160, np.float32))
+    counts = kernel.count((1,), (64,), (*arrays, np.int32(20)))
+    assert counts.warps == 2
+    for kind in ("read", "write"):
+        total = counts.total("global", kind)
+        assert (total.requests, total.lanes, total.sectors) == (5, 100, 15)
+    assert counts.rounds[16] == 5  # a store ends a round
