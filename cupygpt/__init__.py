@@ -23,12 +23,14 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     column split    the columns of dk and dv that one block of attention's backward computes
     event           something that a run tells: a step, a validation, a sample, a checkpoint
     extension       steps that a run trains beyond its end (--extend)
+    fine-tune       to train a model, which was trained before, on another text
     floatX          the type of weights and activations: float, or bfloat16 (uint16 in Python)
     head, lm_head   an attention head; the language-model head (logits and loss)
     lane            a thread of a warp, 0 to 31
     lse, delta      log-sum-exp of a row of scores; the sum of dout * out along a row
     launch          grid, block, shared memory and -D constants of one kernel call
-    model note      the JSON file beside a model file: which trained model it is a copy of
+    model note      the JSON file beside a model file: which trained model it is a copy of. A
+                    plain model file has none
     pack            the elements of one 128-bit access: 4 float32 or 8 bfloat16 (PACK_SIZE);
                     Pack is the same elements as floats in registers
     partial         a sum over some of the rows, which a second kernel adds up
@@ -42,6 +44,8 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     sector          32 bytes of global memory, the least that is moved
     shard           a token file
     site            a place in the model where random numbers are drawn (dropout, rounding)
+    source          the model that a command reads, or that a run begins with (-e): a model file, a
+                    checkpoint of a run, a Hugging Face folder
     stage           one of the shared-memory buffers that take turns in a pipeline
     step            one update of the parameters, from one or several micro-batches
     token group     neighbouring entries of the sorted rows that have the same token (encoder)

@@ -267,7 +267,11 @@ def _find_file(path: Path) -> WeightSource:
         )
     if not (path.parent / RECORD).is_file():
         return WeightSource(Kind.MODEL_FILE, path, str(path), is_trained=False)
-    tokenizer, text_start, trained_length = _training(path.parent)
+    try:
+        tokenizer, text_start, trained_length = _training(path.parent)
+    except CheckpointError as error:
+        notes = (f"what this model was trained on is not known: {error}",)
+        return WeightSource(Kind.MODEL_FILE, path, str(path), is_trained=False, notes=notes)
     return WeightSource(
         Kind.MODEL_FILE,
         path,

@@ -70,7 +70,10 @@ def written_by(record: dict[str, Any]) -> str:
 
 
 def _damaged(path: Path, reason: str) -> str:
-    return f"{path}: damaged ({reason}). Start a new run from the weights in {path.parent}."
+    return (
+        f"{path}: damaged ({reason}). The weights can still be used: name one of the model files, "
+        f"{path.parent / 'model_SSSSSSSS.bin'}."
+    )
 
 
 _ABSENT = object()

@@ -90,6 +90,16 @@ def test_a_model_file_of_a_run_knows_its_tokenizer_but_does_not_fine_tune(run: P
     assert (source.tokenizer, source.trained_length) == ("bytes", 16)
 
 
+def test_weights_can_be_used_where_the_record_is_damaged(run: Path) -> None:
+    (run / "run.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"damaged.*name one of the model files"):
+        find_weights(str(run))
+    source = find_weights(str(run / "model_00000012.bin"))
+    assert (source.is_trained, source.tokenizer) == (False, None)
+    assert "is not known: " in source.notes[0]
+    assert load_weights(source).config.V == 257
+
+
 def test_a_model_file_alone_is_what_it_was(tmp_path: Path) -> None:
     save_model(tmp_path / "a.bin", TINY, random_weights(TINY), "fp32")
     source = find_weights(str(tmp_path / "a.bin"))
