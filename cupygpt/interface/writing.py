@@ -60,7 +60,7 @@ class Characters:
 
 
 class Writers:
-    """The generators of a model. Each text that is being written has one of its own."""
+    """The generators of a model. Each call that writes has one of its own, the last one is kept."""
 
     def __init__(
         self,
@@ -72,27 +72,33 @@ class Writers:
     ) -> None:
         self._device, self._config, self._params = device, config, params
         self._precision, self._window = precision, window
-        self._idle: dict[int, list[Generator]] = {}
+        self._idle: tuple[int, Generator] | None = None
 
-    def take(self, rows: int) -> Generator:
-        """A generator of so many rows; DeviceError with the figures where memory is short."""
-        idle = self._idle.setdefault(rows, [])
-        if idle:
-            return idle.pop()
+    def take(self, rows: int) -> tuple[int, Generator]:
+        """A generator of at least so many rows, and their number.
+
+        Raises DeviceError with the figures where the memory does not suffice.
+        """
+        idle, self._idle = self._idle, None
+        if idle is not None and idle[0] >= rows:
+            return idle
+        del idle  # its memory is needed
         check_decoding_fits(self._config, self._precision, self._free_bytes(), rows)
-        return Generator(
+        made = Generator(
             self._device, self._config, self._params, self._precision,
             window=self._window, rows=rows,
         )  # fmt: skip
+        return rows, made
 
-    def give_back(self, rows: int, generator: Generator) -> None:
-        """The text is written; of each number of rows one generator is kept."""
-        self._idle[rows] = [generator]
+    def give_back(self, taken: tuple[int, Generator]) -> None:
+        """The texts are written."""
+        if self._idle is None or self._idle[0] < taken[0]:
+            self._idle = taken
 
     def rows_for(self, count: int) -> int:
         """How many of `count` texts are written at once: as many as the memory allows."""
         rows = min(count, MOST_ROWS)
-        while rows > 1 and not self._idle.get(rows):
+        while rows > 1 and (self._idle is None or self._idle[0] < rows):
             try:
                 check_decoding_fits(self._config, self._precision, self._free_bytes(), rows)
             except DeviceError:
@@ -126,8 +132,8 @@ def pieces(
         begun = {number: texts[number].begin(asked.prompts[number]) for number in part}
         yield _in_place(begun, len(asked.prompts))
         with using():
-            generator = writers.take(len(part))
-        steps = generator.generate_batch(
+            taken = writers.take(len(part))
+        steps = taken[1].generate_batch(
             [asked.prompts[number] for number in part],
             asked.tokens,
             asked.sampling,
@@ -143,7 +149,7 @@ def pieces(
             yield _in_place({i: texts[i].add(token) for i, token in new}, len(asked.prompts))
         yield _in_place({i: texts[i].end() for i in part}, len(asked.prompts))
         with using():
-            writers.give_back(len(part), generator)
+            writers.give_back(taken)
 
 
 def _in_place(found: dict[int, str], count: int) -> list[str]:

@@ -98,6 +98,16 @@ def test_more_prompts_than_fit_are_written_in_turns(
     assert model.generate(prompts, tokens=10) == texts
 
 
+def test_one_generator_is_kept(model: Model) -> None:
+    """A larger one writes fewer texts too; memory does not grow with each number of prompts."""
+    texts = {count: model.generate(["a"] * count, tokens=5) for count in (3, 1, 2, 4, 2)}
+    assert texts[1] == texts[4][:1]
+    assert texts[2] == texts[4][:2]
+    writers = model._text_writers()
+    assert writers._idle is not None
+    assert writers._idle[0] == 4
+
+
 def test_two_models_on_two_threads(tmp_path: Path) -> None:
     models = [cupygpt.load(tiny_file(tmp_path, seed), device="cpu") for seed in (1, 2)]
     alone = [model.generate("a", tokens=30) for model in models]
