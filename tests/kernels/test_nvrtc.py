@@ -46,11 +46,14 @@ LIMITS_OF = (12, 9)
 """The version of NVRTC that the limits hold for; others share registers out in other ways."""
 
 DEFAULT_LIMIT = Limit(registers=128)
-# Kernels that need more, or all variants of one with a constant of that value; with the reason.
+# Kernels that need more, or all variants of one with a constant of that value or on that GPU; with
+# the reason.
 LIMITS: dict[str, Limit] = {
     # A warp keeps its rows of queries, scores and outputs in registers; what spills is addresses,
     # outside the innermost loop.
     "attention_mma_forward": Limit(registers=255, spill_bytes=16),
+    # With head size 64, in bfloat16; nobody has timed it on this GPU.
+    "attention_mma_forward sm_100": Limit(registers=255, spill_bytes=88),
     "attention_mma_dkdv": Limit(registers=255, spill_bytes=64),
     "attention_mma_dq": Limit(registers=255, spill_bytes=16),
     # In TF32 a number takes the room of two bfloat16. With head size 128 two blocks share the
@@ -59,8 +62,8 @@ LIMITS: dict[str, Limit] = {
     "attention_mma_dq HS=128": Limit(registers=255, spill_bytes=104),
     # On CUDA cores a thread keeps a small tile of scores and outputs; some addresses spill, with
     # other head sizes on other GPUs.
-    "attention_forward": Limit(registers=128, spill_bytes=96),
-    "attention_dkdv": Limit(registers=216, spill_bytes=112),
+    "attention_forward": Limit(registers=128, spill_bytes=108),
+    "attention_dkdv": Limit(registers=220, spill_bytes=112),
     "attention_dq": Limit(registers=168, spill_bytes=88),
     # Blocks of 128 threads, two to four on an SM.
     "attention_wgmma_forward": Limit(registers=168),
@@ -78,9 +81,10 @@ LIMITS: dict[str, Limit] = {
 }
 
 
-def limit_of(kernel: str, variant: Variant) -> Limit:
-    """The limit of a kernel in a variant of its file."""
+def limit_of(kernel: str, variant: Variant, capability: str) -> Limit:
+    """The limit of a kernel in a variant of its file, on a GPU of this compute capability."""
     names = [f"{kernel} {name}={value}" for name, value in variant.constants]
+    names.insert(0, f"{kernel} sm_{capability}")
     return next((LIMITS[key] for key in [*names, kernel] if key in LIMITS), DEFAULT_LIMIT)
 
 
@@ -115,7 +119,7 @@ def test_what_runs_launch_compiles_within_its_limits(
         found = {usage.kernel: usage for usage in usages(log)}
         assert kernels <= found.keys(), f"{kernels - found.keys()} not in the log:\n{log}"
         for name in sorted(kernels | (NEVER_LAUNCHED.keys() & found.keys())):
-            limit, usage = limit_of(name, variant), found[name]
+            limit, usage = limit_of(name, variant, capability), found[name]
             if usage.registers > limit.registers or usage.spill_bytes > limit.spill_bytes:
                 over.append(
                     f"sm_{capability} {variant.floatX} {variant.constants}: {usage} over {limit}"
