@@ -92,7 +92,8 @@ class Estimate:
     @property
     def limit(self) -> str:
         """What the launch mostly waits for."""
-        return next(iter(self.terms))
+        name, longest = next(iter(self.terms.items()))
+        return name if longest else "the launch itself"
 
 
 def estimate(counts: Counts, gpu: GPU, under_way: int | None = None) -> Estimate:

@@ -36,7 +36,12 @@ _ROWS = {
 
 
 def text(
-    counts: Counts, gpu: GPU = DEFAULT_GPU, *, title: str = "", under_way: int | None = None
+    counts: Counts,
+    gpu: GPU = DEFAULT_GPU,
+    *,
+    title: str = "",
+    under_way: int | None = None,
+    with_registers: bool = True,
 ) -> str:
     """The report of a launch for a GPU.
 
@@ -45,9 +50,11 @@ def text(
         gpu: for the estimate, the registers and the occupancy.
         title: what stands beside the kernel's name, such as its sizes and type.
         under_way: as for `estimate`.
+        with_registers: ask NVIDIA's compiler, where it is installed. It takes a second for a small
+            kernel and up to a minute for a large one; the answer is kept.
     """
     guess = estimate(counts, gpu, under_way)
-    usage = usage_of(counts.source, counts.options, counts.kernel, gpu)
+    usage = _usage(counts, gpu) if with_registers else None
     rows = [
         *_head(counts, title),
         "",
@@ -113,7 +120,11 @@ def _other_rows(counts: Counts) -> list[str]:
         rows.append(_row("tensor cores", "", f"{amount(counts.tensor_flop)} flop"))
     meetings = [
         f"{amount(count)} {name}"
-        for count, name in ((counts.barriers, "barriers"), (counts.shuffles, "shuffles"))
+        for count, name in (
+            (counts.barriers, "barriers"),
+            (counts.operations("__syncwarp"), "__syncwarp"),
+            (counts.shuffles, "shuffles"),
+        )
         if count
     ]
     if meetings:
@@ -122,9 +133,12 @@ def _other_rows(counts: Counts) -> list[str]:
 
 
 def _lines(counts: Counts) -> list[str]:
+    costs = costs_by_line(counts)
+    if not costs:
+        return ["it asks memory for nothing"]
     texts = SourceLines(counts.source)
     rows = [f"line  {counts.source.name:<34}{'what':<17}{'per request':<14}at best"]
-    for cost in _chosen(costs_by_line(counts)):
+    for cost in _chosen(costs):
         number = f"{cost.line:4d}" if cost.line else "   ?"
         unit = "sectors" if cost.space == "global" else "turns"
         per = f"{two_figures(cost.per_request)} {unit}"
@@ -152,7 +166,7 @@ def _chosen(costs: Sequence[LineCost]) -> list[LineCost]:
 
 
 def _estimate(counts: Counts, guess: Estimate) -> list[str]:
-    article = "an" if guess.gpu.name[0] in "AH" else "a"
+    article = "an" if guess.gpu.name[0] in "AHR" else "a"
     rows = [
         f"estimate for {article} {guess.gpu.name}: {words_of_time(guess.microseconds)}, "
         f"limited by {guess.limit}"
@@ -186,12 +200,20 @@ def occupancy_blocks(counts: Counts, gpu: GPU, usage: Usage) -> int:
     return blocks_at_once(Work.of(counts, 1), gpu, usage.registers)
 
 
+def _usage(counts: Counts, gpu: GPU) -> Usage | None:
+    return usage_of(counts.source, counts.options, counts.kernel, gpu)
+
+
 def as_dict(
-    counts: Counts, gpu: GPU = DEFAULT_GPU, *, under_way: int | None = None
+    counts: Counts,
+    gpu: GPU = DEFAULT_GPU,
+    *,
+    under_way: int | None = None,
+    with_registers: bool = True,
 ) -> dict[str, Any]:
     """The same figures, and all lines, for JSON."""
     guess = estimate(counts, gpu, under_way)
-    usage = usage_of(counts.source, counts.options, counts.kernel, gpu)
+    usage = _usage(counts, gpu) if with_registers else None
     return {
         "kernel": counts.kernel,
         "file": str(counts.source),

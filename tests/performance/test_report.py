@@ -134,6 +134,17 @@ def test_no_row_is_wider_than_a_terminal(requests: EmulatedModule, tmp_path: Pat
     assert "\x1b" not in text
 
 
+def test_a_kernel_that_does_nothing_has_a_report(tmp_path: Path) -> None:
+    source = tmp_path / "nothing.cu"
+    source.write_text('extern "C" __global__ void nothing() { __syncwarp(); }\n')
+    counts = EmulatedModule(source, mode=Mode.COUNTED).get_function("nothing").count((1,), (1,), ())
+    text = report.text(counts, with_registers=False)
+    assert "it asks memory for nothing" in text
+    assert "1 __syncwarp" in text
+    assert "2.5 us, limited by the launch itself" in text
+    assert report.as_dict(counts, with_registers=False)["registers"] is None
+
+
 def test_figures() -> None:
     assert [two_figures(x) for x in (0, 0.0519, 0.5, 1, 1.66, 21.4, 448)] == [
         *("0", "0.052", "0.5", "1", "1.7", "21", "450")

@@ -18,14 +18,20 @@ from cupygpt.lab import oracle
 ROOT = Path(__file__).parents[3]
 
 
-def test_the_first_example_of_the_readme(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_of_the_readme(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(ROOT)
-    example = re.search(
-        r"```python\n(.*?)```", (ROOT / "cupygpt/emulator/README.md").read_text(), re.S
-    )
-    assert example is not None
+    text = (ROOT / "cupygpt/emulator/README.md").read_text()
+    first, second = re.findall(r"```python\n(.*?)```", text, re.S)
     names: dict[str, object] = {}
-    exec(example[1], names)
+    exec(first, names)
+    capsys.readouterr()
+    exec(second, names)
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "125"  # 1000 floats in sectors of 8
+    assert said[1] == "gelu_forward"
+    assert any(row.startswith("estimate for an RTX 4090: ") for row in said)
     want = oracle.gelu_forward(np.linspace(-3, 3, 1000))
     np.testing.assert_allclose(np.asarray(names["out"]), want, atol=1e-6)
 
