@@ -125,6 +125,10 @@ class ByteTokenizer(Tokenizer):
     def __init__(self) -> None:
         super().__init__("bytes", [*(bytes([i]) for i in range(256)), END_OF_TEXT], 256)
 
+    def text_bytes(self, ids: Tokens) -> int:
+        """All ids but those of end of text are a byte."""
+        return int(np.count_nonzero(ids < self.eot))
+
     def encode(self, text: str) -> Tokens:
         """One id per byte of UTF-8."""
         return np.frombuffer(_encodable(text).encode(), np.uint8).astype(np.uint16)
@@ -152,6 +156,17 @@ class BPETokenizer(Tokenizer):
             return self._encode_whole(text)
         parts = [self._encode_part(part) for part in split_at_long_blanks(text)]
         return np.array([token for part in parts for token in part], self.format.dtype)
+
+    def encode_pieces(self, pieces: Sequence[str]) -> tuple[Tokens, npt.NDArray[np.int64]]:
+        """The ids of many short texts, joined, and where each text ends, by one call of tiktoken.
+
+        None of them may hold the text `<|endoftext|>`, which stands between them here.
+        """
+        end = END_OF_TEXT.decode()
+        ids = np.array(self._encoding.encode(end.join(pieces), allowed_special={end}))
+        is_end = ids == self.eot
+        ends = np.append(np.flatnonzero(is_end), ids.size) - np.arange(len(pieces))
+        return ids[~is_end].astype(self.format.dtype), ends
 
     def _encode_whole(self, text: str) -> Tokens:
         """Encode by a pattern that may leave out parts of a text, which is refused."""

@@ -88,6 +88,8 @@ def _write_texts(texts: OwnTexts, tokenizer: Tokenizer, request: Request, note: 
         return _complete(request, train, val, tokenizer, texts.origin)
     except BaseException as error:
         if journal.saved and isinstance(error, KeyboardInterrupt | SystemExit | RunError):
+            train.close()
+            val.close()
             note("what was written so far stays: the same command goes on from there")
         else:
             train.remove()

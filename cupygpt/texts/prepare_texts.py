@@ -59,7 +59,7 @@ class OwnTexts:
     ) -> None:
         """Write all tokens; the `journal` says how far that came if it is interrupted."""
         request = self._request
-        split = Split(train, val, self.hold_out, tokenizer.eot)
+        split = Split(train, val, self.hold_out, tokenizer.eot, journal.remove)
         state = journal.load()
         if state is not None and not split.restore(state):
             state = None

@@ -102,7 +102,8 @@ def encoded(
 def _encode(block: Block, tokenizer: Tokenizer, encode: Encode) -> EncodedBlock:
     ids, ends = encode(block.texts)
     begins = np.concatenate([[0], ends[:-1]])[0 if block.begins else 1 :]
-    ids = np.insert(ids, begins, tokenizer.eot)
+    if begins.size:
+        ids = np.insert(ids, begins, tokenizer.eot)
     ends = ends + np.arange(len(ends)) + block.begins
     return EncodedBlock(block.held_out, ids, ends if block.ends else ends[:-1])
 

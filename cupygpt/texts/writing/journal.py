@@ -5,12 +5,17 @@ import json
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from cupygpt.files import PARTIAL_SUFFIX, atomic_write, remove_file
+from cupygpt.files import PARTIAL_SUFFIX, atomic_write, remove_file, sync_folder
 
 FORMAT = "cupygpt prepare"
 VERSION = 1
 
 State: TypeAlias = dict[str, Any]
+
+
+def journal_path(folder: Path, name: str) -> Path:
+    """Where the journal of the data set `name` lies."""
+    return folder / f"{name}_prepare.json{PARTIAL_SUFFIX}"
 
 
 class Journal:
@@ -21,7 +26,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, name: str, key: str) -> None:
-        self.path = folder / f"{name}_prepare.json{PARTIAL_SUFFIX}"
+        self.path = journal_path(folder, name)
         self._key = key
         self.saved = False
 
@@ -44,6 +49,8 @@ class Journal:
         self.saved = True
 
     def remove(self) -> None:
-        """Delete the file. Raises RunError if that is not possible."""
-        remove_file(self.path)
+        """Forget the state. Raises RunError if that is not possible."""
+        if self.path.exists():
+            remove_file(self.path)
+            sync_folder(self.path.parent)
         self.saved = False

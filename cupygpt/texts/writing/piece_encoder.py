@@ -14,12 +14,13 @@ import threading
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from cupygpt.data.tokenizer import Tokenizer
+from cupygpt.data.tokenizer import BPETokenizer
 
 Array: TypeAlias = npt.NDArray[Any]
 
@@ -43,6 +44,8 @@ MOST_BYTES = 15
 MOST_TOKENS = 4
 MOST_PIECES = 2**18
 """So many pieces are in the table at most; it then takes 20 MB."""
+MOST_CHARACTERS_TOGETHER = 1000
+"""Longer pieces are encoded each by itself."""
 PROBES = 8
 """A piece is in one of so many neighbouring places of the table, or not in it."""
 
@@ -85,9 +88,9 @@ class PieceEncoder:
     Several threads may call `encode`; they share what they learn.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: BPETokenizer) -> None:
         self._tokenizer = tokenizer
-        self._known: dict[bytes, Array] = {}
+        self._known: dict[bytes, bytes] = {}  # the tokens of a piece as uint32
         self._in_table = 0
         self._table = _table({})
         self._lock = threading.Lock()
@@ -123,35 +126,51 @@ class PieceEncoder:
         missed = np.flatnonzero((places < 0) & (lengths > 0))
         counts = table.counts[places]
         counts[lengths == 0] = 0
-        others = self._missed(raw, starts[missed], lengths[missed])
-        counts[missed] = [len(other) for other in others]
+        others, counts[missed] = self._missed(raw, starts[missed], lengths[missed])
         ends = np.cumsum(counts)
         begins = ends - counts
-        tokens = np.empty(int(ends[-1]) if ends.size else 0, self._dtype)
+        tokens = np.empty(int(ends[-1]) if ends.size else 0, self._tokenizer.format.dtype)
         for i in range(MOST_TOKENS):
             has = np.flatnonzero((counts > i) & (places >= 0))
             tokens[begins[has] + i] = table.tokens[places[has], i]
-        for begin, other in zip(begins[missed].tolist(), others, strict=True):
-            tokens[begin : begin + len(other)] = other
+        before = np.cumsum(counts[missed]) - counts[missed]
+        tokens[np.repeat(begins[missed] - before, counts[missed]) + np.arange(others.size)] = others
         return tokens, counts
 
-    def _missed(self, raw: bytes, starts: Array, lengths: Array) -> list[Array]:
-        """The tokens of pieces that are not in the table."""
-        found = []
-        for start, length in zip(starts.tolist(), lengths.tolist(), strict=True):
-            piece = raw[start : start + length]
-            tokens = self._known.get(piece)
-            if tokens is None:
-                tokens = self._tokenizer.encode(piece.decode())
-                if len(self._known) < MOST_PIECES:
-                    self._known[piece] = tokens
-            found.append(tokens)
-        self._learn()
-        return found
+    def _missed(self, raw: bytes, starts: Array, lengths: Array) -> tuple[Array, Array]:
+        """The tokens of pieces that are not in the table, joined, and how many each has."""
+        bounds = zip(starts.tolist(), (starts + lengths).tolist(), strict=True)
+        pieces = [raw[start:end] for start, end in bounds]
+        known = self._known
+        unknown = [piece for piece in dict.fromkeys(pieces) if piece not in known]
+        if unknown:
+            new = dict(zip(unknown, self._encode_unknown(unknown), strict=True))
+            tokens = [known.get(piece) or new[piece] for piece in pieces]
+            if len(known) < MOST_PIECES:
+                known.update(new)
+                self._learn()
+        else:
+            tokens = [known[piece] for piece in pieces]
+        return np.frombuffer(b"".join(tokens), np.uint32), np.array(list(map(len, tokens))) // 4
+
+    def _encode_unknown(self, pieces: Sequence[bytes]) -> list[bytes]:
+        """The tokens of pieces, as uint32: the short ones together, by tiktoken."""
+        texts = [piece.decode() for piece in pieces]
+        short = [text for text in texts if len(text) <= MOST_CHARACTERS_TOGETHER]
+        ids, ends = self._tokenizer.encode_pieces(short) if short else ((), ())
+        joined = np.asarray(ids, np.uint32).tobytes()
+        bounds = pairwise([0, *(4 * np.asarray(ends, np.int64)).tolist()])
+        together = iter([joined[start:end] for start, end in bounds])
+        return [
+            next(together)
+            if len(text) <= MOST_CHARACTERS_TOGETHER
+            else self._tokenizer.encode(text).astype(np.uint32).tobytes()
+            for text in texts
+        ]
 
     def _learn(self) -> None:
         """Make a new table if there are many pieces that the old one lacks."""
-        if len(self._known) <= self._in_table + self._in_table // 4 + 500:
+        if len(self._known) <= 1.5 * self._in_table + 500:
             return
         if self._lock.acquire(blocking=False):
             try:
@@ -164,17 +183,13 @@ class PieceEncoder:
         encoded = [self._tokenizer.encode(text) for text in texts]
         return np.concatenate(encoded), np.cumsum([tokens.size for tokens in encoded])
 
-    @functools.cached_property
-    def _dtype(self) -> Any:
-        return self._tokenizer.encode("").dtype
 
-
-def _table(known: dict[bytes, Array]) -> Table:
+def _table(known: dict[bytes, bytes]) -> Table:
     """A table of the pieces that fit one; some are left out where too many share a place."""
     pieces = [
-        (piece, tokens)
+        piece
         for piece, tokens in known.items()
-        if len(piece) <= MOST_BYTES and len(tokens) <= MOST_TOKENS
+        if len(piece) <= MOST_BYTES and len(tokens) <= 4 * MOST_TOKENS
     ]
     size = 1 << (2 * len(pieces) + 1024).bit_length()
     table = Table(
@@ -185,13 +200,11 @@ def _table(known: dict[bytes, Array]) -> Table:
     )
     if not pieces:
         return table
-    lengths = np.array([len(piece) for piece, _ in pieces])
-    starts = np.cumsum(lengths) - lengths
-    first, second = _words(b"".join(piece for piece, _ in pieces), starts, lengths)
-    counts = np.array([len(tokens) for _, tokens in pieces])
-    tokens = np.zeros((len(pieces), MOST_TOKENS), np.uint32)
-    for row, (_, ids) in zip(tokens, pieces, strict=True):
-        row[: len(ids)] = ids
+    lengths = np.array(list(map(len, pieces)))
+    first, second = _words(b"".join(pieces), np.cumsum(lengths) - lengths, lengths)
+    counts = np.array([len(known[piece]) for piece in pieces]) // 4
+    padded = b"".join(known[piece].ljust(4 * MOST_TOKENS, b"\0") for piece in pieces)
+    tokens = np.frombuffer(padded, np.uint32).reshape(-1, MOST_TOKENS)
     left = np.arange(len(pieces))
     slots = _slots(first, second, size)
     for _ in range(PROBES):

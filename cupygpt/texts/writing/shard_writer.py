@@ -20,9 +20,11 @@ from cupygpt.files import (
     HEADER_BYTES,
     PARTIAL_SUFFIX,
     os_errors_name,
+    remove_file,
     remove_quietly,
     sync_file,
 )
+from cupygpt.texts.writing.journal import journal_path
 
 Ids = npt.NDArray[Any]
 
@@ -151,10 +153,14 @@ class ShardSeries:
             done = [(done[0][0], self._folder / f"{self._stem}.bin")]
         return done
 
-    def remove(self) -> None:
-        """Remove all files of this series."""
+    def close(self) -> None:
+        """Leave the files as they are, for whoever goes on with them."""
         with contextlib.suppress(RunError):  # a full disk refuses what is still in a buffer
             self._close()
+
+    def remove(self) -> None:
+        """Remove all files of this series."""
+        self.close()
         for number in range(len(self._sizes) + 1):
             remove_quietly(self._partial(number))
 
@@ -220,12 +226,12 @@ def is_output(file_name: str, name: str) -> bool:
 
 
 def remove_partial(folder: Path, name: str) -> None:
-    """Delete what a run that was stopped has left of the data set `name`."""
+    """Delete what a run that was stopped has left of the data set `name`. Raises RunError."""
+    remove_file(journal_path(folder, name))
     ours = re.compile(re.escape(name) + r"_(train|val)_\d{6}\.bin" + re.escape(PARTIAL_SUFFIX))
     for path in sorted(folder.iterdir()):
         if ours.fullmatch(path.name):
-            with os_errors_name(path, "deleted"):
-                path.unlink()
+            remove_file(path)
 
 
 def remove_stale(folder: Path, name: str, written: list[Path]) -> list[Path]:

@@ -18,13 +18,25 @@ SAVE_EVERY_BYTES = 2**28
 
 
 class Split:
-    """Sends tokens to the two series, documents whole or with their ends to `val`."""
+    """Sends tokens to the two series, documents whole or with their ends to `val`.
 
-    def __init__(self, train: ShardSeries, val: ShardSeries, hold_out: HoldOut, eot: int) -> None:
-        self._train, self._val, self._hold_out = train, val, hold_out
+    `forget` is called when the last `state` no longer holds: it was taken inside a document whose
+    end now goes to `val`.
+    """
+
+    def __init__(
+        self,
+        train: ShardSeries,
+        val: ShardSeries,
+        hold_out: HoldOut,
+        eot: int,
+        forget: Callable[[], None],
+    ) -> None:
+        self._train, self._val, self._hold_out, self._forget = train, val, hold_out, forget
         self._eot = np.array([eot])
         self._owed = 0.0  # tokens due to validation, with the fraction left from earlier documents
         self._open = 0  # tokens written of a document that has not ended, with end of text
+        self._state_inside = False  # whether the last state was taken in this document
 
     def add(self, block: EncodedBlock) -> None:
         """Write the next block."""
@@ -41,6 +53,7 @@ class Split:
 
     def state(self) -> State:
         """What must be known to go on, when all that was written is on the disk."""
+        self._state_inside = self._open > 0
         return {
             "owed": self._owed,
             "open": self._open,
@@ -51,6 +64,7 @@ class Split:
     def restore(self, state: State) -> bool:
         """Go on where `state` was taken; False if the files for it are not there."""
         self._owed, self._open = state["owed"], state["open"]
+        self._state_inside = self._open > 0
         return self._train.restore(state["train"]) and self._val.restore(state["val"])
 
     def _end_document(self, ids: Ids) -> None:
@@ -60,6 +74,9 @@ class Split:
         count = min(int(owed), length)
         self._owed = owed - count
         of_ids = min(count, ids.size - (self._open == 0))
+        if self._state_inside:
+            self._forget()
+            self._state_inside = False
         kept = ids[: ids.size - of_ids]
         if count:
             self._val.write(self._eot)
@@ -93,14 +110,12 @@ def write_tokens(
     to, and what lies before it is read, but not encoded again.
     """
     done = 0 if going_on is None else int(going_on["blocks"])
-    saved_at = 0
+    saved_at = 0 if going_on is None else int(going_on["position"])
     all_blocks = blocks(kept_pieces(documents, look, hold_out))
     for block in encoded(all_blocks, tokenizer, workers, skip=done):
         split.add(block)
         done += 1
         show(documents.position)
-        if saved_at == 0:
-            saved_at = max(1, documents.position)
         if documents.position - saved_at >= SAVE_EVERY_BYTES:
             saved_at = documents.position
             state: dict[str, Any] = {**split.state(), "blocks": done, "position": saved_at}
