@@ -27,6 +27,12 @@ WHAT is one of
                     are llm.c's: the first 32,768 tokens are for validation
   python-docs       the text of Python's own documentation and docstrings, 2.1 MB, no network
                     needed; every 20th document is for validation
+  fineweb           web text in GPT-2's tokens, as published: files of 10**8 tokens, 191 MiB each;
+                    -n 10 takes ten of 103, and one for validation
+  fineweb-edu       the same of educational pages, 99 files
+  tinystories       stories in simple words (TinyStoriesV2-GPT4), 2.2 GB of text, with the
+                    published validation file
+  openwebtext       web text as GPT-2 read it, 80 parquet files of about 300 MB (-n takes fewer)
   FILE...           your own text: files, quoted patterns such as 'books/**/*.txt', folders (their
                     .txt, .jsonl and .parquet files), or - for standard input
 
@@ -41,6 +47,9 @@ Files may be
 A tenth of the text is for validation: of many documents whole ones, chosen by a hash of their
 content, so that a larger text keeps the split; of few documents the last tenth of each. Many are
 100 (so that ten are held out), if none of them is longer than half of the validation part.
+
+The web data sets come from huggingface.co, from another server with the same paths (--mirror URL or
+the variable HF_ENDPOINT), or from files that are here (--source FOLDER).
 
 A run that was stopped goes on when the same command is given again.
 
@@ -59,9 +68,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add(
-        "what", nargs="+", metavar="WHAT", help="tinyshakespeare, python-docs, files, folders, or -"
-    )
+    add("what", nargs="+", metavar="WHAT", help="a data set by name, or files, folders, or -")
     add(
         "-o",
         "--output",
@@ -79,12 +86,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "it as NAME.tiktoken, bpe:auto one that suits the size of the text (default: gpt2; bytes "
         "for python-docs)",
     )
-    add(
-        "--source",
-        type=user_path,
-        metavar="FILE",
-        help="tinyshakespeare: read this text instead of downloading it",
-    )
+    _add_flags_of_published(parser)
     _add_flags_of_texts(parser)
     add(
         "--headerless",
@@ -111,8 +113,36 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def _add_flags_of_published(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "-n",
+        "--files",
+        type=int,
+        metavar="N",
+        help="fineweb, fineweb-edu, openwebtext: so many of the published training files (default: "
+        "10, openwebtext all)",
+    )
+    add(
+        "--source",
+        type=user_path,
+        metavar="PATH",
+        help="take the published files from this folder, or tinyshakespeare from this file, and "
+        "download nothing",
+    )
+    add("--mirror", metavar="URL", help="download from this server, which has the same paths")
+
+
 def _add_flags_of_texts(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add(
+        "--val",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="text files: this file or pattern is for validation, the others for training; may be "
+        "given several times",
+    )
     add(
         "--val-fraction",
         type=float,

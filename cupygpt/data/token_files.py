@@ -178,7 +178,17 @@ def check_ids(shards: Sequence[TokenShard], V: int) -> None:
     batch that it reads.
     """
     may_be_above = [shard for shard in shards if shard.format.num_ids > V]
-    for shard, start, block in _scanned_blocks(may_be_above):
+    _check_blocks(_scanned_blocks(may_be_above), V)
+
+
+def check_all_ids(shard: TokenShard, V: int) -> None:
+    """As `check_ids`, but of every token of a shard."""
+    blocks = enumerate(token_blocks(shard, shard.num_tokens))
+    _check_blocks(((shard, i * SCAN_BLOCK_TOKENS, block) for i, block in blocks), V)
+
+
+def _check_blocks(blocks: Iterable[tuple[TokenShard, int, Tokens]], V: int) -> None:
+    for shard, start, block in blocks:
         if int(block.max()) >= V:
             offset = int(np.argmax(block >= V))
             raise id_error(shard, start + offset, int(block[offset]), V)

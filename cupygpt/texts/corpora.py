@@ -17,6 +17,7 @@ from cupygpt.errors import DataError
 from cupygpt.files import check_can_end
 from cupygpt.texts.python_docs import PythonDocs, python_docs_text
 from cupygpt.web.download import Wanted, download
+from cupygpt.web.transfer import check_address
 
 SHAKESPEARE_HOST = "https://raw.githubusercontent.com"
 SHAKESPEARE_PATH = "karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -29,11 +30,12 @@ HELD_OUT_EVERY = 20
 def tinyshakespeare_text(source: Path | None = None, mirror: str | None = None) -> str:
     """The TinyShakespeare text (1.1 MB), from the file `source`, else from the network.
 
-    `mirror` is another server with the same paths. Raises DataError if the file cannot be read or
-    is not UTF-8, or if what comes has not the known SHA-256 (a login page, for example), and
-    RunError if nothing comes.
+    A folder `source` holds it as `input.txt`. `mirror` is another server with the same paths.
+    Raises DataError if the file cannot be read or is not UTF-8, or if what comes has not the known
+    SHA-256 (a login page, for example), and RunError if nothing comes.
     """
     if source is not None:
+        source = source / Path(SHAKESPEARE_PATH).name if source.is_dir() else source
         check_can_end(source, DataError)
         try:
             return source.read_bytes().decode()
@@ -46,7 +48,9 @@ def tinyshakespeare_text(source: Path | None = None, mirror: str | None = None) 
                 f"{source}: not UTF-8 text (byte {error.object[error.start]:#04x} at offset "
                 f"{error.start:,}). Save it as UTF-8."
             ) from error
-    return _downloaded(f"{mirror or SHAKESPEARE_HOST}/{SHAKESPEARE_PATH}").decode()
+    host = SHAKESPEARE_HOST if mirror is None else mirror
+    check_address(host, "--mirror")
+    return _downloaded(f"{host.rstrip('/')}/{SHAKESPEARE_PATH}").decode()
 
 
 @functools.cache

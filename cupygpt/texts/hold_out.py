@@ -5,6 +5,7 @@ last words of texts whose beginning it has learnt, and for end of text after eve
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 MANY_HELD_OUT = 10
@@ -60,6 +61,12 @@ def choose_hold_out(sizes: Sizes, fraction: float, method: str) -> HoldOut:
         else f"the last {percent} of each document"
     )
     return HoldOut(fraction, whole, words, reason)
+
+
+def hold_out_files(names: Sequence[str]) -> HoldOut:
+    """How to hold out all documents of some files."""
+    words = f"the file {names[0]}" if len(names) == 1 else f"{len(names):,} files"
+    return HoldOut(0.0, whole=True, words=words, reason="--val")
 
 
 def is_held_out(sha256: bytes, fraction: float) -> bool:

@@ -4,7 +4,7 @@ A second pass writes the tokens (write_tokens.py). What it must know of each doc
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -68,10 +68,11 @@ def look_at(
     documents: Documents,
     fraction: float,
     *,
+    for_validation: Collection[str] = (),
     spool: Path | None = None,
     show: Callable[[int], None] = lambda _: None,
 ) -> Look:
-    """Read all documents once. `fraction` of them are marked for validation.
+    """Read all documents once. `fraction` of them are marked for validation, or all of some files.
 
     If `spool` is given, a folder for a temporary file, the second and later ones of equal documents
     are dropped. `show` is told how many bytes of the files were read so far.
@@ -86,11 +87,13 @@ def look_at(
         for name, pieces in zip(documents.files, documents.by_file(), strict=True):
             before = len(marks)
             of_file = hashlib.sha256()
+            all_held_out = name in for_validation
             for digest, length in _hashed(pieces):
                 of_file.update(digest)
                 text_bytes += length
                 longest = max(longest, length)
-                marks.append(HELD_OUT if is_held_out(digest, fraction) else 0)
+                held_out = all_held_out or is_held_out(digest, fraction)
+                marks.append(HELD_OUT if held_out else 0)
                 duplicates.add(digest, length)
                 show(documents.position)
             show(documents.position)

@@ -5,15 +5,18 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from cupygpt.config import GPT2_VOCAB
 from cupygpt.console.paste import shell_word
 from cupygpt.console.work_bar import WorkBar
 from cupygpt.data.token_record import (
     Origin,
+    RecordedTokenizer,
     learnt_tokenizer_path,
     put_in_place,
     write_token_records,
 )
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
+from cupygpt.data.vocabulary import GPT2_SHA256
 from cupygpt.errors import ConfigError, DataError, RunError
 from cupygpt.files import remove_quietly
 from cupygpt.texts import corpora
@@ -21,6 +24,9 @@ from cupygpt.texts.find_input import Note
 from cupygpt.texts.headerless import Pieces, headerless_files
 from cupygpt.texts.own_vocabulary import TrainingText, is_own, train_tokenizer
 from cupygpt.texts.prepare_texts import OwnTexts
+from cupygpt.texts.published.sets import TOKENS
+from cupygpt.texts.published.shards import published_shards, tokens_of
+from cupygpt.texts.published.texts import with_published_texts
 from cupygpt.texts.python_docs import python_docs_text
 from cupygpt.texts.request import PYTHON_DOCS, TINYSHAKESPEARE, Request
 from cupygpt.texts.writing.shard_writer import ShardSeries, remove_partial, remove_stale
@@ -40,7 +46,7 @@ class Prepared:
     val_tokens: int
     removed: list[Path]
     """Files of an earlier run under the same name."""
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | RecordedTokenizer
 
 
 def prepare_files(request: Request, note: Note, bar: WorkBar | None = None) -> Prepared:
@@ -53,10 +59,15 @@ def prepare_files(request: Request, note: Note, bar: WorkBar | None = None) -> P
     RunError if the disk refuses.
     """
     bar = bar or WorkBar()
+    if request.published and request.published.kind == TOKENS:
+        _make_folder(request.output)
+        return _published_shards(request, note, bar)
     default_tokenizer = "bytes" if request.built_in == PYTHON_DOCS else "gpt2"
     spec = request.tokenizer or default_tokenizer
     tokenizer = None if is_own(spec) else load_tokenizer(spec)
     _make_folder(request.output)
+    if request.published:
+        request = with_published_texts(request, note, bar)
     if not request.built_in and not request.headerless:
         with OwnTexts(request, note, bar) as texts:
             tokenizer = tokenizer or _learnt(spec, request, texts.training_text(), note)
@@ -65,7 +76,7 @@ def prepare_files(request: Request, note: Note, bar: WorkBar | None = None) -> P
     if request.built_in == PYTHON_DOCS:
         origin, pieces = _python_docs(tokenizer, note)
     elif request.built_in == TINYSHAKESPEARE:
-        origin, pieces = _tinyshakespeare(request.source, tokenizer)
+        origin, pieces = _tinyshakespeare(request, tokenizer)
     else:
         origin, pieces = headerless_files(request, tokenizer, note)
     train, val = _series(request, tokenizer)
@@ -78,6 +89,13 @@ def prepare_files(request: Request, note: Note, bar: WorkBar | None = None) -> P
         train.remove()
         val.remove()
         raise
+
+
+def _published_shards(request: Request, note: Note, bar: WorkBar) -> Prepared:
+    files = published_shards(request, note, bar)
+    tokenizer = RecordedTokenizer("gpt2", GPT2_SHA256, GPT2_VOCAB, GPT2_VOCAB - 1, None)
+    train_tokens, val_tokens = tokens_of(files.train), tokens_of(files.val)
+    return Prepared(files.train, files.val, train_tokens, val_tokens, [], tokenizer)
 
 
 def _write_texts(texts: OwnTexts, tokenizer: Tokenizer, request: Request, note: Note) -> Prepared:
@@ -115,7 +133,9 @@ def _training_text(request: Request) -> TrainingText:
     if request.built_in == PYTHON_DOCS:
         documents, _ = corpora.hold_out(python_docs_text().documents)
         return TrainingText([*documents, None], sum(len(text.encode()) for text in documents))
-    text = corpora.tinyshakespeare_text(request.source)[MOST_SHAKESPEARE_VAL_CHARACTERS:]
+    text = corpora.tinyshakespeare_text(request.source, request.mirror)[
+        MOST_SHAKESPEARE_VAL_CHARACTERS:
+    ]
     return TrainingText([text, None], len(text.encode()))
 
 
@@ -161,8 +181,9 @@ def _python_docs(tokenizer: Tokenizer, note: Note) -> tuple[Origin, Pieces]:
     return origin, iter([corpora.python_docs_tokens(docs, tokenizer)])
 
 
-def _tinyshakespeare(source: Path | None, tokenizer: Tokenizer) -> tuple[Origin, Pieces]:
-    text = corpora.tinyshakespeare_text(source)
+def _tinyshakespeare(request: Request, tokenizer: Tokenizer) -> tuple[Origin, Pieces]:
+    source = request.source
+    text = corpora.tinyshakespeare_text(source, request.mirror)
     tokens = corpora.tinyshakespeare_tokens(text, tokenizer)
     cut = corpora.SHAKESPEARE_VAL_TOKENS
     if len(tokens) < cut + 2:

@@ -5,6 +5,7 @@ import hashlib
 import json
 import sys
 import tempfile
+from pathlib import Path
 from typing import IO
 
 from cupygpt.console.work_bar import WorkBar
@@ -14,7 +15,7 @@ from cupygpt.device.cpu_threads import num_cores
 from cupygpt.errors import DataError
 from cupygpt.files import os_errors_name
 from cupygpt.texts.find_input import Note, find_input, note_files
-from cupygpt.texts.hold_out import choose_hold_out
+from cupygpt.texts.hold_out import choose_hold_out, hold_out_files
 from cupygpt.texts.look import Look, kept_pieces, look_at
 from cupygpt.texts.own_vocabulary import TrainingText
 from cupygpt.texts.reading.documents import SEPARATOR, STDIN_NAME, Documents
@@ -105,15 +106,26 @@ class OwnTexts:
         how = Reading(request.field, request.split_at_endoftext, request.errors == "replace")
         self.documents = Documents(found.files, how, stdin)
         fraction = VAL_FRACTION if request.val_fraction is None else request.val_fraction
+        val_files = found.for_validation
         spool = request.output if request.dedup else None
         with self._bar.stage("reading", self.documents.total_bytes) as show:
-            self.look = look_at(self.documents, fraction, spool=spool, show=show)
+            self.look = look_at(
+                self.documents,
+                0.0 if val_files else fraction,
+                for_validation=val_files,
+                spool=spool,
+                show=show,
+            )
         if not self.look.marks:
             first = STDIN_NAME if found.files[0] == STDIN else found.files[0]
             what = "the file is empty" if len(found.files) == 1 else "all files are empty"
             raise DataError(f"{first}: {what}. Give files with text.")
         _note_contents(self.look, self.documents.tally, request, note)
-        self.hold_out = choose_hold_out(self.look.sizes, fraction, request.hold_out or "auto")
+        if val_files:
+            self.hold_out = hold_out_files(sorted(Path(file).name for file in val_files))
+        else:
+            method = request.hold_out or "auto"
+            self.hold_out = choose_hold_out(self.look.sizes, fraction, method)
         note(f"held out for validation: {self.hold_out.words} ({self.hold_out.reason})")
         self.origin = Origin(
             self.look.files.names,

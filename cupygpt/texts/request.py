@@ -7,13 +7,14 @@ from pathlib import Path
 
 from cupygpt.errors import ConfigError
 from cupygpt.texts.own_vocabulary import check_own
+from cupygpt.texts.published.sets import PARQUET, PUBLISHED, TEXT, TOKENS, Published
 from cupygpt.texts.reading.opening import PACKINGS
 from cupygpt.texts.writing.encode_blocks import MOST_WORKERS
 
 TINYSHAKESPEARE = "tinyshakespeare"
 PYTHON_DOCS = "python-docs"
 FILE_PREFIXES = {TINYSHAKESPEARE: "tiny_shakespeare", PYTHON_DOCS: "python_docs"}
-"""The built-in texts, and what their token files are called."""
+"""The built-in texts, and what their token files are called. published/sets.py has more."""
 
 VAL_FRACTION = 0.1
 """Of a text of a megabyte that is enough for a loss that chance changes by a hundredth."""
@@ -23,16 +24,25 @@ ERRORS = ("strict", "replace")
 """What bytes that are no text may be: an error, or replaced."""
 
 
+_FLAGS_OF_PUBLISHED = {
+    TOKENS: (),
+    TEXT: ("--errors", "--dedup"),
+    PARQUET: ("--errors", "--dedup", "--val-fraction", "--hold-out", "--field"),
+}
+"""Flags for text files that a published data set of this kind takes too."""
+
+
 @dataclass(frozen=True)
 class Request:
     """What to prepare. Raises ConfigError for values that contradict each other or cannot work.
 
-    `what`: one built-in text, or files, folders, glob patterns and `-` for standard input. `source`
-    replaces the download of tinyshakespeare. `val_fraction` is the share of the text for
-    validation, and `hold_out` one of METHODS. `field` names the text in records; `errors` is one of
-    ERRORS; with `dedup` equal documents are taken once. With `split_at_endoftext` the text
-    `<|endoftext|>` separates documents. With `headerless` the files hold token ids, as nanoGPT
-    writes them. `workers` threads encode. None means the default.
+    `what`: one built-in text or published data set, or files, folders, glob patterns and `-` for
+    standard input. `source` replaces the download, or `mirror` is the server it comes from; `files`
+    training files of a data set are taken. `val` are files for validation; without them
+    `val_fraction` is the share of the text for it, and `hold_out` one of METHODS. `field` names the
+    text in records; `errors` is one of ERRORS; with `dedup` equal documents are taken once. With
+    `split_at_endoftext` the text `<|endoftext|>` separates documents. With `headerless` the files
+    hold token ids, as nanoGPT writes them. `workers` threads encode. None means the default.
     """
 
     what: Sequence[str]
@@ -40,6 +50,9 @@ class Request:
     name: str | None = None
     tokenizer: str | None = None
     source: Path | None = None
+    mirror: str | None = None
+    files: int | None = None
+    val: Sequence[str] = ()
     val_fraction: float | None = None
     hold_out: str | None = None
     field: str | None = None
@@ -51,26 +64,26 @@ class Request:
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        built_in = [what for what in self.what if what in FILE_PREFIXES]
-        if built_in and len(self.what) > 1:
+        named = [what for what in self.what if what in FILE_PREFIXES or what in PUBLISHED]
+        if named and len(self.what) > 1:
             raise ConfigError(
-                f"{built_in[0]} is a built-in text and must be the only one; got "
-                f"{' '.join(self.what)}. If you mean a file of that name, write ./{built_in[0]}."
+                f"{named[0]} is a data set and must be the only one; got {' '.join(self.what)}. If "
+                f"you mean a file of that name, write ./{named[0]}."
             )
-        if self.source and built_in != [TINYSHAKESPEARE]:
-            raise ConfigError(
-                "--source names the text of tinyshakespeare. For your own text give the files "
-                "themselves: python -m cupygpt.prepare FILE"
-            )
+        self._check_flags_of_downloads()
         check_own(self.tokenizer, has_text=not self.headerless)
         fraction = self.val_fraction
         for flag, given in self._of_text_files().items():
-            if given and built_in:
-                raise ConfigError(f"{flag} is for text files; {built_in[0]} has a fixed split.")
+            if given and self.built_in:
+                raise ConfigError(f"{flag} is for text files; {self.built_in} has a fixed split.")
             if given and self.headerless and flag not in ("--val-fraction", "--headerless"):
                 raise ConfigError(f"{flag} is for text; --headerless files hold token ids.")
         if fraction is not None and not 0 <= fraction < 1:
             raise ConfigError(f"--val-fraction {fraction}: must be at least 0 and below 1.")
+        if self.val and (fraction is not None or self.hold_out is not None):
+            raise ConfigError(
+                "--val names all text for validation; leave --val-fraction and --hold-out out."
+            )
         if not 2 <= self.shard_tokens < 2**31:
             raise ConfigError(f"--shard-tokens {self.shard_tokens}: must be from 2 to 2**31 - 1.")
         if self.workers is not None and not 1 <= self.workers <= MOST_WORKERS:
@@ -81,9 +94,40 @@ class Request:
                 f"Use -o for folders."
             )
 
+    def _check_flags_of_downloads(self) -> None:
+        published, name = self.published, self.what[0]
+        from_network = published is not None or self.built_in == TINYSHAKESPEARE
+        for flag, given in (("--source", self.source), ("--mirror", self.mirror)):
+            if given is not None and not from_network:
+                raise ConfigError(
+                    f"{flag} says where tinyshakespeare or a published data set comes from. For "
+                    f"your own text give the files themselves: python -m cupygpt.prepare FILE"
+                )
+        if self.source is not None and self.mirror is not None:
+            raise ConfigError("--source reads what is here, --mirror loads it; pass one of them.")
+        if self.files is not None and (published is None or published.num_files == 1):
+            several = [name for name, one in PUBLISHED.items() if one.num_files > 1]
+            raise ConfigError(f"-n counts the training files of {', '.join(several)}.")
+        if published is None:
+            return
+        refused = {
+            flag: given
+            for flag, given in self._of_text_files().items()
+            if flag not in _FLAGS_OF_PUBLISHED[published.kind]
+        }
+        if published.kind == TOKENS:
+            refused["--tokenizer"] = self.tokenizer not in (None, "gpt2")
+            refused["--name"] = self.name is not None
+            refused["--shard-tokens"] = self.shard_tokens != SHARD_TOKENS
+        for flag in (flag for flag, given in refused.items() if given):
+            raise ConfigError(
+                f"{flag}: {name} is taken as it was published ({published.kind}). Leave {flag} out."
+            )
+
     def _of_text_files(self) -> dict[str, bool]:
         """The flags that a built-in text has no use for, and whether they were given."""
         return {
+            "--val": bool(self.val),
             "--val-fraction": self.val_fraction is not None,
             "--hold-out": self.hold_out is not None,
             "--field": self.field is not None,
@@ -97,6 +141,11 @@ class Request:
     def built_in(self) -> str | None:
         """The name of the built-in text; None for text files."""
         return self.what[0] if self.what[0] in FILE_PREFIXES else None
+
+    @property
+    def published(self) -> Published | None:
+        """The published data set; None for anything else."""
+        return PUBLISHED.get(self.what[0])
 
     @property
     def file_prefix(self) -> str:

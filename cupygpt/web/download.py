@@ -249,10 +249,16 @@ class _Transfer:
                     f"{self._wanted.url}: the server sent a web page ({remote.media_type}) instead "
                     f"of the file. Does the network want a login, or is the mirror wrong?"
                 )
-            self._wanted.check_beginning(beginning)
+            self._check_beginning(beginning)
         except DataError:
             self._begin_anew()
             raise
+
+    def _check_beginning(self, beginning: bytes) -> None:
+        try:
+            self._wanted.check_beginning(beginning)
+        except DataError as error:
+            raise DataError(f"{self._wanted.url}: {error}") from error
 
     def _check_room(self, remote: Remote) -> None:
         if remote.size is None:

@@ -46,6 +46,10 @@ def test_tinyshakespeare_has_the_tokens_of_llmc(
 def test_a_source_that_is_missing_or_no_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no\.txt: could not be read .*--source"):
         corpora.tinyshakespeare_text(tmp_path / "no.txt")
+    with pytest.raises(DataError, match=r"input\.txt: could not be read"):
+        corpora.tinyshakespeare_text(tmp_path)
+    (tmp_path / "input.txt").write_text("First:")
+    assert corpora.tinyshakespeare_text(tmp_path) == "First:"
     (tmp_path / "a.txt").write_bytes(b"abc\xff")
     with pytest.raises(DataError, match="byte 0xff at offset 3"):
         corpora.tinyshakespeare_text(tmp_path / "a.txt")

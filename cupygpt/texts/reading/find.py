@@ -26,11 +26,13 @@ _OF_FOLDERS = (*TEXT_ENDINGS, *RECORD_ENDINGS)
 class Found:
     """The files, each once, sorted within each thing that was named.
 
-    `again` are those that were named twice. `left_out` counts the files in named folders that have
+    `for_validation` are those among them that are for validation as a whole. `again` are those that
+    were named twice. `left_out` counts the files in named folders that have
     none of the endings taken there, by their endings.
     """
 
     files: list[str] = field(default_factory=list)
+    for_validation: frozenset[str] = frozenset()
     again: list[str] = field(default_factory=list)
     left_out: Counter[str] = field(default_factory=Counter)
 

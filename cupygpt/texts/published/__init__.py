@@ -1,0 +1,1 @@
+"""How do the data sets that others have published get here?"""
