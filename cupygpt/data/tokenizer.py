@@ -38,6 +38,10 @@ BLANKS = "\\t-\\r \\x85\\xa0\\u1680\\u2000-\\u200a\\u2028\\u2029\\u202f\\u205f\\
 LONG_BLANKS = re.compile(f"[{BLANKS}]{{10000,}}")
 
 
+LEARN = "bpe:"
+"""What a size follows of a vocabulary that is to be learnt: no tokenizer yet."""
+
+
 class Tokenizer(ABC):
     """Text to token ids and back.
 
@@ -247,6 +251,11 @@ def load_tokenizer(spec: str) -> Tokenizer:
     if spec == "gpt2":
         return BPETokenizer("gpt2", load_encoding())
     path = user_path(spec)
+    if spec.startswith(LEARN) and not path.exists():
+        raise TokenizerError(
+            f"{spec} asks python -m cupygpt.prepare to learn a vocabulary from a text. Here name "
+            f"the .tiktoken file that it wrote."
+        )
     content = tokenizer_files.read(path)
     if path.suffix == ".bin" or tokenizer_files.is_llmc(content):
         return DecodeOnlyTokenizer(spec, *tokenizer_files.parse_llmc(path, content), path)

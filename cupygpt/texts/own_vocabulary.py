@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 from cupygpt.config import MAX_VOCAB
 from cupygpt.data.bpe_trainer import learn_tokens
-from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
+from cupygpt.data.tokenizer import LEARN, Tokenizer, load_tokenizer
 from cupygpt.data.tokenizer_files import GPT2_SPLIT, pattern_file, pattern_path, rank_lines
 from cupygpt.errors import ConfigError
 from cupygpt.files import atomic_write
@@ -25,7 +25,6 @@ from cupygpt.texts.reading.documents import Piece
 
 Say: TypeAlias = Callable[[str], None]
 
-PREFIX = "bpe:"
 AUTO = "auto"
 FEWEST_IDS = 258
 """The 256 bytes, one merge, and end of text."""
@@ -47,7 +46,7 @@ REPORT_S = 10.0
 
 def is_own(spec: str | None) -> bool:
     """Whether the name of a tokenizer asks for a vocabulary to be learnt."""
-    return spec is not None and spec.startswith(PREFIX)
+    return spec is not None and spec.startswith(LEARN)
 
 
 def check_own(spec: str | None, *, has_text: bool) -> None:
@@ -64,13 +63,13 @@ def check_own(spec: str | None, *, has_text: bool) -> None:
 
 def _size_asked(spec: str) -> int | None:
     """The number of ids that `bpe:4096` asks for; None for bpe:auto. Raises ConfigError."""
-    size = spec.removeprefix(PREFIX)
+    size = spec.removeprefix(LEARN)
     if size == AUTO:
         return None
     if not re.fullmatch(r"[0-9]{1,9}", size) or not FEWEST_IDS <= int(size) <= MAX_VOCAB:
         raise ConfigError(
-            f"--tokenizer {spec}: write {PREFIX}4096 for a vocabulary of 4,096 ids ({FEWEST_IDS} "
-            f"to {MAX_VOCAB:,}), or {PREFIX}{AUTO}."
+            f"--tokenizer {spec}: write {LEARN}4096 for a vocabulary of 4,096 ids ({FEWEST_IDS} "
+            f"to {MAX_VOCAB:,}), or {LEARN}{AUTO}."
         )
     return int(size)
 

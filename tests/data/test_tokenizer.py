@@ -199,6 +199,11 @@ def test_a_tokenizer_of_llmc_that_is_cut_anywhere_is_noticed(
         load_tokenizer(str(path))
 
 
+def test_a_vocabulary_that_is_to_be_learnt_is_no_tokenizer_yet() -> None:
+    with pytest.raises(TokenizerError, match=r"bpe:512 asks python -m cupygpt\.prepare to learn"):
+        load_tokenizer("bpe:512")
+
+
 def test_a_missing_tokenizer_file_is_named(tmp_path: Path) -> None:
     for spec in ("gpt3", str(tmp_path / "no.tiktoken"), str(tmp_path)):
         with pytest.raises(TokenizerError, match=r"could not be read .*gpt2, bytes, or the path"):

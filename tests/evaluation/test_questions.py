@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from evaluation.question_files import EXAMPLES, header, llmc_file, numbers_of, write_jsonl
-from support.data_files import use_gpt2_files
+from support.data_files import use_gpt2_files, write_ranks
 
 from cupygpt.data.tokenizer import ByteTokenizer, load_tokenizer
 from cupygpt.errors import DataError
@@ -30,6 +30,18 @@ def test_llmc_s_file_is_read(tmp_path: Path) -> None:
         assert question.characters == tuple(len(text.removeprefix(" ")) for text in texts)
     assert read_questions(path, None, 257)[0].characters is None
     assert len(read_questions(path, BYTES, 257, most=7)) == 7
+
+
+def test_llmc_s_file_is_refused_for_a_vocabulary_above_65536(tmp_path: Path) -> None:
+    """Its ids have 2 bytes, so they were made with another tokenizer; jsonl has no such limit."""
+    path = llmc_file(tmp_path / "val.bin")
+    with pytest.raises(DataError, match=r"ids of 2 bytes.* vocabulary of 70,000 ids.*jsonl"):
+        read_questions(path, None, 70_000)
+    ranks = write_ranks(tmp_path / "b.tiktoken", [b"%05d" % i for i in range(70_000)])
+    big = load_tokenizer(str(ranks))
+    path = write_jsonl(tmp_path / "q.jsonl", {"ctx": "69999", "endings": ["a", "b"], "label": 0})
+    [question] = read_questions(path, big, big.vocab_size)
+    assert question.context.tolist() == [70_255]
 
 
 def test_jsonl_is_read(tmp_path: Path) -> None:
