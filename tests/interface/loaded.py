@@ -22,7 +22,6 @@ TINY = GPTConfig(maxT=16, V=257, L=2, NH=2, C=32)
 
 DEVICES = [
     pytest.param(("cpu", "fp32"), id="cpu"),
-    pytest.param(("emulated", "fp32"), id="emulated"),
     pytest.param(("emulated", "bf16"), id="emulated-bf16"),
     pytest.param(("cuda", "fp32"), id="cuda", marks=pytest.mark.gpu),
     pytest.param(("cuda", "bf16"), id="cuda-bf16", marks=pytest.mark.gpu),

@@ -31,19 +31,19 @@ def make_trainer(**options: Any) -> cupygpt.Trainer:
 def test_a_loop_with_a_constant_rate_is_a_run(folder: Path, accumulation: int) -> None:
     run = cupygpt.train_model(
         model="tiny.bin", train_data="train.bin", val_data="val.bin", device="cpu", batch_size=4,
-        seq_len=8, learning_rate=1e-2, schedule="constant", steps=50, sample_every=0,
+        seq_len=8, learning_rate=1e-2, schedule="constant", steps=20, sample_every=0,
         weight_decay=0.1, dropout=0.1, total_batch=32 * accumulation, quiet=True,
     )  # fmt: skip
     trainer = make_trainer(weight_decay=0.1, dropout=0.1, accumulation=accumulation)
     loader = cupygpt.Loader("train.bin", 4, 8)
     batches = (batch for _ in range(100) for batch in loader)
     losses = []
-    for _ in range(50):
+    for _ in range(20):
         few = list(islice(batches, accumulation))
         losses.append(trainer.step(few if accumulation > 1 else few[0], 1e-2).loss)
     assert losses == run.losses.tolist()
     assert trainer.evaluate("val.bin") == run.validation_losses[-1]
-    assert trainer.steps == 50
+    assert trainer.steps == 20
     trainer.save("saved.bin")
     saved, newest = load_model(folder / "saved.bin"), run.load("newest", device="cpu")
     assert saved.parameters.tobytes() == newest.weights.read().parameters.tobytes()
