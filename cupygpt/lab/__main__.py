@@ -19,6 +19,7 @@ from cupygpt.lab.exercises.learner import check_file, find_exercise, is_solved, 
 from cupygpt.lab.kernel_file import KernelFile
 from cupygpt.lab.ladders import LADDERS, Ladder, Rung
 from cupygpt.lab.rung_counts import rung_counts
+from cupygpt.lab.train_with import losses_beside
 from cupygpt.lab.try_kernel import gates
 from cupygpt.performance import report
 from cupygpt.performance.gpus import DEFAULT_GPU, gpu_by_name
@@ -165,7 +166,20 @@ def _try(args: argparse.Namespace) -> int:
         first, *more = words.splitlines()
         _write([f"{number} {gate:<11}{first}", *(f"{'':<13}{line}" for line in more)])
         all_passed = passed
+    if args.train and all_passed:
+        _write(_trained(file, contract, args.train))
     return 0 if all_passed else 1
+
+
+def _trained(file: KernelFile, contract: Contract, steps: int) -> list[str]:
+    setting, losses = losses_beside(file, contract, steps)
+    lines = [
+        f"5 training   {setting.model}, B {setting.B}, T {setting.T}: loss with your kernel, ours"
+    ]
+    shown = sorted({0, steps // 2, steps - 1})
+    lines += [f"{'':<13}step {i + 1:<5}{losses[i][0]:.4f}   {losses[i][1]:.4f}" for i in shown]
+    most = max(abs(theirs - own) for theirs, own in losses)
+    return [*lines, f"{'':<13}largest difference in {steps} steps: {most:.1e}"]
 
 
 def _find_contract(name: str) -> Contract:
@@ -214,6 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("file", help="a .cu file with a line `// lab: grid = ..., block = ...`")
     own.add_argument("--as", dest="op", required=True, help=", ".join(CONTRACTS))
     own.add_argument("--measure", action="store_true", help="time it on this GPU too")
+    own.add_argument(
+        "--train", type=int, metavar="N", help="train N steps with it in place of ours"
+    )
     _add_target(own)
     own.set_defaults(run=_try)
     return parser

@@ -43,6 +43,10 @@ class Contract:
     """How many numbers are added up for one element of an output."""
     own: Callable[[Arrays, Sizes, Empty], None] | None = None
     """Runs the trainer's own kernels; None where it has none for this."""
+    op: Callable[..., None] | None = None
+    """The trainer's op with these parameters and more; None where training has none."""
+    sizes_of: Callable[[Mapping[str, Any]], dict[str, int]] = lambda a: {}
+    """The sizes of a call of `op`, from its arguments by name."""
     plain: Callable[[Sizes, Values, str], Values] | None = None
     """The formula with the roundings that a good kernel makes, in float32, for values of a dtype;
     None if that is `want` in float32."""

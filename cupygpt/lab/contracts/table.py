@@ -33,6 +33,8 @@ GELU_FORWARD = Contract(
     large={"N": 16384 * 768},
     inputs=_gelu_inputs,
     want=lambda s, v: {"out": oracle.gelu_forward(v["inp"])},
+    op=gelu_forward,
+    sizes_of=lambda a: {"N": a["out"].size},
     shapes=lambda s: {"out": (s["N"],)},
     axes=({"N": (1 << 15, 1 << 16)},),
     terms=lambda s: 1,
@@ -67,6 +69,13 @@ GELU_BIAS_BACKWARD = Contract(
 )
 
 _ROWS: tuple[Sizes, ...] = ({"N": 1, "C": 8}, {"N": 7, "C": 40}, {"N": 133, "C": 776})
+
+
+def _rows_of(a: Arrays) -> dict[str, int]:
+    C = int(a["weight"].size)
+    return {"N": a["out"].size // C, "C": C}
+
+
 _LARGE_ROWS = {"N": 16384, "C": 768}
 
 
@@ -92,6 +101,8 @@ LAYERNORM_FORWARD = Contract(
     large=_LARGE_ROWS,
     inputs=_layernorm_inputs,
     want=_layernorm,
+    op=layernorm_forward,
+    sizes_of=_rows_of,
     shapes=lambda s: {"out": (s["N"], s["C"]), "mean": (s["N"],), "rstd": (s["N"],)},
     axes=({"N": (512, 1024)},),
     terms=lambda s: s["C"],
@@ -133,6 +144,8 @@ RESIDUAL_LAYERNORM_FORWARD = Contract(
     inputs=_residual_inputs,
     want=_residual_layernorm,
     plain=_rounded_residual_layernorm,
+    op=residual_layernorm_forward,
+    sizes_of=_rows_of,
     shapes=lambda s: {
         **dict.fromkeys(("residual", "out"), (s["N"], s["C"])),
         **dict.fromkeys(("mean", "rstd"), (s["N"],)),
@@ -178,6 +191,8 @@ CROSS_ENTROPY = Contract(
     large={"N": 1024, "V": 50257, "Vp": 50304},
     inputs=_cross_entropy_inputs,
     want=_cross_entropy,
+    op=classifier,
+    sizes_of=lambda a: {"N": len(a["logits"]), "V": a["V"], "Vp": a["logits"].shape[1]},
     shapes=lambda s: {"losses": (s["N"],)},
     axes=({"N": (64, 128)}, {"Vp": (1024, 2048), "V": (1024, 2048)}),
     terms=lambda s: s["V"],
@@ -195,6 +210,8 @@ COLUMN_SUM = Contract(
     large={"N": 16384, "OC": 768},
     inputs=lambda s, rng: {"dout": rng.standard_normal((s["N"], s["OC"]))},
     want=lambda s, v: {"dbias": oracle.column_sums(v["dout"])},
+    op=bias_backward,
+    sizes_of=lambda a: {"N": a["dout"].size // a["dbias"].size, "OC": a["dbias"].size},
     shapes=lambda s: {"dbias": (s["OC"],)},
     terms=lambda s: s["N"],
     own=lambda a, s, empty: bias_backward(a["dbias"], a["dout"], empty(MAX_CHUNKS * s["OC"])),
@@ -243,6 +260,11 @@ def _rounded_attention(s: Sizes, v: Values, dtype: str) -> Values:
     return {"out": out, "lse": lse}
 
 
+def _attention_sizes(a: Arrays) -> dict[str, int]:
+    B, T, C = a["out"].shape
+    return {"B": B, "T": T, "NH": a["NH"], "HS": C // a["NH"]}
+
+
 def _own_attention(a: Arrays, s: Sizes, empty: Empty) -> None:
     precision = BF16 if a["out"].itemsize == 2 else FP32
     attention_forward(a["out"], a["lse"], a["qkv"], s["NH"], precision=precision)
@@ -264,6 +286,8 @@ ATTENTION_FORWARD = Contract(
     },
     want=_attention,
     plain=_rounded_attention,
+    op=attention_forward,
+    sizes_of=_attention_sizes,
     shapes=lambda s: {
         "out": (s["B"], s["T"], s["NH"] * s["HS"]),
         "lse": (s["B"], s["NH"], s["T"]),
@@ -315,6 +339,8 @@ ADAMW = Contract(
     large={"N": 1 << 24},
     inputs=_adamw_inputs,
     want=_adamw,
+    op=adamw,
+    sizes_of=lambda a: {"N": a["params"].size},
     shapes=lambda s: {},
     axes=({"N": (1 << 15, 1 << 16)},),
     terms=lambda s: 2,
