@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO
+from typing import IO, Protocol
 
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -20,6 +20,13 @@ FIRST_LINE_S, LINES_S = 1.0, 10.0
 """When the first line appears without a terminal, and how long it is until the next one."""
 
 MB = 1e6
+
+
+class Show(Protocol):
+    """Takes how many bytes are done."""
+
+    def __call__(self, done: int, *, new: bool = True) -> None:
+        """`new`: they were done now, not by an earlier run."""
 
 
 class WorkBar:
@@ -38,16 +45,17 @@ class WorkBar:
         stream = sys.stdout if stream is None else stream
         self._live_mode = draws_bar(stream, os.environ) if terminal is None else terminal
         self._stream, self._clock = SafeStream(stream), clock
-        self._what, self._total, self._done, self._from = "", 0, 0, 0
+        self._what, self._total, self._done, self._before = "", 0, 0, 0
         self._started = self._next_line = 0.0
 
     @contextmanager
-    def stage(self, what: str, total: int = 0) -> Iterator[Callable[[int], None]]:
+    def stage(self, what: str, total: int = 0) -> Iterator[Show]:
         """A stage of `total` bytes, 0 if that is unknown; yields what is to be told the bytes done.
 
+        What is told with `new=False` was done in an earlier run, and does not count for the speed.
         The bar is gone when the stage ends.
         """
-        self._what, self._total, self._done, self._from = what, total, 0, -1
+        self._what, self._total, self._done, self._before = what, total, 0, 0
         self._started = self._clock()
         self._next_line = self._started + FIRST_LINE_S
         if not self._live_mode:
@@ -58,15 +66,17 @@ class WorkBar:
             force_terminal=True,
             highlight=False,
         )
-        with Live(console=console, refresh_per_second=8, transient=True, get_renderable=self._draw):
+        with Live(
+            console=console, refresh_per_second=8, transient=True, get_renderable=self._draw
+        ) as live:
+            live.refresh()
             yield self._show
 
-    def _show(self, done: int) -> None:
-        if self._from < 0:
-            self._from = done  # work that goes on after a stop has not done this now
-            self._started = self._clock()
+    def _show(self, done: int, *, new: bool = True) -> None:
         self._done = done
-        if not self._live_mode and self._clock() >= self._next_line:
+        if not new:
+            self._before, self._started = done, self._clock()
+        elif not self._live_mode and self._clock() >= self._next_line:
             self._next_line = self._clock() + LINES_S
             self._stream.write(f"{self._what}: {self._amount()} | {self._speed()}\n")
 
@@ -77,7 +87,7 @@ class WorkBar:
 
     def _speed(self) -> str:
         seconds = self._clock() - self._started
-        rate = (self._done - max(0, self._from)) / seconds if seconds > 0 else 0.0
+        rate = (self._done - self._before) / seconds if seconds > 0 else 0.0
         words = f"{rate / MB:.1f} MB/s"
         if not self._total or rate <= 0:
             return words

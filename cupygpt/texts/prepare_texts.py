@@ -160,9 +160,9 @@ def _note_contents(look: Look, tally: Tally, request: Request, note: Note) -> No
     )
     if tally.fields and request.field is None:
         note(f"the text is in the field {', '.join(map(repr, tally.fields))}")
-    changes = [f"{_counted(tally.line_ends, 'Windows line end')} became line feeds"]
+    ends = "became a line feed" if tally.line_ends == 1 else "became line feeds"
+    changes = [f"{_counted(tally.line_ends, 'Windows line end')} {ends}"] if tally.line_ends else []
     marks = ", ".join(f"{encoding} of {n:,}" for encoding, n in tally.marks.items())
-    changes = changes if tally.line_ends else []
     changes += [f"byte order marks were left out ({marks})"] if marks else []
     if changes:
         note("; ".join(changes))

@@ -78,18 +78,17 @@ def blocks(
 
 
 def encoded(
-    all_blocks: Iterator[Block], tokenizer: Tokenizer, workers: int, skip: int = 0
+    all_blocks: Iterator[Block], tokenizer: Tokenizer, workers: int
 ) -> Iterator[EncodedBlock]:
-    """The blocks but the first `skip`, encoded by so many `workers` at once, in their order."""
+    """The blocks, encoded by so many `workers` at once, in their order."""
     encode = _encoder(tokenizer)
-    rest = (block for number, block in enumerate(all_blocks) if number >= skip)
     if workers == 1:
-        yield from (_encode(block, tokenizer, encode) for block in rest)
+        yield from (_encode(block, tokenizer, encode) for block in all_blocks)
         return
     waiting: deque[Future[EncodedBlock]] = deque()
     pool = ThreadPoolExecutor(workers, "encode")
     try:
-        for block in rest:
+        for block in all_blocks:
             waiting.append(pool.submit(_encode, block, tokenizer, encode))
             if len(waiting) > 2 * workers:
                 yield waiting.popleft().result()

@@ -1,10 +1,12 @@
 """The second pass over documents: their tokens, written to the training and validation files."""
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
+from cupygpt.console.work_bar import Show
 from cupygpt.data.tokenizer import Tokenizer
 from cupygpt.texts.hold_out import HoldOut
 from cupygpt.texts.look import Look, kept_pieces
@@ -102,7 +104,7 @@ def write_tokens(
     *,
     workers: int,
     going_on: State | None,
-    show: Callable[[int], None],
+    show: Show,
 ) -> None:
     """Encode all documents and write them; `show` is told how many bytes of the files were read.
 
@@ -112,7 +114,9 @@ def write_tokens(
     done = 0 if going_on is None else int(going_on["blocks"])
     saved_at = 0 if going_on is None else int(going_on["position"])
     all_blocks = blocks(kept_pieces(documents, look, hold_out))
-    for block in encoded(all_blocks, tokenizer, workers, skip=done):
+    for _ in islice(all_blocks, done):
+        show(documents.position, new=False)
+    for block in encoded(all_blocks, tokenizer, workers):
         split.add(block)
         done += 1
         show(documents.position)
