@@ -81,6 +81,21 @@ extern "C" __global__ void encoder_forward(floatX* out, const int* tokens, const
     }
 }
 
+// The same for tokens at any positions: out[n, :] = wte[tokens[n], :] + wpe[positions[n], :], for
+// text generation. Written: out (N, C). Read: tokens, positions (N). One thread per pack.
+extern "C" __global__ void encoder_decode(floatX* out, const int* tokens, const int* positions,
+                                          const floatX* wte, const floatX* wpe, int C,
+                                          long long num_packs) {
+    const long long pack = global_thread();
+    if (pack >= num_packs) return;
+    const int n = int(pack * PACK_SIZE / C), column = int(pack * PACK_SIZE % C);
+    Pack x = load_pack(wte + (long long)tokens[n] * C + column);
+    const Pack p = load_pack(wpe + (long long)positions[n] * C + column);
+#pragma unroll
+    for (int k = 0; k < PACK_SIZE; k++) x[k] += p[k];
+    store(out + pack * PACK_SIZE, x);
+}
+
 // ---- four columns of a row ----------------------------------------------------------------------
 
 constexpr int LANE_COLUMNS = 4;  // of a lane in backward

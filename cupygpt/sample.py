@@ -3,7 +3,7 @@
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from cupygpt.checkpoint.model_file import ModelFile
 from cupygpt.cli import run_cli
@@ -17,9 +17,12 @@ from cupygpt.device.precision import precision_of_file
 from cupygpt.errors import ConfigError
 from cupygpt.exchange.source import find_weights, load_weights
 from cupygpt.flags.writing import RANGES
-from cupygpt.model.generate import Generator, Sampling
-from cupygpt.model.memory_plan import check_decoding_fits
+from cupygpt.model.generate import Generator, Sampling, one_after_the_other
+from cupygpt.model.memory_plan import rows_that_fit
 from cupygpt.model.parameters import parameters_on
+
+MOST_ROWS = 64
+"""Texts that are written at once: with more, a GPU gains little."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +50,8 @@ def sample(args: argparse.Namespace) -> None:
     choice = choose_device(args.device)
     if choice.warning:
         say(f"warning: {choice.warning}")
-    generator = load_generator(model, choice.device, args.window or source.trained_length)
+    window, rows = args.window or source.trained_length, min(args.num, MOST_ROWS)
+    generator = load_generator(model, choice.device, window, rows)
     say(f"{source.path}: {model.config.describe()}")
     if generator.window < model.config.maxT:
         why = "--window" if args.window else "those that were trained; --window changes it"
@@ -57,33 +61,33 @@ def sample(args: argparse.Namespace) -> None:
     _print_texts(args, generator, tokenizer, prompt)
 
 
-def load_generator(model: ModelFile, device: Device, window: int | None = None) -> Generator:
+def load_generator(
+    model: ModelFile, device: Device, window: int | None = None, rows: int = 1
+) -> Generator:
     """The weights of a file on `device`, in the file's precision if the device computes in it.
 
-    `window`: how many positions are used, by default all. Raises DeviceError where memory does not
-    suffice.
+    `window`: how many positions are used, by default all. It writes up to `rows` texts at once, or
+    as many as memory allows. Raises DeviceError where it does not suffice for one.
     """
     precision = precision_of_file(model.precision, device)
     config = model.config
-    check_decoding_fits(config, precision, device.free_bytes())
+    rows = rows_that_fit(config, precision, device.free_bytes(), rows)
     params = parameters_on(device, config, model.parameters, precision)
-    return Generator(device, config, params, precision, window=window)
+    return Generator(device, config, params, precision, window=window, rows=rows)
 
 
 def _print_texts(
     args: argparse.Namespace, generator: Generator, tokenizer: Tokenizer, prompt: Sequence[int]
 ) -> None:
-    sampling = Sampling(args.temperature, args.top_k, args.top_p)
-    stop = None if args.ignore_eot else tokenizer.eot
     output = TextOutput(sys.stdout)
     started, total, ended = time.perf_counter(), 0, 0
-    for number in range(args.num):
+    for number, text in enumerate(_texts(args, generator, tokenizer, prompt), 1):
         if args.num > 1:
-            output.line(f"--- {number + 1} of {args.num}")
+            output.line(f"--- {number} of {args.num}")
         shown = [token for token in prompt if token != tokenizer.eot]
         output.write(tokenizer.decode_bytes(shown))
-        seed, count = (args.seed, number), 0
-        for token in generator.generate(prompt, args.tokens, sampling, seed, stop=stop):
+        count = 0
+        for token in text:
             output.write(tokenizer.decode_bytes([token]))
             count += 1
         output.end()
@@ -95,6 +99,19 @@ def _print_texts(
     if ended:
         texts = "the text" if args.num == 1 else f"{ended} of {args.num} texts"
         say(f"{texts} ended at end of text; --ignore-eot goes on.")
+
+
+def _texts(
+    args: argparse.Namespace, generator: Generator, tokenizer: Tokenizer, prompt: Sequence[int]
+) -> Iterator[Iterator[int]]:
+    """The texts in order, written in batches of as many as the generator writes at once."""
+    sampling = Sampling(args.temperature, args.top_k, args.top_p)
+    stop = None if args.ignore_eot else tokenizer.eot
+    for first in range(0, args.num, generator.rows):
+        seeds = [(args.seed, i) for i in range(first, min(first + generator.rows, args.num))]
+        prompts = [prompt] * len(seeds)
+        steps = generator.generate_batch(prompts, args.tokens, sampling, seeds, stop=stop)
+        yield from one_after_the_other(steps, len(seeds))
 
 
 def _check(args: argparse.Namespace) -> None:

@@ -52,6 +52,19 @@ def test_create_small_model_writes_what_it_says(tmp_path: Path, precision: str) 
     assert f"{model.config.num_parameters:,} parameters" in result.stdout
 
 
+def test_bench_generate_times_and_checks(tmp_path: Path) -> None:
+    flags = ["--layers", "1", "--heads", "2", "--channels", "16", "--seq-len", "16"]
+    assert tool("create_small_model.py", *flags, "--vocab", "65", cwd=tmp_path).returncode == 0
+    flags = ["bench_generate.py", "small_model.bin", "--device", "cpu"]
+    result = tool(*flags, "--rows", "1", "3", "--windows", "2", "--seconds", "0", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("tok/s") == 4
+    assert "3 × 8 tokens  cupygpt, greedy" in result.stdout
+    result = tool(*flags, "--check", "40", cwd=tmp_path)
+    assert "greedy text of 40 tokens, window 16: 0 differ" in result.stdout, result.stderr
+    assert tool("bench_generate.py", "absent", cwd=tmp_path).returncode == 2
+
+
 def test_create_small_model_refuses_a_bad_shape(tmp_path: Path) -> None:
     result = tool("create_small_model.py", "--channels", "130", cwd=tmp_path)
     assert result.returncode == 2
@@ -219,7 +232,10 @@ def test_every_op_of_a_step_has_its_cost() -> None:
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("cupygpt.ops.")
         for alias in node.names
     }
-    of_generation = {"attention_decode", "sample_token"}
+    of_generation = {
+        *("attention_decode", "encoder_decode", "linear_few_rows", "fits_few_rows"),
+        *("decode_partials", "sample_token"),
+    }
     ops = {name for name in imported if name.islower()} - of_generation
     assert ops <= step_calls.OPS.keys(), ops - step_calls.OPS.keys()
 

@@ -1,5 +1,15 @@
-"""Text from a model, one token after the other, over a cache of keys and values."""
+"""Texts from a model, one token after the other, several texts at once.
 
+The host queues steps ahead of the tokens that it has read, so that a GPU never waits for it:
+
+    GPU      step 0   step 1   step 2   step 3   step 4   step 5 ...
+    host          queues 4 ... reads 0, queues 5, reads 1, queues 6 ...
+
+A text that ends leaves a few steps whose tokens nobody reads. They change nothing: each text draws
+by random numbers of its own, in its own row of the cache.
+"""
+
+import itertools
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -7,19 +17,18 @@ from dataclasses import dataclass
 import numpy as np
 
 from cupygpt.config import GPTConfig
-from cupygpt.device.device import Device
+from cupygpt.device.device import Device, PendingRead, Replay
 from cupygpt.device.precision import Precision
 from cupygpt.errors import RunError
-from cupygpt.model.tensors import PREFILL_ROWS, Tensors, arena_bytes, cut_aligned, decoder_specs
-from cupygpt.ops.attention import attention_decode
-from cupygpt.ops.encoder import encoder_forward
-from cupygpt.ops.gelu import gelu_forward
-from cupygpt.ops.layernorm import layernorm_forward, residual_layernorm_forward
-from cupygpt.ops.linear import linear_forward
-from cupygpt.ops.sampling import NOT_FINITE, sample_token
+from cupygpt.model.decoder import Decoder
+from cupygpt.model.tensors import STEP_SLOTS, Tensors
+from cupygpt.ops.sampling import NOT_FINITE
 
 ENDED = -1
 """Stands for the next token of a text that has ended."""
+
+STEPS_AHEAD = 4
+"""Steps that a GPU has in its queue while the host reads the tokens of the first."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +40,45 @@ class Sampling:
     top_p: float = 1.0
 
 
+class _Batch:
+    """Texts that are written together, as far as the host has read them."""
+
+    def __init__(
+        self,
+        prompts: Sequence[Sequence[int]],
+        seeds: Sequence[Sequence[int]],
+        stop: int | None,
+        window: int,
+    ) -> None:
+        self.stop = stop
+        self.draws = [np.random.RandomState(list(seed)) for seed in seeds]
+        self.positions = np.zeros(len(prompts), np.int32)
+        """Of the next token to be fed; those of texts that have ended do not matter."""
+        self.ended = np.zeros(len(prompts), bool)
+        self.queued: deque[PendingRead] = deque()
+        """The tokens of steps that have not been read."""
+        self._prompts = [list(prompt)[-window:] for prompt in prompts]
+        self._steps: deque[np.ndarray] = deque(maxlen=window)
+
+    def append(self, tokens: np.ndarray) -> None:
+        """The tokens of the next step, which are one more of each text."""
+        self._steps.append(tokens)
+
+    def last(self, row: int, count: int) -> list[int]:
+        """The last tokens of a text, up to `count` of them, which is at most the window."""
+        steps = itertools.islice(reversed(self._steps), count)
+        written = [int(tokens[row]) for tokens in steps]
+        before = self._prompts[row][len(written) - count :] if len(written) < count else []
+        return [*before, *reversed(written)]
+
+
 class Generator:
     """Decodes with the given parameters; its buffers are small compared with the model's.
 
     `window` is the number of positions that are used, at most maxT and by default all: a model
-    that was trained on shorter rows knows nothing of the positions behind them. After a token is
-    fed, its logits give the distribution of the next one.
+    that was trained on shorter rows knows nothing of the positions behind them. `rows` is the
+    number of texts that it writes at once. A generator writes one batch at a time: a call of
+    `generate` or `generate_batch` ends the one before.
     """
 
     def __init__(
@@ -51,39 +93,12 @@ class Generator:
     ) -> None:
         self.device, self.config, self.params = device, config, params
         self.precision = precision
-        self.window = min(window or config.maxT, config.maxT)
-        self._position = 0
-        specs, dtypes = decoder_specs(config), precision.dtypes
-        size = arena_bytes(specs, lambda name: dtypes[name].itemsize)
-        self._buffers = cut_aligned(device.zeros(size, np.uint8), specs, dtypes)
-        self._others = [
-            Generator(device, config, params, precision, window=window) for _ in range(1, rows)
-        ]
-
-    def generate_batch(
-        self,
-        prompts: Sequence[Sequence[int]],
-        count: int,
-        sampling: Sampling,
-        seeds: Sequence[Sequence[int]],
-        *,
-        stop: int | None = None,
-    ) -> Iterator[np.ndarray]:
-        """Yield the next token of each prompt, int32, up to `count` times; -1 where a text ended.
-
-        At most `rows` prompts, each with a seed of its own. Ends early when all texts have ended.
-        """
-        generators = [self, *self._others]
-        assert len(prompts) == len(seeds) <= len(generators), (len(prompts), len(seeds))
-        texts = [
-            generator.generate(prompt, count, sampling, seed, stop=stop)
-            for generator, prompt, seed in zip(generators, prompts, seeds, strict=False)
-        ]
-        for _ in range(count):
-            tokens = np.array([next(text, ENDED) for text in texts], np.int32)
-            if (tokens == ENDED).all():
-                return
-            yield tokens
+        self.window, self.rows = min(window or config.maxT, config.maxT), rows
+        self._decoder = Decoder(device, config, params, precision, rows)
+        self._batch: _Batch | None = None
+        self._warm: set[int] = set()
+        """Numbers of texts whose step has run: its kernels are loaded."""
+        self._graph: tuple[tuple[int, Sampling, int], Replay] | None = None
 
     def generate(
         self,
@@ -100,86 +115,121 @@ class Generator:
         longer than the window its last tokens are read. When the window is full, it starts again
         with its last half. Raises RunError for logits that are not finite.
         """
-        draws = np.random.RandomState(list(seed))
-        history = deque(prompt, maxlen=self.window)
-        self._position = 0
-        self._feed(history)
-        for _ in range(count):
-            token = self._draw(draws.random_sample(), sampling)
-            if token == stop:
+        for (token,) in self.generate_batch([prompt], count, sampling, [seed], stop=stop):
+            yield int(token)
+
+    def generate_batch(
+        self,
+        prompts: Sequence[Sequence[int]],
+        count: int,
+        sampling: Sampling,
+        seeds: Sequence[Sequence[int]],
+        *,
+        stop: int | None = None,
+    ) -> Iterator[np.ndarray]:
+        """Yield the next token of each text, int32, up to `count` times; ENDED if it has ended.
+
+        At most `rows` prompts, of any lengths, each with a seed of its own. Ends early when all
+        texts have ended. Each text is what `generate` would write, up to rounding: the products of
+        several rows may add up in another order than those of one, so that where two tokens are
+        almost equally likely, a batch may take the other one. The same batch repeats bit for bit.
+        """
+        n = len(prompts)
+        assert 0 < n == len(seeds) <= self.rows, (n, len(seeds), self.rows)
+        self._batch = batch = _Batch(prompts, seeds, stop, self.window)
+        self._decoder.count_from_zero(n)
+        self._feed(batch, range(n), self.window)
+        ahead = STEPS_AHEAD if self.device.is_gpu else 0
+        for step in range(count):
+            if (batch.positions == self.window).any():
+                yield from self._read(batch, 0)
+                full = np.flatnonzero((batch.positions == self.window) & ~batch.ended)
+                # A text whose window is full starts again with its last half; the others stay.
+                self._feed(batch, full.tolist(), max(1, self.window // 2))
+            if batch.ended.all():
                 return
-            yield token
-            history.append(token)
-            if self._position < self.window:
-                self._feed([token])
-            else:
-                self._position = 0
-                self._feed(list(history)[-max(1, self.window // 2) :])
+            if step % STEP_SLOTS == 0:
+                uniforms = [draws.random_sample(STEP_SLOTS) for draws in batch.draws]
+                self._decoder.load_uniforms(np.stack(uniforms, axis=1))
+            self._step(n, sampling)
+            batch.queued.append(self.device.read_later(self._decoder.drawn(n, step)))
+            batch.positions += 1
+            yield from self._read(batch, ahead)
+        yield from self._read(batch, 0)
 
     def dry_run(self) -> None:
-        """Make the calls of one token once, to see what they launch."""
-        self._position = 0
-        self._forward(np.zeros(1, np.int32))
-        self._sample(Sampling())
+        """Make the calls of a prompt and of a step once, to see what they launch."""
+        self._decoder.prefill([(0, [0, 0])])
+        self._queue(self.rows, Sampling())
 
-    def _draw(self, uniform: float, sampling: Sampling) -> int:
-        """The next token, decided by a random number in [0, 1)."""
-        buffers = self._buffers
-        # 1 - 2**-24 is the largest float32 below 1.
-        below_1 = np.minimum(np.array([uniform], np.float32), np.float32(1 - 2**-24))
-        self.device.upload(buffers.uniform, below_1)
-        self._sample(sampling)
-        token = int(self.device.download(buffers.token)[0])
-        if token == NOT_FINITE:
-            raise RunError(
-                "no text can be written: the model's logits are not finite numbers. Its weights "
-                "are damaged, or its training has diverged: take an earlier checkpoint."
-            )
-        return token
+    def _feed(self, batch: _Batch, rows: Iterable[int], count: int) -> None:
+        """Begin these rows with their last `count` tokens; the next step feeds the last of them."""
+        tokens_of = {row: batch.last(row, count) for row in rows}
+        self._decoder.prefill((row, tokens[:-1]) for row, tokens in tokens_of.items())
+        for row, tokens in tokens_of.items():
+            batch.positions[row] = len(tokens) - 1
+        # Nobody reads what a text draws that has ended, but its token and position must exist.
+        batch.positions[batch.ended] = 0
+        last = [max(0, batch.last(row, 1)[0]) for row in range(len(batch.ended))]
+        self._decoder.place(last, batch.positions)
 
-    def _sample(self, sampling: Sampling) -> None:
-        buffers = self._buffers
-        sample_token(
-            buffers.token,
-            buffers.logits[0],
-            self.config.V,
-            buffers.uniform,
-            sampling.temperature,
-            sampling.top_k,
-            sampling.top_p,
-        )
+    def _queue(self, n: int, sampling: Sampling) -> None:
+        """Queue the calls of a step."""
+        temperature, top_k, top_p = sampling.temperature, sampling.top_k, sampling.top_p
+        self._decoder.step(n, self.window - 1, temperature, top_k, top_p)
 
-    def _feed(self, tokens: Iterable[int]) -> None:
-        tokens = list(tokens)
-        for start in range(0, len(tokens), PREFILL_ROWS):
-            with np.errstate(over="ignore"):  # exp in GELU may overflow to infinity, as meant
-                self._forward(np.array(tokens[start : start + PREFILL_ROWS], np.int32))
+    def _step(self, n: int, sampling: Sampling) -> None:
+        """Queue a step: from the second one on a captured graph.
 
-    def _forward(self, tokens: np.ndarray) -> None:
-        """Run n new positions through all layers; logits of the last one into the buffer."""
-        p, n, NH = self.params, len(tokens), self.config.NH
-        whole = self._buffers
-        self.device.upload(whole.tokens[:, :n], tokens[None])
-        # Two residual buffers take turns: residual_layernorm_forward may not write what it reads.
-        residual, other = whole.residual[0, :, :n], whole.residual[1, :, :n]
-        norm, branch, qkv = whole.norm[:, :n], whole.branch[:, :n], whole.qkv[:, :n]
-        hidden, activated = whole.hidden[0, :, :n], whole.hidden[1, :, :n]
-        mean, rstd = whole.statistics[0, :, :n], whole.statistics[1, :, :n]
+        While a graph is captured, nothing may allocate or load code, and a first call does.
+        """
+        key = (n, sampling, self.window)
+        if n not in self._warm:
+            self._queue(n, sampling)
+            self._warm.add(n)
+            return
+        if self._graph is None or self._graph[0] != key:
+            self._graph = key, self.device.capture(lambda: self._queue(n, sampling))
+        self._graph[1].launch()
 
-        encoder_forward(residual, whole.tokens[:, :n], p.wte, p.wpe[self._position :])
-        layernorm_forward(norm, mean, rstd, residual, p.ln1w[0], p.ln1b[0])
-        for l in range(self.config.L):  # noqa: E741
-            linear_forward(qkv, norm, p.qkvw[l], p.qkvb[l], precision=self.precision)
-            attention_decode(norm[0], whole.cache[l], qkv[0], self._position, NH)
-            linear_forward(branch, norm, p.attprojw[l], p.attprojb[l], precision=self.precision)
-            residual_layernorm_forward(
-                other, norm, mean, rstd, residual, branch, p.ln2w[l], p.ln2b[l]
-            )
-            linear_forward(hidden, norm, p.fcw[l], p.fcb[l], precision=self.precision)
-            gelu_forward(activated, hidden)
-            linear_forward(branch, activated, p.fcprojw[l], p.fcprojb[l], precision=self.precision)
-            last = l + 1 == self.config.L
-            weight, bias = (p.lnfw, p.lnfb) if last else (p.ln1w[l + 1], p.ln1b[l + 1])
-            residual_layernorm_forward(residual, norm, mean, rstd, other, branch, weight, bias)
-        linear_forward(whole.logits, norm[:, n - 1], p.wte, None, precision=self.precision)
-        self._position += n
+    def _read(self, batch: _Batch, ahead: int) -> Iterator[np.ndarray]:
+        """The tokens of all queued steps but the last `ahead`, until all texts have ended."""
+        while len(batch.queued) > ahead and not batch.ended.all():
+            if batch is not self._batch:
+                raise RunError("this text was left unfinished when another one was begun.")
+            drawn = batch.queued.popleft().value()
+            if ((drawn == NOT_FINITE) & ~batch.ended).any():
+                raise RunError(
+                    "no text can be written: the model's logits are not finite numbers. Its "
+                    "weights are damaged, or its training has diverged: take an earlier checkpoint."
+                )
+            if batch.stop is not None:
+                batch.ended |= drawn == batch.stop
+            tokens = np.where(batch.ended, np.int32(ENDED), drawn)
+            batch.append(tokens)
+            if not batch.ended.all():
+                yield tokens
+
+
+def one_after_the_other(steps: Iterator[np.ndarray], n: int) -> Iterator[Iterator[int]]:
+    """The n texts of `generate_batch`, to be read in this order: the first one as it is written.
+
+    What the others have meanwhile is kept until their turn.
+    """
+    kept: list[deque[int]] = [deque() for _ in range(n)]
+    ended = [False] * n
+
+    def text(number: int) -> Iterator[int]:
+        while True:
+            while kept[number]:
+                yield kept[number].popleft()
+            tokens = None if ended[number] else next(steps, None)
+            if tokens is None:
+                return
+            for row, token in enumerate(tokens.tolist()):
+                if token == ENDED:
+                    ended[row] = True
+                else:
+                    kept[row].append(token)
+
+    return map(text, range(n))

@@ -102,7 +102,7 @@ def memory_plan(shape: RunShape) -> dict[str, int]:
         plan["optimizer"] = (3 if shape.master else 2) * kept * size_of("float32")
     plan["activations"] = arena_bytes(acts, size_of)
     plan["scratch"] = arena_bytes(scratch, size_of) + shape.workspace_bytes
-    plan["sampling"] = arena_bytes(decoder_specs(config), size_of)
+    plan["sampling"] = arena_bytes(decoder_specs(config, 1), size_of)
     if shape.row_order_bytes >= 2**20:  # below, it is not worth a word
         plan["row order"] = shape.row_order_bytes
     return plan
@@ -147,16 +147,32 @@ def check_decoding_fits(
     config: GPTConfig, precision: Precision, free_bytes: int | None, rows: int = 1
 ) -> None:
     """Raise DeviceError with the figures if a model cannot write `rows` texts in `free_bytes`."""
-    if free_bytes is None:
+    needed = _decoding_bytes(config, precision, rows)
+    if free_bytes is None or needed <= int(free_bytes * MEMORY_MARGIN):
         return
+    texts = "text" if rows == 1 else f"{rows} texts at once"
+    advice = "another --device" if rows == 1 else "fewer texts at once, or another --device"
+    raise DeviceError(
+        f"the model needs {needed / 2**30:.2f} GiB to write {texts}, "
+        f"{free_bytes / 2**30:.2f} GiB are free. Use {advice}, or close other programs."
+    )
+
+
+def rows_that_fit(
+    config: GPTConfig, precision: Precision, free_bytes: int | None, rows: int
+) -> int:
+    """How many of `rows` texts a model can write at once; DeviceError if it is not even one."""
+    check_decoding_fits(config, precision, free_bytes)
+    if free_bytes is None:
+        return rows
+    budget = int(free_bytes * MEMORY_MARGIN)
+    return min(rows, largest_batch(lambda n: _decoding_bytes(config, precision, n), budget))
+
+
+def _decoding_bytes(config: GPTConfig, precision: Precision, rows: int) -> int:
     dtypes = precision.dtypes
-    needed = weights_bytes(config, precision)
-    needed += rows * arena_bytes(decoder_specs(config), lambda name: dtypes[name].itemsize)
-    if needed > int(free_bytes * MEMORY_MARGIN):
-        raise DeviceError(
-            f"the model needs {needed / 2**30:.2f} GiB to write text, {free_bytes / 2**30:.2f} GiB "
-            f"are free. Use another --device, or close other programs."
-        )
+    buffers = arena_bytes(decoder_specs(config, rows), lambda name: dtypes[name].itemsize)
+    return weights_bytes(config, precision) + buffers
 
 
 def largest_batch(needed: Callable[[int], int], budget: int) -> int:

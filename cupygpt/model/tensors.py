@@ -13,14 +13,16 @@ from typing import Any
 
 from cupygpt.arrays import Array
 from cupygpt.config import GPTConfig
-from cupygpt.ops.attention import LEAST_ROW_GROUP
+from cupygpt.ops.attention import LEAST_ROW_GROUP, decode_partials
 from cupygpt.ops.lm_head import STATISTICS_PER_ROW
 
 ALIGNMENT_BYTES = 256
 CPU_LOGITS_ROWS = 256
 """Rows of logits that exist at once on the CPU: 256 x 50304 float32 are 51 MB."""
-PREFILL_ROWS = 64
-"""Tokens of a prompt that go through the model together."""
+PREFILL_TOKENS = 512
+"""Tokens of prompts that go through the model together: enough for fast products."""
+STEP_SLOTS = 64
+"""Steps whose random numbers a GPU gets at once."""
 GPU_LOGITS_ROWS = 8192
 """The same on a GPU, where fewer and larger products count: 8192 x 50304 float32 are 1.65 GB."""
 
@@ -163,21 +165,28 @@ def scratch_specs(
     return specs
 
 
-def decoder_specs(config: GPTConfig) -> list[TensorSpec]:
-    """Buffers for writing text: keys and values of the past, and a few rows of everything."""
-    C, rows = config.C, min(PREFILL_ROWS, config.maxT)
+def decoder_specs(config: GPTConfig, rows: int) -> list[TensorSpec]:
+    """Buffers for writing `rows` texts at once: keys and values of the past, and what a pass needs.
+
+    A pass has up to PREFILL_TOKENS tokens of prompts, or one new token of each text. `uniforms` and
+    `drawn` have slots for the random numbers and the tokens of several steps.
+    """
+    C, N = config.C, max(rows, min(PREFILL_TOKENS, rows * config.maxT))
+    partials = decode_partials(rows, config.NH, config.HS, config.maxT)
     return [
-        TensorSpec("cache", (config.L, 2, config.NH, config.maxT, config.HS)),
-        TensorSpec("residual", (2, 1, rows, C)),
-        TensorSpec("norm", (1, rows, C)),
-        TensorSpec("branch", (1, rows, C)),
-        TensorSpec("qkv", (1, rows, 3 * C)),
-        TensorSpec("hidden", (2, 1, rows, 4 * C)),
-        TensorSpec("statistics", (2, 1, rows), "float32"),
-        TensorSpec("logits", (1, config.Vp)),
-        TensorSpec("uniform", (1,), "float32"),
-        TensorSpec("token", (1,), "int32"),
-        TensorSpec("tokens", (1, rows), "int32"),
+        TensorSpec("cache", (config.L, rows, 2, config.NH, config.maxT, config.HS)),
+        TensorSpec("residual", (2, N, C)),
+        TensorSpec("norm", (N, C)),
+        TensorSpec("branch", (N, C)),
+        TensorSpec("qkv", (N, 3 * C)),
+        TensorSpec("hidden", (2, N, 4 * C)),
+        TensorSpec("statistics", (2, N), "float32"),
+        TensorSpec("partials", (partials,), "float32"),
+        TensorSpec("logits", (rows, config.Vp), "float32"),
+        TensorSpec("prompt", (4, N), "int32"),
+        TensorSpec("state", (4, rows), "int32"),
+        TensorSpec("uniforms", (STEP_SLOTS, rows), "float32"),
+        TensorSpec("drawn", (STEP_SLOTS, rows), "int32"),
     ]
 
 

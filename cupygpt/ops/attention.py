@@ -9,6 +9,7 @@ Hopper (9.0) bfloat16 with head sizes 64 and 128 has kernels of its own. CUDA co
 else, in true float32.
 """
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from cupygpt.arrays import Array
 from cupygpt.device.cpu_threads import for_blocks, on_host, share
 from cupygpt.device.precision import Precision
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import WARP, Defines, Launch, ceil_div, is_hopper
+from cupygpt.kernels.launch import WARP, Defines, Launch, ceil_div, is_hopper, multiprocessors
 from cupygpt.ops.bias import add_column_sums, bias_backward
 
 QUERY_BLOCK = 64
@@ -42,6 +43,9 @@ BUSY_BLOCKS = 512
 """With this many blocks of 128 rows a large GPU (132 SMs) stays busy, and warps own 32 rows instead
 of 16: they load half as much from shared memory per product, but blocks are fewer and heavier."""
 
+LARGE_BLOCK, SPLIT_KEYS = 512, 1024
+"""Decoding: threads of a block if there are few heads, and the keys that it has at most."""
+
 LSE_DELTA_BYTES = 8
 """A float2 of lse and delta for each query of a streamed tile."""
 
@@ -59,7 +63,11 @@ _dq = Kernel("attention/cuda_cores.cu", "attention_dq", _DQ)
 _decode = Kernel(
     "attention/decode.cu",
     "attention_decode",
-    "out:floatX* cache:floatX* qkv:floatX* start:i32 T:i32 maxT:i32 NH:i32",
+    "out:floatX* partials:f32*? cache:floatX* qkv:floatX* rows:i32* positions:i32* starts:i32* "
+    "NH:i32 maxT:i32 splits:i32 split_keys:i32",
+)
+_merge = Kernel(
+    "attention/decode.cu", "attention_decode_merge", "out:floatX* partials:f32* splits:i32"
 )
 _mma_forward = Kernel(
     "attention/mma_forward.cu",
@@ -163,19 +171,53 @@ def attention_backward(
     bias_backward(dbias, dqkv, sums)
 
 
-def attention_decode(out: Array, cache: Array, qkv: Array, start: int, NH: int) -> None:
-    """Attention of T new positions over a cache of the past: no product is computed twice.
+def attention_decode(
+    out: Array,
+    cache: Array,
+    qkv: Array,
+    rows: Array,
+    positions: Array,
+    starts: Array,
+    NH: int,
+    partials: Array,
+) -> None:
+    """Attention of N new positions of several texts over a cache of the past.
 
-    Written: out (T, C); cache (2, NH, maxT, HS) at positions start to start + T - 1, with the new
-    keys (row 0) and values (row 1). Read: qkv (T, 3C), the cache before `start`.
+    A text has a row of the cache. Its new positions are neighbours, in their order, from
+    `starts[n]` to `positions[n]`. Written: out (N, C); cache (R, 2, NH, maxT, HS) at the new
+    positions, with keys (0) and values (1). Read: qkv (N, 3C); rows, positions, starts (N,) int32;
+    the cache before `starts`. Scratch, of a GPU: partials, float32; if it has not the elements that
+    `decode_partials` says for N rows, the keys are not split among blocks.
     """
-    T = len(qkv)
-    if not on_host(out):
-        _, _, maxT, HS = cache.shape
-        launch = Launch(T * NH, THREADS, defines={"HS": HS, "THREADS": THREADS})
-        _decode(out, cache, qkv, start, T, maxT, NH, launch=launch)
+    N, (_, _, _, maxT, HS) = len(qkv), cache.shape
+    if on_host(out):
+        bounds = [0, *(np.flatnonzero(np.diff(rows)) + 1), N]
+        for first, last in itertools.pairwise(bounds):
+            of_row, start = slice(first, last), int(starts[first])
+            _numpy_decode(out[of_row], cache[rows[first]], qkv[of_row], start, NH)
         return
-    queries, keys, values = _split_heads(qkv[None], NH)
+    is_small = 2 * multiprocessors(out).count > N * NH
+    threads = LARGE_BLOCK if is_small else THREADS
+    has_room = partials.size >= decode_partials(N, NH, HS, maxT)
+    splits = ceil_div(maxT, SPLIT_KEYS) if is_small and has_room else 1
+    launch = Launch(N * NH * splits, threads, defines={"HS": HS, "THREADS": threads})
+    _decode(
+        out, partials, cache, qkv, rows, positions, starts, NH, maxT, splits,
+        ceil_div(maxT, splits), launch=launch,
+    )  # fmt: skip
+    if splits > 1:
+        merge = Launch(N * NH, threads, defines=launch.defines)
+        _merge(out, partials, splits, launch=merge)
+
+
+def decode_partials(N: int, NH: int, HS: int, maxT: int) -> int:
+    """Elements of `partials` in attention_decode for N new positions."""
+    return N * NH * ceil_div(maxT, SPLIT_KEYS) * (HS + 2)
+
+
+def _numpy_decode(out: Array, cache: Array, qkv: Array, start: int, NH: int) -> None:
+    """The new positions of one text."""
+    T, (queries, keys, values) = len(qkv), _split_heads(qkv[None], NH)
     stop = start + T
     cache[0, :, start:stop], cache[1, :, start:stop] = keys[0], values[0]
     scores = queries[0] @ cache[0, :, :stop].swapaxes(-1, -2)

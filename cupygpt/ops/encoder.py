@@ -5,7 +5,14 @@ import numpy as np
 from cupygpt.arrays import Array
 from cupygpt.device.cpu_threads import for_blocks, on_host, share
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import WARP, Launch, ceil_div, pack_size
+from cupygpt.kernels.launch import (
+    WARP,
+    Launch,
+    ceil_div,
+    launch_per_pack,
+    num_packs,
+    pack_size,
+)
 
 LEAST_COLUMNS = 32
 """Fewest columns for a CPU thread: with fewer, reading short pieces of rows costs more than another
@@ -30,6 +37,11 @@ _forward = Kernel(
     "encoder.cu",
     "encoder_forward",
     "out:floatX* tokens:i32* wte:floatX* wpe:floatX* B:i32 T:i32 C:i32",
+)
+_decode = Kernel(
+    "encoder.cu",
+    "encoder_decode",
+    "out:floatX* tokens:i32* positions:i32* wte:floatX* wpe:floatX* C:i32 num_packs:i64",
 )
 _backward = Kernel(
     "encoder.cu",
@@ -56,6 +68,21 @@ def encoder_forward(out: Array, tokens: Array, wte: Array, wpe: Array) -> None:
         return
     launch = forward_launch(B, T, C, pack_size(out))
     _forward(out, tokens, wte, wpe, B, T, C, launch=launch)
+
+
+def encoder_decode(out: Array, tokens: Array, positions: Array, wte: Array, wpe: Array) -> None:
+    """out[n] = wte[tokens[n]] + wpe[positions[n]], for tokens of several texts.
+
+    Written: out (N, C) floatX. Read: tokens (N,) int32 in [0, V), positions (N,) int32 in
+    [0, maxT), wte (Vp, C), wpe (maxT, C).
+    """
+    if on_host(out):
+        np.take(wte, tokens, axis=0, out=out, mode="clip")  # "raise" copies; ids are checked
+        out += wpe[positions]
+        return
+    packs = num_packs(out)
+    launch = launch_per_pack(packs, _DEFINES)
+    _decode(out, tokens, positions, wte, wpe, int(out.shape[1]), packs, launch=launch)
 
 
 def encoder_backward(

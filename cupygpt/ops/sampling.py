@@ -5,9 +5,9 @@ import numpy as np
 from cupygpt.arrays import Array
 from cupygpt.device.cpu_threads import on_host
 from cupygpt.kernels.kernel import Kernel
-from cupygpt.kernels.launch import WARP, Launch, ceil_div
+from cupygpt.kernels.launch import Launch
 
-MAX_THREADS = 1024
+LEAST_THREADS, MAX_THREADS = 256, 1024
 
 NOT_FINITE = -1
 """The token of logits from which nothing can be drawn."""
@@ -18,37 +18,72 @@ LEAST_TEMPERATURE = 1e-30
 NUM_BINS = 4096
 """Bins of equal width, from the largest logit to the smallest; on the CPU only."""
 
+GPU_BINS, MOST_COLLECTED = 1024, 2048
+"""Bins of a row on a GPU, and the tokens of one bin that shared memory holds."""
+
+LARGE_VOCABULARY = 8192
+"""From this on a row keeps a block of MAX_THREADS busy."""
+
 _sample = Kernel(
     "sampling.cu",
     "sample_token",
-    "token:i32* logits:floatX* uniform:f32* V:i32 temperature:f32 top_k:i32 top_p:f32",
+    "drawn:i32* tokens:i32* positions:i32* counts:i32* logits:floatX* uniforms:f32* slots:i32 "
+    "V:i32 Vp:i32 last_position:i32 temperature:f32 top_k:i32 top_p:f32",
 )
 
 
 def sample_token(
-    token: Array,
+    drawn: Array,
+    tokens: Array,
+    positions: Array,
+    counts: Array,
     logits: Array,
+    uniforms: Array,
     V: int,
-    uniform: Array,
+    last_position: int,
     temperature: float,
     top_k: int,
     top_p: float,
 ) -> None:
-    """token[0] = an id below V drawn from softmax(logits / temperature).
+    """Draw an id below V from softmax(logits / temperature) for each of N texts.
 
-    Written: token (1,) int32. Read: logits (Vp,) floatX, of which the first V count; uniform (1,)
-    float32 in [0, 1), the random number that decides. Temperature 0 takes the id with the largest
-    logit. Only the `top_k` likeliest ids can be drawn (0: all), and among them only the fewest
-    likeliest whose probability reaches `top_p`. The likeliest id can always be drawn. The token is
-    NOT_FINITE if a logit is NaN or infinite.
+    Everything is ready for the next step afterwards, without the host. With the counter of a text
+    c = counts[n] and slot = c % slots: drawn[slot, n] = the id, decided by uniforms[slot, n];
+    tokens[n] = the same; positions[n] += 1, up to `last_position`; counts[n] = c + 1.
+
+    Temperature 0 takes the id with the largest logit. Only the `top_k` likeliest ids can be drawn
+    (0: all), and among them only the fewest likeliest whose probability reaches `top_p`. The
+    likeliest id can always be drawn. If a logit is NaN or infinite, the id is NOT_FINITE, and the
+    token 0.
+
+    Written: drawn (slots, N) int32 in one slot of each text; tokens (N,) int32. Updated in place:
+    positions, counts (N,) int32. Read: logits (N, Vp) floatX, of which the first V count; uniforms
+    (slots, N) float32 in [0, 1).
     """
     top_k = min(top_k, V)
     temperature = temperature if temperature >= LEAST_TEMPERATURE else 0.0
-    if on_host(token):
-        token[0] = _numpy_sample(logits[:V], float(uniform[0]), temperature, top_k, top_p)
+    slots, N = drawn.shape
+    if on_host(drawn):
+        for n in range(N):
+            slot = int(counts[n]) % slots
+            uniform = float(uniforms[slot, n])
+            drawn[slot, n] = _numpy_sample(logits[n, :V], uniform, temperature, top_k, top_p)
+            tokens[n] = max(int(drawn[slot, n]), 0)
+        np.minimum(positions + 1, last_position, out=positions)
+        counts += 1
         return
-    block = min(MAX_THREADS, ceil_div(V, WARP) * WARP)
-    _sample(token, logits, uniform, V, temperature, top_k, top_p, launch=Launch(1, block))
+    Vp = int(logits.shape[1])
+    _sample(
+        drawn, tokens, positions, counts, logits, uniforms, slots, V, Vp, last_position,
+        temperature, top_k, top_p, launch=sample_launch(N, V),
+    )  # fmt: skip
+
+
+def sample_launch(N: int, V: int) -> Launch:
+    """A block for each text."""
+    threads = MAX_THREADS if V >= LARGE_VOCABULARY else LEAST_THREADS
+    defines = {"BINS": GPU_BINS, "MOST_COLLECTED": MOST_COLLECTED}
+    return Launch(N, threads, defines=defines)
 
 
 def _numpy_sample(

@@ -18,6 +18,7 @@ from ops import (
     test_gelu,
     test_global_norm,
     test_layernorm,
+    test_linear,
     test_lm_head,
     test_loss_mean,
     test_sampling,
@@ -40,7 +41,7 @@ def check(
 check("adamw.cu", test_adamw.test_one_segment, decay=True)
 # More than two streamed tiles, so that each of the two stages is filled a second time.
 check("attention/cuda_cores.cu", test_attention.test_attention, 1, 130, 1, 8)
-check("attention/decode.cu", test_attention.test_decoding_in_pieces_equals_attention, 1, 8)
+check("attention/decode.cu", test_attention.check_decoding_in_pieces, 1, 8)
 check("attention/mma_forward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
 check("attention/mma_backward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
 for file in ("attention/wgmma_forward.cu", "attention/wgmma_backward.cu"):
@@ -59,6 +60,8 @@ check("layernorm.cu", test_layernorm.test_forward, (1, 5, 1600))
 check("layernorm.cu", test_layernorm.test_residual_forward, (1, 5, 1600))
 check("layernorm_backward.cu", test_layernorm.test_backward, (3, 67, 128), with_sum=True)
 check("layernorm_backward.cu", test_layernorm.test_backward, (1, 33, 1600), with_sum=True)
+check("linear.cu", test_linear.test_few_rows, 3, 1032, 6, "norm gelu")
+check("linear.cu", test_linear.test_few_rows, 4, 40, 9, "accumulate")
 check("loss_mean.cu", test_loss_mean.test_loss_mean, 3000)
 check("sampling.cu", test_sampling.test_ends_of_the_interval, (1.3, 9, 0.8))
 check("sampling.cu", test_sampling.test_draws_follow_the_distribution, 257, 1.3, 9, 0.8)

@@ -1,16 +1,23 @@
 """Generated text: equal to a whole forward pass, repeatable, within its window, and stopped."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 
 from cupygpt.config import GPTConfig
 from cupygpt.device.cpu import CPU
 from cupygpt.device.precision import FP32
-from cupygpt.errors import RunError
-from cupygpt.model.generate import ENDED, Generator, Sampling
+from cupygpt.errors import DeviceError, RunError
+from cupygpt.model.generate import ENDED, Generator, Sampling, one_after_the_other
 from cupygpt.model.init_weights import initial_parameters
-from cupygpt.model.memory_plan import RunShape
-from cupygpt.model.tensors import PREFILL_ROWS, cut_packed, parameter_specs
+from cupygpt.model.memory_plan import (
+    MEMORY_MARGIN,
+    RunShape,
+    check_decoding_fits,
+    rows_that_fit,
+)
+from cupygpt.model.tensors import arena_bytes, cut_packed, decoder_specs, parameter_specs
 from cupygpt.training.trainer import OptimizerSettings, Trainer
 
 BYTES = GPTConfig(maxT=100, V=257, L=2, NH=2, C=16)
@@ -31,7 +38,7 @@ def likeliest_next(parameters: np.ndarray, tokens: list[int]) -> int:
     return int((trainer.model.acts.lnf[0, -1] @ trainer.params.wte[:257].T).argmax())
 
 
-@pytest.mark.parametrize("length", [1, 5, PREFILL_ROWS, PREFILL_ROWS + 3, 100])
+@pytest.mark.parametrize("length", [1, 5, 64, 67, 100])
 def test_decoding_with_the_cache_equals_a_whole_forward(length: int) -> None:
     generator, parameters = make_generator()
     tokens = np.random.default_rng(length).integers(0, 257, length).tolist()
@@ -120,3 +127,46 @@ def test_a_batch_ends_when_all_texts_have_ended() -> None:
     generator, _ = make_generator(rows=2)
     (first,) = generator.generate([3], 1, GREEDY, (0,))
     assert list(generator.generate_batch([[3], [3]], 9, GREEDY, [(0,), (1,)], stop=first)) == []
+
+
+def test_another_text_ends_the_one_before() -> None:
+    """They share the cache: going on with the first one would continue the second."""
+    generator, _ = make_generator()
+    first = generator.generate([3], 9, GREEDY, (0,))
+    next(first)
+    assert len(list(generator.generate([5], 4, GREEDY, (0,)))) == 4
+    with pytest.raises(RunError, match="left unfinished when another one was begun"):
+        list(first)
+
+
+def test_texts_of_a_batch_are_read_one_after_the_other() -> None:
+    """The first one as it is written; a text without tokens is a text too."""
+    steps = [[1, 5, ENDED], [2, ENDED, ENDED], [3, ENDED, ENDED]]
+    taken = []
+
+    def written() -> Iterator[np.ndarray]:
+        for step in steps:
+            taken.append(step)
+            yield np.array(step, np.int32)
+
+    texts = one_after_the_other(written(), 3)
+    first = next(texts)
+    assert next(first) == 1
+    assert taken == steps[:1]
+    assert list(first) == [2, 3]
+    assert [list(text) for text in texts] == [[5], []]
+
+
+def test_memory_says_how_many_texts_are_written_at_once() -> None:
+    def needed(rows: int) -> int:
+        buffers = arena_bytes(decoder_specs(BYTES, rows), lambda name: FP32.dtypes[name].itemsize)
+        return int((4 * BYTES.num_parameters + buffers) / MEMORY_MARGIN) + 1
+
+    assert rows_that_fit(BYTES, FP32, None, 64) == 64
+    assert rows_that_fit(BYTES, FP32, needed(64), 64) == 64
+    assert rows_that_fit(BYTES, FP32, needed(9), 64) == 9
+    check_decoding_fits(BYTES, FP32, needed(3), 3)
+    with pytest.raises(DeviceError, match="GiB to write 3 texts at once"):
+        check_decoding_fits(BYTES, FP32, needed(3) - 100, 3)
+    with pytest.raises(DeviceError, match="GiB to write text, "):
+        rows_that_fit(BYTES, FP32, needed(1) - 100, 64)

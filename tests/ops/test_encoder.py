@@ -4,7 +4,7 @@ from support.devices import STARTED_AT, Device, twice
 
 from cupygpt.data.loader import token_order
 from cupygpt.lab import oracle
-from cupygpt.ops.encoder import encoder_backward, encoder_forward
+from cupygpt.ops.encoder import encoder_backward, encoder_decode, encoder_forward
 
 # (B, T, C, V, Vp): one token; T = 1; few rows; several blocks of entries and of columns.
 SHAPES = [
@@ -26,6 +26,17 @@ def test_forward(
     out = dev.output((B, T, C))
     encoder_forward(out, dev.input(tokens, "int32"), wte, wpe)
     want = oracle.encoder_forward(tokens, dev.values(wte), dev.values(wpe))
+    dev.agree("out", out, want, want, 1)
+
+
+@pytest.mark.parametrize(("N", "C"), [(1, 8), (3, 24), (5, 768)])
+def test_tokens_at_any_positions(dev: Device, rng: np.random.Generator, N: int, C: int) -> None:
+    tokens, positions = rng.integers(0, 65, N), rng.integers(0, 9, N)
+    wte, wpe = dev.input(rng.standard_normal((128, C))), dev.input(rng.standard_normal((9, C)))
+    out = dev.output((N, C))
+    where = dev.input(tokens, "int32"), dev.input(positions, "int32")
+    encoder_decode(out, *where, wte, wpe)
+    want = dev.values(wte)[tokens] + dev.values(wpe)[positions]
     dev.agree("out", out, want, want, 1)
 
 

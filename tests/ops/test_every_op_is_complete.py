@@ -21,9 +21,6 @@ CUDA_DIR, OPS_DIR = ROOT / "cuda", ROOT / "cupygpt" / "ops"
 OP_OF_SECOND_FILE = {"layernorm_backward": "layernorm"}
 """Ops with two files in cuda/, because each is compiled with constants of its own."""
 
-WITHOUT_KERNELS = {"linear": "cuBLASLt computes it"}
-"""Ops that need no kernel, and why."""
-
 WITHOUT_COST = {"sampling": "it draws the tokens of a text, no training step calls it"}
 """Ops that the tools which time a training step do not know, and why."""
 
@@ -67,7 +64,7 @@ def missing_places(op: str) -> list[str]:
     """What is still to be done for an op."""
     todo = []
     files = files_of(op)
-    if not files and op not in WITHOUT_KERNELS:
+    if not files:
         todo.append(f"write the kernels: cuda/{op}.cu, or a folder cuda/{op}/")
     has_module = (OPS_DIR / f"{op}.py").exists()
     if not has_module:
@@ -75,14 +72,14 @@ def missing_places(op: str) -> list[str]:
     if not (ROOT / "tests" / "ops" / f"test_{op}.py").exists():
         todo.append(f"write a test: tests/ops/test_{op}.py")
     unchecked = [file for file in files or [f"{op}.cu"] if not all_cases()[file]]
-    if unchecked and op not in WITHOUT_KERNELS:
+    if unchecked:
         todo.append(f"add check(...) for {unchecked} to tests/emulator/op_cases.py")
     functions = functions_of(op) if has_module else set()
     if not functions & step_calls.OPS.keys() and op not in WITHOUT_COST:
         todo.append(f"add the functions of cupygpt/ops/{op}.py to OPS in tools/step_calls.py")
     declared = {(k.file, k.name) for k in kernels._kernels if k.file in files}
     idle = {name for _, name in declared - launched_kernels()} - NEVER_LAUNCHED.keys()
-    if idle or not (declared or op in WITHOUT_KERNELS):
+    if idle or not declared:
         todo.append(f"call the op in cupygpt/model/: no run launches {sorted(idle) or 'it'}")
     return todo
 
@@ -107,6 +104,5 @@ def test_a_forgotten_place_is_named() -> None:
 
 
 def test_exceptions_are_needed() -> None:
-    assert not [op for op in WITHOUT_KERNELS if files_of(op)]
     assert not [op for op in WITHOUT_COST if functions_of(op) & step_calls.OPS.keys()]
     assert not [name for name in NEVER_LAUNCHED if name in {k for _, k in launched_kernels()}]

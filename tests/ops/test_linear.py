@@ -4,7 +4,7 @@ from unittest.mock import patch
 
 import numpy as np
 import pytest
-from support.devices import STARTED_AT, Device, make_device, twice
+from support.devices import STARTED_AT, Device, make_device, round_to, twice
 from support.gpu import require_gpu
 
 from cupygpt.device.precision import FP32, TF32
@@ -14,6 +14,7 @@ from cupygpt.ops import linear
 from cupygpt.ops.linear import (
     gelu_linear_backward,
     linear_backward,
+    linear_few_rows,
     linear_forward,
     linear_gelu_forward,
 )
@@ -33,6 +34,61 @@ def test_forward(
     arrays = [dev.values(x) for x in (inp, weight, bias)]
     want, plain = twice(lambda x, w, b: x @ w.T + with_bias * b, *arrays)
     dev.agree("out", out, want, plain, C)
+
+
+# N, C, OC, form: one row of one pack; more outputs than whole blocks; rows that several warps
+# share, in one round of loads and in two. Each is compiled, so they are few.
+FEW_ROWS = [
+    (1, 8, 3, "plain"),
+    (4, 40, 9, "accumulate"),
+    (3, 1032, 6, "norm gelu"),
+    (1, 4200, 5, "norm"),
+]
+
+
+@pytest.mark.parametrize(("N", "C", "OC", "form"), FEW_ROWS)
+def test_few_rows(
+    dev: Device, rng: np.random.Generator, N: int, C: int, OC: int, form: str
+) -> None:
+    """The forms that a step of generation takes; `out` has columns that are not written."""
+    inp, weight, bias, scale, shift = (
+        dev.input(rng.standard_normal(shape)) for shape in ((N, C), (OC, C), (OC,), (C,), (C,))
+    )
+    out = dev.accumulated((N, OC + 5)) if form == "accumulate" else dev.output((N, OC + 5))
+    before = dev.values(out)
+    has_norm, has_bias = "norm" in form, form != "plain"
+    linear_few_rows(
+        out, inp, weight, bias if has_bias else None, norm=(scale, shift) if has_norm else None,
+        gelu="gelu" in form, accumulate=form == "accumulate",
+    )  # fmt: skip
+
+    def formula(x: np.ndarray, w: np.ndarray, b: np.ndarray, *norm: np.ndarray) -> np.ndarray:
+        if has_norm:
+            normed = oracle.layernorm_forward(x, *norm)[0]
+            # The op rounds it as LayerNorm would store it.
+            x = round_to(normed, dev.floatX).astype(x.dtype) if x.dtype == np.float32 else normed
+        product = x @ w.T + has_bias * b
+        return oracle.gelu_forward(product) if "gelu" in form else product
+
+    want, plain = twice(formula, *(dev.values(x) for x in (inp, weight, bias, scale, shift)))
+    if form == "accumulate":
+        want, plain = want + STARTED_AT, np.float32(STARTED_AT) + plain
+    size = np.abs(want).max() * (2 if form == "accumulate" else 1)
+    dev.agree("out", dev.get(out)[:, :OC], want, plain, C, size=size)
+    np.testing.assert_array_equal(dev.values(out)[:, OC:], before[:, OC:])
+
+
+def test_few_rows_of_a_head(
+    dev: Device, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With many outputs each warp has several, and the last ones have fewer."""
+    monkeypatch.setattr(linear, "MANY_OUTPUTS", 1)
+    inp, weight = dev.input(rng.standard_normal((2, 24))), dev.input(rng.standard_normal((35, 24)))
+    for dtype in (dev.floatX, "float32"):  # logits are not rounded
+        out = dev.output((2, 35), dtype)
+        linear_few_rows(out, inp, weight, None)
+        want, plain = twice(lambda x, w: x @ w.T, dev.values(inp), dev.values(weight))
+        dev.agree("out", out, want, plain, 24, dtype)
 
 
 @pytest.mark.parametrize(("lead", "C", "OC"), SHAPES)

@@ -1,17 +1,26 @@
+from typing import Any
+
 import numpy as np
 import pytest
 from support.devices import Device
 
 from cupygpt.lab import oracle
+from cupygpt.ops import sampling
 from cupygpt.ops.sampling import NOT_FINITE, sample_token
 
 CASES = [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 5, 1.0), (1.0, 0, 0.6), (1.3, 9, 0.8), (1.0, 1, 1.0)]
 
 
-def draw(dev: Device, logits: object, V: int, uniform: float, *settings: float) -> int:
-    token = dev.array([-7], "int32")
-    sample_token(token, logits, V, dev.input([uniform], "float32"), *settings)
-    return int(dev.get(token)[0])
+def draw(dev: Device, logits: Any, V: int, uniform: float, *settings: float) -> int:
+    """The id that a single text draws; what else the op writes is checked too."""
+    drawn, tokens = dev.array([[-7]], "int32"), dev.output(1, "int32")
+    positions, counts = dev.array([5], "int32"), dev.array([0], "int32")
+    uniforms = dev.input([[uniform]], "float32")
+    sample_token(drawn, tokens, positions, counts, logits.reshape(1, -1), uniforms, V, 9, *settings)
+    (token,) = dev.get(drawn)[0].tolist()
+    assert dev.get(tokens).tolist() == [max(token, 0)]
+    assert (dev.get(positions).tolist(), dev.get(counts).tolist()) == ([6], [1])
+    return int(token)
 
 
 @pytest.mark.parametrize(("temperature", "top_k", "top_p"), CASES)
@@ -101,3 +110,46 @@ def test_a_vocabulary_above_65536(dev: Device) -> None:
     with dev.unchecked():
         token = draw(dev, dev.input(np.zeros(V)), V, 70_000.5 / V, 1.0, 0, 1.0)
     assert token == 70_000
+
+
+def test_texts_draw_by_their_own_numbers_and_counters(
+    dev: Device, rng: np.random.Generator
+) -> None:
+    """Three texts at different steps: each takes its slot, and leaves the others as they are."""
+    logits = dev.input(rng.standard_normal((3, 128)))
+    uniforms = dev.input(rng.random((4, 3)), "float32")
+    counts, slots = [0, 6, 3], [0, 2, 3]
+    drawn, tokens = dev.array(np.full((4, 3), -7), "int32"), dev.output(3, "int32")
+    positions, device_counts = dev.array([0, 8, 9], "int32"), dev.array(counts, "int32")
+    sample_token(drawn, tokens, positions, device_counts, logits, uniforms, 65, 9, 1.0, 20, 0.9)
+    wanted = np.full((4, 3), -7)
+    for n, slot in enumerate(slots):
+        alone = dev.input(dev.values(logits)[n])
+        wanted[slot, n] = draw(dev, alone, 65, dev.values(uniforms)[slot, n], 1.0, 20, 0.9)
+    np.testing.assert_array_equal(dev.get(drawn), wanted)
+    assert dev.get(tokens).tolist() == [wanted[slot, n] for n, slot in enumerate(slots)]
+    assert dev.get(positions).tolist() == [1, 9, 9]
+    assert dev.get(device_counts).tolist() == [1, 7, 4]
+
+
+@pytest.mark.parametrize("settings", CASES)
+@pytest.mark.parametrize("V", [65, 257])
+def test_a_bin_with_too_many_tokens_draws_the_same(
+    dev: Device, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, V: int,
+    settings: tuple[float, int, float],
+) -> None:  # fmt: skip
+    """A GPU that may collect one token only searches for most of them."""
+    values = np.round(2.0 * rng.standard_normal(384), 1)  # some are equal
+    logits, uniforms = dev.input(values), [0.0, 0.2, 0.5, 0.77, 0.95]
+    usual = [draw(dev, logits, V, uniform, *settings) for uniform in uniforms]
+    monkeypatch.setattr(sampling, "MOST_COLLECTED", 1)
+    assert [draw(dev, logits, V, uniform, *settings) for uniform in uniforms] == usual
+
+
+@pytest.mark.parametrize("top_k", [3, 60])
+def test_top_k_reaches_tokens_without_weight(dev: Device, top_k: int) -> None:
+    """At a temperature of 0.01 two tokens have all the weight; top-k counts the others too."""
+    values = np.linspace(0.0, 64.0, 128)
+    values[7] = 64.0
+    logits = dev.input(values)
+    assert {draw(dev, logits, 128, u, 0.01, top_k, 1.0) for u in (0.1, 0.4, 0.9)} == {7, 127}

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from support.emulated_gpu import EmulatedGPU, EmulatedHopper
 
-from cupygpt.arrays import to_bfloat16
+from cupygpt.arrays import from_bfloat16, to_bfloat16
 from cupygpt.config import GPTConfig
 from cupygpt.data.loader import pack
 from cupygpt.device.cpu import CPU
-from cupygpt.device.precision import BF16, FP32
+from cupygpt.device.precision import BF16, FP32, Precision
 from cupygpt.kernels.load import record_kernels
 from cupygpt.model.generate import Generator, Sampling
 from cupygpt.model.init_weights import initial_parameters
 from cupygpt.model.memory_plan import RunShape
+from cupygpt.model.parameters import parameters_on
 from cupygpt.training.trainer import OptimizerSettings, Trainer
 
 CONFIG = GPTConfig(maxT=16, V=65, L=2, NH=2, C=32)
@@ -81,11 +82,35 @@ def test_bfloat16_trains_like_float32(emulated_gpu: EmulatedGPU, master: bool) -
 
 
 def test_generated_text_agrees(emulated_gpu: EmulatedGPU) -> None:
+    """The host reads behind the steps, past the window too; a text that ends early is exact."""
     texts = []
     for device in (CPU(), emulated_gpu):
-        generator = Generator(device, CONFIG, make(device).params, FP32)
-        texts.append(list(generator.generate([1, 2, 3], 8, Sampling(temperature=0.7), (4,))))
+        generator = Generator(device, CONFIG, make(device).params, FP32, window=10)
+        texts.append(list(generator.generate([1, 2, 3], 12, Sampling(temperature=0.7), (4,))))
+        stop = texts[0][5]
+        short = list(generator.generate([1, 2, 3], 12, Sampling(0.7), (4,), stop=stop))
+        assert short == texts[0][: texts[0].index(stop)]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(("rows", "precision"), [(3, FP32), (5, FP32), (5, BF16)])
+def test_a_batch_of_texts_agrees(
+    emulated_gpu: EmulatedGPU, rows: int, precision: Precision
+) -> None:
+    """With the kernels for few rows and with products, prompts of different lengths."""
+    prompts = [list(range(1, 2 + row)) for row in range(rows)]
+    seeds = [(row,) for row in range(rows)]
+    found = []
+    for device in (CPU(), emulated_gpu):
+        weights = initial_parameters(CONFIG, 42) * np.float32(4)
+        # bfloat16 weights are exact in float32, which is what the CPU computes in.
+        rounded = from_bfloat16(to_bfloat16(weights)) if precision is BF16 else weights
+        own = precision if device.is_gpu else FP32
+        params = parameters_on(device, CONFIG, rounded, own)
+        generator = Generator(device, CONFIG, params, own, window=8, rows=rows)
+        steps = list(generator.generate_batch(prompts, 6, Sampling(0.0), seeds))
+        found.append([step.tolist() for step in steps])
+    assert found[0] == found[1]
 
 
 def test_a_dry_run_finds_every_kernel_and_changes_no_weight(emulated_gpu: EmulatedGPU) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from support.small_runs import command, metrics, write_files
 
+from cupygpt import sample
 from cupygpt.checkpoint.model_file import save_model
 from cupygpt.config import GPTConfig
 from cupygpt.data.document_start import text_prompt
@@ -60,10 +61,19 @@ def text_of(folder: Path, *flags: str) -> bytes:
     return (folder / "text").read_bytes()
 
 
-def generated(prompt: list[int], *, stop: int | None, count: int = 300, number: int = 0) -> bytes:
-    """What the model of `model_file` writes with the command's default settings."""
+def ending_weights(strength: float) -> np.ndarray:
+    """The weights of `model_file` with a bias that makes end of text likely."""
     weights = initial_parameters(BYTES, 42) * np.float32(5)
     params = cut_packed(weights, parameter_specs(BYTES))
+    params.lnfb[:] = strength * params.wte[256]
+    return weights
+
+
+def generated(
+    prompt: list[int], *, stop: int | None, count: int = 300, number: int = 0, ends: float = 0.0
+) -> bytes:
+    """What the model of `ending_weights` writes with the command's default settings."""
+    params = cut_packed(ending_weights(ends), parameter_specs(BYTES))
     generator = Generator(CPU(), BYTES, params, FP32)
     drawn = generator.generate(prompt, count, Sampling(0.8), (42, number), stop=stop)
     return ByteTokenizer().decode_bytes(drawn)
@@ -83,14 +93,24 @@ def test_a_file_gets_exactly_the_bytes_of_the_model(tmp_path: Path) -> None:
     assert several == b"--- 1 of 2\na%b\n--- 2 of 2\na%b\n" % tuple(texts)
 
 
+def test_many_texts_are_written_in_batches_and_come_in_order(
+    tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "MOST_ROWS", 2)
+    save_model(tmp_path / "ends.bin", BYTES, ending_weights(20.0), "fp32")
+    flags = [str(tmp_path / "ends.bin"), "--device", "cpu", "--prompt", "a", "--tokens", "40"]
+    assert main([*flags, "--num", "5"]) == 0
+    texts = [generated([256, 97], stop=256, count=40, number=n, ends=20.0) for n in range(5)]
+    assert len({len(text) for text in texts}) > 2  # some end early
+    wanted = b"".join(b"--- %d of 5\na%b\n" % (i, text) for i, text in enumerate(texts, 1))
+    assert capfdbinary.readouterr().out == wanted
+
+
 def test_a_text_ends_at_end_of_text(
     tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     """By default; an option goes on. The bias makes it likely."""
-    weights = initial_parameters(BYTES, 42) * np.float32(5)
-    params = cut_packed(weights, parameter_specs(BYTES))
-    params.lnfb[:] = 2.0 * params.wte[256]
-    save_model(tmp_path / "ends.bin", BYTES, weights, "fp32")
+    save_model(tmp_path / "ends.bin", BYTES, ending_weights(2.0), "fp32")
     flags = [str(tmp_path / "ends.bin"), "--tokens", "200", "--device", "cpu", "--prompt", "ab"]
     assert main(flags) == 0
     out, err = capfdbinary.readouterr()

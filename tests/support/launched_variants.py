@@ -54,6 +54,9 @@ ALL_RUNS = (
 )
 
 
+MANY_ROWS = 64
+"""Texts that are written at once: more than the kernels for few rows take."""
+
 NEVER_LAUNCHED = {
     "gelu_backward": "a run fuses GELU's gradient with the sum of its rows, or with a matmul",
 }
@@ -89,4 +92,5 @@ def _dry_run(device: StandInGPU, run: Run, precision: Precision) -> None:
     shape = shape_of_run(config, run.B, run.T, precision, on_gpu=True, recompute=2)
     trainer = Trainer(device, shape, OptimizerSettings(), dropout_p=0.1)
     trainer.dry_run()
-    Generator(device, config, trainer.params, precision).dry_run()
+    for rows in (1, MANY_ROWS):
+        Generator(device, config, trainer.params, precision, rows=rows).dry_run()
