@@ -1,4 +1,5 @@
-// Draws the next token of each text from its logits: temperature, top-k, top-p; contract in ops/sampling.py.
+// Draws the next token of each text from its logits: temperature, top-k, top-p; contract in
+// ops/sampling.py.
 //
 // Order the tokens by falling logit, equal logits by rising id. Top-k, top-p and the draw then ask
 // the same question: how long is the shortest prefix of this order whose length, or whose weight,
@@ -15,9 +16,9 @@
 //    uniform 0.7   |-------------|                             weight > 0.7 * 1.74: 2 tokens, and
 //                                                              the second, token 0, is drawn
 //
-// The vocabulary is not sorted. A token goes into a bin by how far its logit lies below the largest;
-// the bins' amounts, added up one after the other, tell in which bin a prefix ends. Only the tokens
-// of that bin are collected, and each of them counts what stands before it:
+// The vocabulary is not sorted. A token goes into a bin by how far its logit lies below the
+// largest; the bins' amounts, added up one after the other, tell in which bin a prefix ends. Only
+// the tokens of that bin are collected, and each of them counts what stands before it:
 //
 //    bins        | 0      | 1              | 2        | 3 ...
 //    tokens      | 2      | 0 3            | 5        | 1 4
@@ -186,7 +187,8 @@ __device__ __forceinline__ bool collect(Bins& bins, const Row& row) {
     return bins.collected <= MOST_COLLECTED;
 }
 
-// Step 3: each token counts what stands before it; the one with which the amount is reached is last.
+// Step 3: each token counts what stands before it; the one with which the amount is reached is the
+// last.
 __device__ __forceinline__ void rank(Bins& bins, const Row& row, u64 needed, bool by_weight) {
     const int n = bins.collected;
     for (int i = threadIdx.x; i < n; i += blockDim.x) {
@@ -248,8 +250,8 @@ __device__ __forceinline__ Prefix end_in_bin(Bins& bins, const Row& row, u64 nee
     return bins.found;
 }
 
-// The shortest prefix whose weight reaches `needed`, which must be at least 1 and at most the weight
-// of the whole row. All threads of the block take part and get the result.
+// The shortest prefix whose weight reaches `needed`, which must be at least 1 and at most the
+// weight of the whole row. All threads of the block take part and get the result.
 __device__ __forceinline__ Prefix prefix_of_weight(Bins& bins, const Row& row, u64 needed) {
     find_bin(bins, needed, true);
     return end_in_bin(bins, row, needed, true);
@@ -266,8 +268,8 @@ __device__ __forceinline__ u64 weight_of_first(Bins& bins, const Row& row, int c
 
 // ---- the kernel ---------------------------------------------------------------------------------
 
-// An id below V drawn with `uniform` in [0, 1), or -1 if a logit is NaN or infinite; the same in all
-// threads.
+// An id below V drawn with `uniform` in [0, 1), or -1 if a logit is NaN or infinite; the same in
+// all threads.
 __device__ __forceinline__ int draw(Bins& bins, const floatX* logits, int V, float uniform,
                                     float temperature, int top_k, float top_p) {
     Row row = {logits, V, 0.0f, 0.0f, 0.0f};
@@ -301,8 +303,8 @@ __device__ __forceinline__ int draw(Bins& bins, const floatX* logits, int V, flo
 // uniforms[slot, n]; tokens[n] = the same, or 0 for -1; positions[n] += 1, up to last_position;
 // counts[n] = c + 1. Written: drawn (slots, N), of which one entry for each text; tokens (N).
 // Updated in place: positions, counts (N). Read: logits (N, Vp), of which V count; uniforms
-// (slots, N). Temperature 0 takes the largest logit, the lowest id among equals; top_k 0 and top_p 1
-// keep all. Grid: N. Block: whole warps.
+// (slots, N). Temperature 0 takes the largest logit, the lowest id among equals; top_k 0 and
+// top_p 1 keep all. Grid: N. Block: whole warps.
 extern "C" __global__ void __launch_bounds__(1024, 1)
     sample_token(int* drawn, int* tokens, int* positions, int* counts, const floatX* logits,
                  const float* uniforms, int slots, int V, int Vp, int last_position,

@@ -10,6 +10,7 @@ from emulator.cases import case
 from ops import (
     test_adamw,
     test_attention,
+    test_attention_decode,
     test_bias,
     test_cast,
     test_classifier,
@@ -41,7 +42,7 @@ def check(
 check("adamw.cu", test_adamw.test_one_segment, decay=True)
 # More than two streamed tiles, so that each of the two stages is filled a second time.
 check("attention/cuda_cores.cu", test_attention.test_attention, 1, 130, 1, 8)
-check("attention/decode.cu", test_attention.check_decoding_in_pieces, 1, 8)
+check("attention/decode.cu", test_attention_decode.check_decoding_in_pieces, 1, 8)
 check("attention/mma_forward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
 check("attention/mma_backward.cu", test_attention.test_attention_in_tf32, 1, 130, 1, 16)
 for file in ("attention/wgmma_forward.cu", "attention/wgmma_backward.cu"):

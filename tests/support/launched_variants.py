@@ -5,7 +5,7 @@ no kernel is launched and no memory is touched.
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from cupygpt.config import GPT2_VOCAB, GPTConfig
@@ -57,6 +57,9 @@ ALL_RUNS = (
 MANY_ROWS = 64
 """Texts that are written at once: more than the kernels for few rows take."""
 
+LONG = 4096
+"""Positions of a model whose keys several blocks share when it writes one text."""
+
 NEVER_LAUNCHED = {
     "gelu_backward": "a run fuses GELU's gradient with the sum of its rows, or with a matmul",
 }
@@ -92,5 +95,6 @@ def _dry_run(device: StandInGPU, run: Run, precision: Precision) -> None:
     shape = shape_of_run(config, run.B, run.T, precision, on_gpu=True, recompute=2)
     trainer = Trainer(device, shape, OptimizerSettings(), dropout_p=0.1)
     trainer.dry_run()
-    for rows in (1, MANY_ROWS):
-        Generator(device, config, trainer.params, precision, rows=rows).dry_run()
+    for rows, maxT in ((1, config.maxT), (MANY_ROWS, config.maxT), (1, LONG)):
+        model = replace(config, maxT=maxT)
+        Generator(device, model, trainer.params, precision, rows=rows).dry_run()
