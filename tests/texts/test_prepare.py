@@ -197,7 +197,7 @@ def test_the_files_of_the_experiment_are_those_of_llmc(
 
 OFFLINE = {"https_proxy": "http://127.0.0.1:9", "TIKTOKEN_CACHE_DIR": "none"}
 ERRORS = [
-    (["no.txt"], r"no\.txt: no such file, .*Built-in texts: tinyshakespeare"),
+    (["no.txt"], r"no\.txt: no such file, .*Known data sets: tinyshakespeare"),
     (["*.none"], r"no file matches"),
     (["a[1]*.txt"], r"no file matches .* write \[\[\] for the character \["),
     (["folder"], r"is a folder without \.txt, .*\. Name the text files in it, for example"),
@@ -212,7 +212,10 @@ ERRORS = [
     (["ok.txt", "--name", "a\nb"], r"part of a file name"),
     (["ok.txt", "--name=-b"], r"not begin with a dash"),
     (["ok.txt", "-o", "ok.txt"], r"ok\.txt: cannot hold the output"),
-    (["ok.txt", "--source", "ok.txt"], r"--source names the text of tinyshakespeare"),
+    (
+        ["ok.txt", "--source", "ok.txt"],
+        r"--source says where tinyshakespeare or a published data set comes from",
+    ),
     (["ok.txt", "--tokenizer", "gpt9"], r"tokenizer gpt9: could not be read"),
     (["ok.txt", "--tokenizer", "ok.txt"], r"line 1 is not a base64 token"),
     (["ok.txt", "--tokenizer", "gpt2"], r"could not be downloaded .*--tokenizer bytes"),
@@ -231,7 +234,6 @@ ERRORS = [
     (["fifo.txt"], r"fifo\.txt: this is a FIFO .*into a file first"),
     (["ok.txt", "--tokenizer", "fifo.txt"], r"fifo\.txt: this is a FIFO"),
     (["tinyshakespeare", "--source", "fifo.txt"], r"fifo\.txt: this is a FIFO"),
-    (["tinyshakespeare"], r"could not be downloaded .*--source FILE"),
     (["tinyshakespeare", "--source", "no.txt"], r"no\.txt: could not be read"),
     (["tinyshakespeare", "--source", "ok.txt"], r"ok\.txt: 501 tokens, .*first 32,768"),
     ([], r"the following arguments are required: WHAT"),

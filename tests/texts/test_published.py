@@ -300,6 +300,17 @@ def test_a_disk_that_is_too_small_is_said_first(
     assert site.asked == []
 
 
+def test_no_network_is_a_failed_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
+    for flags in (["tinyshakespeare", "--tokenizer", "bytes"], ["fineweb"]):
+        assert run(*flags) == 1
+        assert "error: https://" in (err := capsys.readouterr().err)
+        assert "no server can be reached" in err
+    assert not list(Path().iterdir())
+
+
 def test_ctrl_c_and_again_goes_on(site: Site) -> None:
     site.answer_next(stalls_at(6000, 20))
     command = [sys.executable, "-m", "cupygpt.prepare", "fineweb", "-n", "1", "--mirror", site.url]
