@@ -5,7 +5,6 @@ megabytes on more text hardly changes the tokens. Memory follows the number of d
 text, not the size of the text, and is bounded.
 """
 
-import hashlib
 import re
 import time
 from collections import Counter, deque
@@ -20,7 +19,6 @@ from cupygpt.data.tokenizer import LEARN, Tokenizer, load_tokenizer
 from cupygpt.data.tokenizer_files import GPT2_SPLIT, pattern_file, pattern_path, rank_lines
 from cupygpt.errors import ConfigError
 from cupygpt.files import atomic_write
-from cupygpt.texts.hold_out import HoldOut, is_held_out
 from cupygpt.texts.reading.documents import Piece
 
 Say: TypeAlias = Callable[[str], None]
@@ -76,15 +74,15 @@ def _size_asked(spec: str) -> int | None:
 
 @dataclass
 class TrainingText:
-    """Documents, in pieces, and what of them is for validation and so not learnt from.
+    """Documents for training, in pieces; of each the last `held_out` (a share) is for validation.
 
     `num_bytes` is their size as far as it is known; of more than MOST_TEXT_BYTES an even share is
-    taken. `hold_out` is None if all of the pieces are for training.
+    taken.
     """
 
     pieces: Iterable[Piece]
     num_bytes: int
-    hold_out: HoldOut | None = None
+    held_out: float = 0.0
     taken: int = 0
     """Bytes that `blocks` has given so far."""
 
@@ -95,12 +93,12 @@ class TrainingText:
 
     def blocks(self) -> Iterator[str]:
         """The text to learn from."""
-        document = _Document(self.hold_out)
+        document = _Document(self.held_out)
         seen = looked_at = 0
         for piece in self.pieces:
             if piece is None:
                 yield from self._counted(document.end())
-                document = _Document(self.hold_out)
+                document = _Document(self.held_out)
                 continue
             size = len(piece.encode())
             take = looked_at <= self.share * seen < MOST_TEXT_BYTES
@@ -116,40 +114,29 @@ class TrainingText:
 
 
 class _Document:
-    """One document, of which `add` and `end` give the pieces for training, once that is known."""
+    """One document, of which `add` and `end` give what is not of its end, once that is known."""
 
-    def __init__(self, hold_out: HoldOut | None) -> None:
-        self._fraction = 0.0 if hold_out is None else hold_out.fraction
-        self._whole = hold_out is not None and hold_out.whole
-        self._digest = hashlib.sha256()
+    def __init__(self, held_out: float) -> None:
+        self._train_share = 1.0 - held_out
         self._waiting: deque[tuple[str, int]] = deque()
         self._seen = 0
 
     def add(self, piece: str, size: int, *, take: bool) -> Iterator[str]:
         """Another piece of `size` bytes; those that are not to be taken only count."""
         self._seen += size
-        if self._whole:
-            self._digest.update(piece.encode())
         if take:
             self._waiting.append((piece, self._seen))
         # However long the document becomes, what ends so early does not belong to its end.
-        while self._waiting and not self._whole and self._waiting[0][1] <= self._end_of_training:
+        while self._waiting and self._waiting[0][1] <= self._train_share * self._seen:
             yield self._waiting.popleft()[0]
 
     def end(self) -> Iterator[str]:
         """No piece follows."""
-        if self._whole and is_held_out(self._digest.digest(), self._fraction):
-            return
-        last = self._seen if self._whole else self._end_of_training
         for piece, end in self._waiting:
             size = len(piece.encode())
-            share = min(1.0, (last - (end - size)) / size)
+            share = 1.0 - (end - self._train_share * self._seen) / size
             if share > 0:
                 yield piece[: int(share * len(piece))]
-
-    @property
-    def _end_of_training(self) -> float:
-        return (1.0 - self._fraction) * self._seen
 
 
 def train_tokenizer(spec: str, text: TrainingText, path: Path, say: Say) -> Tokenizer:

@@ -52,8 +52,10 @@ class OwnTexts:
 
     def training_text(self) -> TrainingText:
         """The text from which a vocabulary is learnt."""
-        pieces = (piece for piece, _ in kept_pieces(self.documents, self.look, self.hold_out))
-        return TrainingText(pieces, self.look.sizes.text_bytes, self.hold_out)
+        kept = kept_pieces(self.documents, self.look, self.hold_out)
+        pieces = (piece for piece, is_held_out in kept if not is_held_out)
+        ends = 0.0 if self.hold_out.whole else self.hold_out.fraction
+        return TrainingText(pieces, self.look.sizes.text_bytes, ends)
 
     def write(
         self, tokenizer: Tokenizer, train: ShardSeries, val: ShardSeries, journal: Journal

@@ -14,46 +14,31 @@ from cupygpt.data.tokenizer import load_tokenizer
 from cupygpt.errors import ConfigError
 from cupygpt.prepare import main
 from cupygpt.texts import own_vocabulary
-from cupygpt.texts.hold_out import HoldOut, is_held_out
 from cupygpt.texts.own_vocabulary import TrainingText, check_own, proposed_size, train_tokenizer
 from cupygpt.texts.reading.documents import Piece
 
-ENDS = HoldOut(0.25, whole=False, words="", reason="")
-WHOLE = HoldOut(0.5, whole=True, words="", reason="")
 
-
-def taken(pieces: Sequence[Piece], hold_out: HoldOut | None, size: int | None = None) -> str:
-    known = sum(len(piece.encode()) for piece in pieces if piece)
-    return "|".join(TrainingText(pieces, size or known, hold_out).blocks())
+def taken(pieces: Sequence[Piece], held_out: float = 0.0) -> str:
+    size = sum(len(piece.encode()) for piece in pieces if piece)
+    return "|".join(TrainingText(pieces, size, held_out).blocks())
 
 
 def test_all_is_learnt_from_if_nothing_is_held_out() -> None:
-    assert taken(["ab", "cd", None, "é", None], None) == "ab|cd|é"
+    assert taken(["ab", "cd", None, "é", None]) == "ab|cd|é"
 
 
 def test_the_end_of_each_document_is_not_learnt_from() -> None:
     """However it is cut into pieces; bytes count, and a character is never cut."""
-    assert taken(["abcd" * 4, None, "xy", "zw", "uv", "ts", None], ENDS) == "abcd" * 3 + "|xy|zw|uv"
-    assert taken(["ab", "cdef", "gh", None], ENDS) == "ab|cdef"
-    assert taken(["a" * 6, "b" * 6, None], ENDS) == "aaaaaa|bbb"
-    assert taken(["éééé", None], ENDS) == "ééé"
-
-
-def test_documents_that_are_held_out_are_not_learnt_from() -> None:
-    """By the hash of the whole document, as for the token files."""
-    import hashlib
-
-    texts = [f"document {i} with some text" for i in range(40)]
-    pieces = [piece for text in texts for piece in (text[:9], text[9:], None)]
-    train = [t for t in texts if not is_held_out(hashlib.sha256(t.encode()).digest(), 0.5)]
-    assert 5 < len(train) < 35
-    assert taken(pieces, WHOLE).replace("|", "") == "".join(train)
+    assert taken(["abcd" * 4, None, "xy", "zw", "uv", "ts", None], 0.25) == "abcd" * 3 + "|xy|zw|uv"
+    assert taken(["ab", "cdef", "gh", None], 0.25) == "ab|cdef"
+    assert taken(["a" * 6, "b" * 6, None], 0.25) == "aaaaaa|bbb"
+    assert taken(["éééé", None], 0.25) == "ééé"
 
 
 def test_of_a_large_text_an_even_share_is_learnt_from(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(own_vocabulary, "MOST_TEXT_BYTES", 1000)
     pieces = [f"{i:010}" for i in range(1000)]
-    text = TrainingText([*pieces, None], 10_000, None)
+    text = TrainingText([*pieces, None], 10_000)
     blocks = list(text.blocks())
     assert [int(block) for block in blocks[:4]] == [0, 10, 20, 30]
     assert 980 <= text.taken <= 1000
@@ -62,7 +47,7 @@ def test_of_a_large_text_an_even_share_is_learnt_from(monkeypatch: pytest.Monkey
 def test_a_text_whose_size_is_not_known_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """The size of a packed file says less than the text that is in it."""
     monkeypatch.setattr(own_vocabulary, "MOST_TEXT_BYTES", 1000)
-    text = TrainingText([*(["a" * 10] * 1000), None], 500, None)
+    text = TrainingText([*(["a" * 10] * 1000), None], 500)
     assert sum(map(len, text.blocks())) == text.taken == 1000
 
 
@@ -129,6 +114,22 @@ def test_prepare_learns_saves_and_uses_it(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == first
     assert main(["a.txt", "--tokenizer", "a.tiktoken", "--name", "b"]) == 0
     assert Path("b_train.bin").read_bytes() == first[tmp_path / "a_train.bin"]
+
+
+def test_what_is_for_validation_is_not_learnt_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each document has a word of its own, which becomes a token if it is learnt from."""
+    monkeypatch.chdir(tmp_path)
+    words = [f"{chr(97 + i // 26)}{chr(97 + i % 26)}{i:03}" for i in range(200)]
+    Path("a.jsonl").write_text("".join(f'{{"text": "{word} {word} {word}"}}\n' for word in words))
+    assert main(["a.jsonl", "--tokenizer", "bpe:4096", "--hold-out", "documents"]) == 0
+    tokenizer = load_tokenizer("a.tiktoken")
+    for part, is_learnt in (("train", True), ("val", False)):
+        text = tokenizer.decode(open_shards(f"a_{part}.bin")[0].tokens)
+        found = [word for word in words if word in text]
+        assert len(found) > 5
+        assert {len(tokenizer.encode(word[2:])) == 1 for word in found} == {is_learnt}
 
 
 def test_the_real_size_is_said_where_the_text_runs_out_of_pairs(
