@@ -30,6 +30,16 @@ DEVICES = [
 ON_HARDWARE = [device for device in DEVICES if "emulated" not in str(device.id)]
 """Text on the emulator takes seconds for each token."""
 
+NAMES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+"""Devices as a program names them."""
+
+
+def device_named(name: str) -> str:
+    """The name; skips the test where there is no such device."""
+    if name == "cuda":
+        require_gpu()
+    return name
+
 
 def tiny_weights(seed: int = 42) -> np.ndarray:
     """Large enough that attention and choices differ, and as bfloat16 holds them too."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from interface.loaded import tiny_file
+from interface.loaded import NAMES, device_named, tiny_file
 from support.small_runs import TINY, write_files
 
 import cupygpt
@@ -27,14 +27,16 @@ def make_trainer(**options: Any) -> cupygpt.Trainer:
     return cupygpt.Trainer("tiny.bin", 4, 8, **{"device": "cpu", **options})
 
 
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("accumulation", [1, 2])
-def test_a_loop_with_a_constant_rate_is_a_run(folder: Path, accumulation: int) -> None:
+def test_a_loop_with_a_constant_rate_is_a_run(folder: Path, accumulation: int, name: str) -> None:
+    device = device_named(name)
     run = cupygpt.train_model(
-        model="tiny.bin", train_data="train.bin", val_data="val.bin", device="cpu", batch_size=4,
+        model="tiny.bin", train_data="train.bin", val_data="val.bin", device=device, batch_size=4,
         seq_len=8, learning_rate=1e-2, schedule="constant", steps=20, sample_every=0,
         weight_decay=0.1, dropout=0.1, total_batch=32 * accumulation, quiet=True,
     )  # fmt: skip
-    trainer = make_trainer(weight_decay=0.1, dropout=0.1, accumulation=accumulation)
+    trainer = make_trainer(weight_decay=0.1, dropout=0.1, accumulation=accumulation, device=device)
     loader = cupygpt.Loader("train.bin", 4, 8)
     batches = (batch for _ in range(100) for batch in loader)
     losses = []
@@ -45,7 +47,7 @@ def test_a_loop_with_a_constant_rate_is_a_run(folder: Path, accumulation: int) -
     assert trainer.evaluate("val.bin") == run.validation_losses[-1]
     assert trainer.steps == 20
     trainer.save("saved.bin")
-    saved, newest = load_model(folder / "saved.bin"), run.load("newest", device="cpu")
+    saved, newest = load_model(folder / "saved.bin"), run.load("newest", device)
     assert saved.parameters.tobytes() == newest.weights.read().parameters.tobytes()
 
 

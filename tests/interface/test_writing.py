@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from interface.loaded import ON_HARDWARE, model_on, tiny_file
+from interface.loaded import NAMES, ON_HARDWARE, device_named, model_on, tiny_file
 
 import cupygpt
 from cupygpt.errors import DeviceError
@@ -108,8 +108,10 @@ def test_one_generator_is_kept(model: Model) -> None:
     assert writers._idle[0] == 4
 
 
-def test_two_models_on_two_threads(tmp_path: Path) -> None:
-    models = [cupygpt.load(tiny_file(tmp_path, seed), device="cpu") for seed in (1, 2)]
+@pytest.mark.parametrize("name", NAMES)
+def test_two_models_on_two_threads(tmp_path: Path, name: str) -> None:
+    device = device_named(name)
+    models = [cupygpt.load(tiny_file(tmp_path, seed), device) for seed in (1, 2)]
     alone = [model.generate("a", tokens=30) for model in models]
     losses = [model.loss("abc") for model in models]
     assert alone[0] != alone[1]
