@@ -43,6 +43,8 @@ MAX_SHARED_BYTES = 227 << 10
 """Shared memory of one block of sm_90, static and dynamic together."""
 
 _GAP_BYTES = 256
+_COUNTING = ("counters", "iterations", "memory_system", "requests")
+"""The files of the runtime that count."""
 
 
 @dataclass(frozen=True)
@@ -152,18 +154,32 @@ def _runtime_library(folder: Path, *, portable_switch: bool) -> Path:
     texts = [
         p.read_text() for p in sorted((*RUNTIME_DIR.iterdir(), INCLUDE_DIR / "emulator_abi.h"))
     ]
-    # As one unit: the libraries of C++ are read once, and the hot functions can be inlined.
     flags = [*COMMON_FLAGS, *machine_flags(), "-O2", "-fno-semantic-interposition"]
     flags.append(f"-I{INCLUDE_DIR}")
     if portable_switch:
         flags.append("-DEMULATOR_UCONTEXT")
     library = folder / f"libemulator-{digest(*flags, *texts)}.so"
     if not library.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as name:
-            unit = Path(name) / "runtime.cpp"
-            unit.write_text("".join(f'#include "{source}"\n' for source in sources))
-            _link([*flags, str(unit)], library)
+        # As two units, side by side: in each the libraries of C++ are read once, and hot functions
+        # can be inlined.
+        counting = [source for source in sources if source.stem in _COUNTING]
+        units = [counting, [source for source in sources if source not in counting]]
+        with tempfile.TemporaryDirectory(dir=folder) as name, ThreadPoolExecutor() as pool:
+            objects = [Path(name) / f"{number}.o" for number in range(len(units))]
+            made = [
+                pool.submit(_compile_unit, unit, object_file, flags)
+                for unit, object_file in zip(units, objects, strict=True)
+            ]
+            for unit_made in made:
+                unit_made.result()
+            _link(list(map(str, objects)), library)
     return library
+
+
+def _compile_unit(sources: Sequence[Path], made: Path, flags: Sequence[str]) -> None:
+    unit = made.with_suffix(".cpp")
+    unit.write_text("".join(f'#include "{source}"\n' for source in sources))
+    run([compiler(), *flags, "-c", str(unit), "-o", str(made)])
 
 
 def _link(arguments: list[str], library: Path) -> None:

@@ -1,6 +1,6 @@
 #include "counters.h"
 
-#include <algorithm>
+#include <cstdio>
 #include <cstring>
 #include <vector>
 
@@ -185,7 +185,7 @@ void count_access(uintptr_t pc, const Target& target, size_t bytes, int kind) {
     const uint64_t offset = module_offset(pc);
     // A copy of many bytes is a row of accesses of at most 128 bits.
     for (size_t at = 0; at < bytes; at += 16) {
-        const size_t piece = std::min<size_t>(16, bytes - at);
+        const size_t piece = bytes - at < 16 ? bytes - at : 16;
         const uint32_t place = place_of(offset, target, piece, kind);
         const uint64_t base = target.space == Target::global ? uint64_t(target.allocation) << 40
                                                              : uint64_t(target.array) << 20;
@@ -208,7 +208,7 @@ void count_end_of_block() {
     for (unsigned i = 0; i < warps.size(); i++) {
         finish_all(i), count_rounds(warps[i]);
         for (unsigned u = 0; u < kNumUnderWay; u++) {
-            counters->rounds[u] = std::max(counters->rounds[u], warps[i].rounds[u]);
+            if (warps[i].rounds[u] > counters->rounds[u]) counters->rounds[u] = warps[i].rounds[u];
             warps[i].rounds[u] = 0;
         }
     }

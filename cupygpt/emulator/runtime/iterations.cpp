@@ -3,7 +3,6 @@
 // does: lanes that leave an inner loop wait for the others before the outer loop goes on.
 #include "iterations.h"
 
-#include <algorithm>
 #include <vector>
 
 #include "block.h"
@@ -43,11 +42,25 @@ struct LaneTrace {
 
     void forget() {
         rounds.clear(), calls.clear();
-        key = 0;
+        key = 0, last_stack = 0;
     }
-    void begin_block(uint64_t pc, const Code& at, uintptr_t stack);
+    void begin_block(uint64_t pc, const Code& at, uintptr_t stack) {
+        if (stack != last_stack || at.innermost != innermost)
+            change_loop(at, stack);
+        else if (at.begins >= 0 && at.begins == innermost)
+            begin_round();
+        last_pc = pc;
+    }
 
 private:
+    uintptr_t last_stack = 0;  // 0: nothing is known
+    int32_t innermost = -1;    // the loop of the last block
+
+    void begin_round() {
+        Round& round = rounds.back();
+        key = mixed(mixed(round.outer_key, round.loop), ++round.number);
+    }
+    void change_loop(const Code& at, uintptr_t stack);
     void leave_rounds(size_t left) {
         if (rounds.size() <= left) return;
         key = rounds[left].outer_key;
@@ -82,19 +95,19 @@ void LaneTrace::enter_loops(int32_t innermost, size_t first) {
     key = mixed(mixed(key, innermost), 0);
 }
 
-void LaneTrace::begin_block(uint64_t pc, const Code& at, uintptr_t stack) {
+// The block lies in another loop than the last one, or in another function.
+void LaneTrace::change_loop(const Code& at, uintptr_t stack) {
     follow_calls(stack);
-    last_pc = pc;
     const size_t first = calls.back().first_round;
     size_t kept = rounds.size();
     while (kept > first && !holds(rounds[kept - 1].loop, at.innermost)) kept--;
     leave_rounds(kept);
-    if (at.begins >= 0 && rounds.size() > first && rounds.back().loop == at.begins) {
-        Round& round = rounds.back();
-        key = mixed(mixed(round.outer_key, round.loop), ++round.number);
-    } else if (at.innermost >= 0) {
+    if (at.begins >= 0 && rounds.size() > first && rounds.back().loop == at.begins)
+        begin_round();
+    else if (at.innermost >= 0)
         enter_loops(at.innermost, first);
-    }
+    last_stack = stack;
+    innermost = at.innermost;
 }
 
 struct WarpTrace {
@@ -121,9 +134,11 @@ Code& code_at(uint64_t pc) {
 void note_pass(WarpTrace& warp, unsigned lane, uint32_t number) {
     if (warp.passes.size() <= number * 32) warp.passes.resize((number + 64) * 32);
     uint32_t* passes = &warp.passes[number * 32];
-    if (std::all_of(passes, passes + 32, [](uint32_t n) { return !n; }))
+    if (!passes[lane]++) {
+        for (unsigned other = 0; other < 32; other++)
+            if (other != lane && passes[other]) return;
         warp.passed.push_back(number);
-    passes[lane]++;
+    }
 }
 
 }  // namespace
@@ -148,8 +163,13 @@ void forget_iterations(unsigned number) {
     for (uint32_t i : warp.passed) {
         uint32_t* passes = &warp.passes[i * 32];
         BasicBlockCounts& counts = counters->basic_blocks[i];
-        counts.warps += *std::max_element(passes, passes + 32);
-        for (int lane = 0; lane < 32; lane++) counts.lanes += passes[lane], passes[lane] = 0;
+        uint32_t most = 0;
+        for (int lane = 0; lane < 32; lane++) {
+            if (passes[lane] > most) most = passes[lane];
+            counts.lanes += passes[lane];
+            passes[lane] = 0;
+        }
+        counts.warps += most;
     }
     warp.passed.clear();
 }

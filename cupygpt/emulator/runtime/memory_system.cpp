@@ -1,7 +1,5 @@
 #include "memory_system.h"
 
-#include <algorithm>
-
 #include "block.h"
 #include "counters.h"
 #include "emulator_abi.h"
@@ -15,22 +13,25 @@ namespace {
 // The units that the lanes touch, in order and each once.
 unsigned list_units(const Lanes& lanes, unsigned unit, uint64_t* units) {
     unsigned count = 0;
-    bool sorted = true;
-    auto append = [&](uint64_t next) {
-        if (count && units[count - 1] == next) return;
-        sorted = sorted && (!count || units[count - 1] < next);
-        units[count++] = next;
+    auto insert = [&](uint64_t next) {
+        unsigned at = count;  // mostly the last place: the addresses rise from lane to lane
+        while (at && units[at - 1] > next) at--;
+        if (at && units[at - 1] == next) return;
+        for (unsigned i = count++; i > at; i--) units[i] = units[i - 1];
+        units[at] = next;
     };
     for (unsigned lane = 0; lane < 32; lane++) {
         if (!lanes.has(lane)) continue;
         const uint64_t first = lanes.addresses[lane] / unit;
         const uint64_t last = (lanes.addresses[lane] + lanes.bytes - 1) / unit;
-        append(first);
-        if (last != first) append(last);  // of an access that is not aligned
+        insert(first);
+        if (last != first) insert(last);  // of an access that is not aligned
     }
-    if (sorted) return count;
-    std::sort(units, units + count);
-    return std::unique(units, units + count) - units;
+    return count;
+}
+
+void raise(unsigned& most, unsigned value) {
+    if (value > most) most = value;
 }
 
 // Whether lanes that differ in this bit of their number all ask for the same address.
@@ -47,7 +48,7 @@ unsigned turns_of_part(const Lanes& lanes) {
     uint64_t words[32 * 4];
     const unsigned count = list_units(lanes, 4, words);
     unsigned in_bank[kBanks] = {}, most = 0;
-    for (unsigned i = 0; i < count; i++) most = std::max(most, ++in_bank[words[i] % kBanks]);
+    for (unsigned i = 0; i < count; i++) raise(most, ++in_bank[words[i] % kBanks]);
     return most;
 }
 
@@ -93,7 +94,7 @@ Turns shared_turns(const Lanes& lanes) {
 unsigned atomic_turns(const Lanes& lanes) {
     unsigned in_bank[kBanks] = {}, most = 0;
     for (unsigned lane = 0; lane < 32; lane++)
-        if (lanes.has(lane)) most = std::max(most, ++in_bank[lanes.addresses[lane] / 4 % kBanks]);
+        if (lanes.has(lane)) raise(most, ++in_bank[lanes.addresses[lane] / 4 % kBanks]);
     return most;
 }
 
@@ -145,7 +146,7 @@ unsigned SectorMap::touch(const Lanes& lanes, int kind) {
         if (allocations.size() <= number) allocations.resize(number + 1);
         Allocation& in = allocations[number];
         if (in.used.size() <= sector) {
-            in.used.resize(std::max<uint64_t>(sector + 1, 2 * in.used.size()));
+            in.used.resize(2 * sector + 1024);
             in.block.resize(in.used.size());
         }
         const uint8_t fresh = use & ~in.used[sector];
