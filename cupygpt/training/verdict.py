@@ -126,7 +126,9 @@ def _meaning(outcome: Outcome, trend: str) -> str:
             f"it overfits since step {outcome.best[0]:,}: now {outcome.validations[-1][1]:.4f}. "
             f"sample uses the best weights. Next: more text, or --dropout {more:g}"
         )
-    saw_few = outcome.tokens_per_parameter < FEW_TOKENS_PER_PARAMETER and not outcome.fine_tunes
+    saw_few = outcome.tokens_per_parameter < FEW_TOKENS_PER_PARAMETER
+    if outcome.fine_tunes:  # most of its tokens came before
+        saw_few = outcome.epochs < 1
     if trend == FALLING or saw_few:
         length = "twice the steps (-n)"
         if outcome.minutes is not None:

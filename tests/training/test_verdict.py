@@ -45,6 +45,8 @@ def test_tokens_that_a_model_saw_before_it_was_fine_tuned_are_not_missed() -> No
     few = replace(RUN, validations=level, tokens_per_parameter=0.1)
     assert "after few tokens: a longer run will gain" in verdict(few)[-1]
     assert "validation is level" in verdict(replace(few, fine_tunes=True))[-1]
+    short = replace(few, fine_tunes=True, epochs=0.2)
+    assert "after few tokens: a longer run will gain" in verdict(short)[-1]
 
 
 def test_a_run_that_still_falls_should_be_longer() -> None:
