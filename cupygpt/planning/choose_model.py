@@ -94,17 +94,21 @@ def _choose_source(
     maxT = loaded.config.maxT
     trained = min(source.trained_length or maxT, maxT)
     T = config.seq_len or min(trained, _longest_row(data))
-    notes = source.notes
+    notes, is_open = source.notes, config.batch_size is None
+    if config.seq_len is None and trained == T:
+        notes += (f"rows of {T} tokens, as the model was trained (-t changes it)",)
     if trained < T:
         notes += (f"only {trained} positions of this model were trained; -t {T} trains more",)
     step_tokens = fine_tuning_step_tokens(num_tokens(data.train))
+    if is_open and config.total_batch is None:
+        notes += (f"steps of about {step_tokens:,} tokens, to fine-tune on such a text (-b, -d)",)
     return ModelChoice(
         batch_settings(config, T=T, step_tokens=step_tokens, world=world),
         loaded.config,
         loaded,
         origin,
         notes,
-        batch_is_open=config.batch_size is None,
+        batch_is_open=is_open,
         fine_tunes=True,
         trained_length=trained,
     )

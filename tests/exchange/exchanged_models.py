@@ -70,9 +70,10 @@ def mixed_text(num_bytes: int) -> str:
     return "".join(text)
 
 
+SMALL = ["-e", "L2:H2:C64:T128", "-n", "400", "-b", "16", "-t", "32", "-l", "3e-3"]
 FLAGS = {
-    "bytes": ["-e", "L2:H2:C64:T128", "-n", "400", "-b", "4", "-t", "128", "-l", "6e-3"],
-    "bpe:512": ["-e", "L2:H2:C64:T128", "-n", "400", "-b", "4", "-t", "128", "-l", "6e-3"],
+    "bytes": [*SMALL, "--dropout", "0"],
+    "bpe:512": [*SMALL, "--dropout", "0"],
     "gpt2": ["-e", "start.bin", "-n", "40", "-b", "2", "-t", "64", "-l", "1e-4"],
 }
 """Small models by tokenizer, whose greedy text is more than one word: two are trained until they

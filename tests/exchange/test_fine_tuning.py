@@ -72,6 +72,8 @@ def test_a_run_is_fine_tuned_from_the_checkpoint_that_is_named(
     out = " ".join(capsys.readouterr().out.split())
     assert f"weights from step {step} (" in out
     assert "to fine-tune, 1/2 of the rate that a new model gets" in out
+    assert "rows of 16 tokens, as the model was trained" in out
+    assert "steps of about 16 tokens, to fine-tune on such a text" in out
     record = recorded(run)
     assert record["source"]["path"] == str(base / f"model_{step:08d}.bin")
     assert (record["source"]["kind"], record["source"]["step"]) == ("run", step)
