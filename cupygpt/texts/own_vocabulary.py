@@ -5,6 +5,7 @@ megabytes on more text hardly changes the tokens. Memory follows the number of d
 text, not the size of the text, and is bounded.
 """
 
+import math
 import re
 import time
 from collections import Counter, deque
@@ -27,10 +28,11 @@ AUTO = "auto"
 FEWEST_IDS = 258
 """The 256 bytes, one merge, and end of text."""
 
-BYTES_OF_AN_ID = 1000
-AUTO_SIZES = tuple(1 << power for power in range(9, 16))
-"""bpe:auto takes the largest of these sizes at which there are so many bytes of text for each id:
-then most ids occur some hundred times, often enough to be learnt."""
+IDS_OF_THE_ROOT = 4
+SMALLEST_PROPOSED, LARGEST_PROPOSED = 512, 32_768
+"""bpe:auto takes so many times the root of the bytes of text, to the nearest power of two. The
+number of different words of a text grows about like the root of its length (Heaps' law), and of a
+megabyte 4,096 ids were better than 1,024, bytes, and the 50,257 of GPT-2."""
 
 MOST_TEXT_BYTES = 2**27
 MOST_PIECES = 2**20
@@ -152,9 +154,9 @@ def train_tokenizer(spec: str, text: TrainingText, path: Path, say: Say) -> Toke
         size = int(text.taken / text.share)
         asked = proposed_size(size)
         say(
-            f"{spec}: {asked:,} ids for {size:,} bytes of text for training. A power of two, "
-            f"{AUTO_SIZES[0]} to {AUTO_SIZES[-1]:,}, with {BYTES_OF_AN_ID:,} bytes or more for "
-            f"each id, so that it occurs often enough to be learnt"
+            f"{spec}: {asked:,} ids for {size:,} bytes of text for training: about "
+            f"{IDS_OF_THE_ROOT} times the root of the bytes, because the number of different words "
+            f"grows like it ({SMALLEST_PROPOSED} to {LARGEST_PROPOSED:,}, a power of two)"
         )
     tokens = learn_tokens(counts, asked - 257, _Progress("merge", asked - 257, say))
     with atomic_write(pattern_path(path)) as file:
@@ -177,8 +179,8 @@ def train_tokenizer(spec: str, text: TrainingText, path: Path, say: Say) -> Toke
 
 def proposed_size(text_bytes: int) -> int:
     """How many ids suit a text of so many bytes."""
-    most = text_bytes // BYTES_OF_AN_ID
-    return max((size for size in AUTO_SIZES if size <= most), default=AUTO_SIZES[0])
+    power = round(math.log2(IDS_OF_THE_ROOT * math.sqrt(max(text_bytes, 1))))
+    return int(min(max(1 << power, SMALLEST_PROPOSED), LARGEST_PROPOSED))
 
 
 def _count_pieces(text: TrainingText, say: Say) -> Counter[str]:
