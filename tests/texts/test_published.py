@@ -34,6 +34,7 @@ VAL, FIRST, SECOND = (
     "fineweb_train_000001.bin",
     "fineweb_train_000002.bin",
 )
+BYTES = ["--tokenizer", "bytes"]
 LOGIN = b"<!DOCTYPE html><title>Log in</title>" + b" " * 5000
 
 
@@ -213,7 +214,7 @@ def test_tinystories_keeps_its_published_split(
     place = ["--source", "here"] if from_folder else ["--mirror", site.url]
     if not from_folder:
         site.answer_next(cut_at(10), cut_at(15))
-    assert run("tinystories", "--tokenizer", "bytes", "-o", "d", *place) == 0
+    assert run("tinystories", *BYTES, "-o", "d", *place) == 0
     out = capsys.readouterr().out
     assert "302 documents in 2 files" in out
     assert "held out for validation: the file TinyStoriesV2-GPT4-valid.txt" in out
@@ -225,7 +226,7 @@ def test_tinystories_keeps_its_published_split(
     record = json.loads(Path("d/tinystories_val.bin.json").read_text())
     assert record["origin"]["split"] == "the file TinyStoriesV2-GPT4-valid.txt"
     requests = len(site.asked)
-    assert run("tinystories", "--tokenizer", "bytes", "-o", "d", "--name", "n", *place) == 0
+    assert run("tinystories", *BYTES, "-o", "d", "--name", "n", *place) == 0
     assert len(site.asked) == requests
     assert Path("d/n_train.bin").read_bytes() == Path("d/tinystories_train.bin").read_bytes()
 
@@ -243,7 +244,7 @@ def test_openwebtext_is_read_from_parquet(
         site.files[f"{PAGES}/{name}"] = Path("one.parquet").read_bytes()
     write_source(site, Path("here"), PAGES)
     place = ["--source", "here"] if from_folder else ["--mirror", site.url]
-    assert run("openwebtext", "-n", "2", "--tokenizer", "bytes", "-o", "d", *place) == 0
+    assert run("openwebtext", "-n", "2", *BYTES, "-o", "d", *place) == 0
     out = capsys.readouterr().out
     assert "400 documents in 2 files" in out
     both = text_of("d/openwebtext_train.bin") + text_of("d/openwebtext_val.bin")
@@ -254,7 +255,7 @@ def test_openwebtext_is_read_from_parquet(
         shutil.rmtree("d/downloads")
         content = site.files[f"{PAGES}/{PUBLISHED['openwebtext'].train.format(0)}"]
         site.answer_next(other(content[:-2]), other(LOGIN))
-        flags = ["openwebtext", "-n", "1", "--tokenizer", "bytes", "-o", "d", *place]
+        flags = ["openwebtext", "-n", "1", *BYTES, "-o", "d", *place]
         assert "this parquet file is cut short" in refused(capsys, *flags)
         assert "a web page" in refused(capsys, *flags)
 
@@ -294,7 +295,7 @@ def test_a_disk_that_is_too_small_is_said_first(
     monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
     err = refused(capsys, "fineweb", "--mirror", site.url, "-o", "d")
     assert "about 2.05 GiB are needed, but only 1.00 GiB are free" in err
-    flags = ["--tokenizer", "bytes", "--mirror", site.url, "-o", "d"]
+    flags = [*BYTES, "--mirror", site.url, "-o", "d"]
     err = refused(capsys, "tinystories", *flags)
     assert "about 3.12 GiB are needed with the tokens that are made of it" in err
     assert site.asked == []
@@ -304,7 +305,7 @@ def test_no_network_is_a_failed_run(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # nobody listens there
-    for flags in (["tinyshakespeare", "--tokenizer", "bytes"], ["fineweb"]):
+    for flags in (["tinyshakespeare", *BYTES], ["fineweb"], ["tinystories", *BYTES]):
         assert run(*flags) == 1
         assert "error: https://" in (err := capsys.readouterr().err)
         assert "no server can be reached" in err
@@ -336,7 +337,7 @@ def test_ctrl_c_and_again_goes_on(site: Site) -> None:
 def test_own_files_can_be_for_validation(capsys: pytest.CaptureFixture[str]) -> None:
     for name in "abc":
         Path(f"{name}.txt").write_text(name * 10)
-    flags = ["--tokenizer", "bytes", "--name", "n"]
+    flags = [*BYTES, "--name", "n"]
     assert run("*.txt", "--val", "b.txt", *flags) == 0
     assert "held out for validation: the file b.txt (--val)" in capsys.readouterr().out
     assert (text_of("n_train.bin"), text_of("n_val.bin")) == (

@@ -106,7 +106,7 @@ def _check_room(name: str, folder: Path, train: list[str], val: list[str], note:
         f"{format_bytes(size)}{here}; the disk has {format_bytes(free)} free"
     )
     needed = missing + published.token_bytes * len(train)
-    if needed > free:
+    if missing and needed > free:
         tokens = " with the tokens that are made of it" if published.token_bytes else ""
         fewer = " take fewer files (-n)," if len(train) > 1 else ""
         raise RunError(

@@ -1,5 +1,6 @@
 """Published texts become a request like one for a person's own files."""
 
+import contextlib
 from dataclasses import replace
 
 from cupygpt.console.work_bar import WorkBar
@@ -20,9 +21,15 @@ def with_published_texts(request: Request, note: Note, bar: WorkBar) -> Request:
     if request.source is None:
         with os_errors_name(folder):
             folder.mkdir(exist_ok=True)
-    files = get_files(
-        name, request.files, folder, note, bar, source=request.source, mirror=request.mirror
-    )
+    try:
+        files = get_files(
+            name, request.files, folder, note, bar, source=request.source, mirror=request.mirror
+        )
+    except BaseException:
+        if request.source is None:
+            with contextlib.suppress(OSError):  # something of the texts is in it
+                folder.rmdir()
+        raise
     if request.source is None:
         note(f"the texts stay in {folder}; they are not needed once the tokens are written")
     is_text = published.kind != PARQUET
