@@ -74,10 +74,14 @@ class AccessCounts:
 
     @property
     def at_best(self) -> float:
-        """What `per_request` would be without waste: neighbouring lanes side by side."""
+        """What `per_request` would be without waste: neighbouring lanes side by side.
+
+        Lanes that share what they read may need less; then it is what they need.
+        """
         if self.space == "shared":
             return self.parts / self.requests
-        return max(1.0, self.asked_bytes / self.requests / SECTOR_BYTES)
+        side_by_side = max(1.0, self.asked_bytes / self.requests / SECTOR_BYTES)
+        return min(side_by_side, self.per_request)
 
 
 @dataclass(frozen=True)

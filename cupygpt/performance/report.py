@@ -140,8 +140,8 @@ def _lines(counts: Counts) -> list[str]:
     rows = [f"line  {counts.source.name:<34}{'what':<17}{'per request':<14}at best"]
     for cost in _chosen(costs):
         number = f"{cost.line:4d}" if cost.line else "   ?"
-        unit = "sectors" if cost.space == "global" else "turns"
-        per = f"{two_figures(cost.per_request)} {unit}"
+        unit, per = "sector" if cost.space == "global" else "turn", two_figures(cost.per_request)
+        per = f"{per} {unit}{'' if per == '1' else 's'}"
         why = reason(cost)
         mark = " !" if why else ""
         rows.append(

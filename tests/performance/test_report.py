@@ -114,6 +114,13 @@ def test_a_waste_has_its_reason(requests: EmulatedModule, name: str, case: tuple
     assert any(reason in row for row in text.splitlines()), text
 
 
+def test_lanes_that_share_what_they_read_need_less(requests: EmulatedModule) -> None:
+    out, inp = emulated_empty(4096), emulated(np.zeros(4096, np.float32))
+    counts = count(requests, "broadcast", (16,), (256,), out, inp)
+    (row,) = (row for row in report.text(counts).splitlines() if "reads in" in row)
+    assert row.split()[-3:] == ["1", "sector", "1"]
+
+
 def test_idle_lanes_are_a_waste(requests: EmulatedModule) -> None:
     arrays = [emulated(np.ones(4096, np.float32)) for _ in range(3)]
     text = report.text(count(requests, "divergent", (16,), (256,), *arrays))
