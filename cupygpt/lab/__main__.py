@@ -77,6 +77,14 @@ def _ladder(args: argparse.Namespace) -> int:
 def _show(args: argparse.Namespace) -> int:
     ladder, gpu = _find_ladder(args.name), gpu_by_name(args.gpu)
     rung = _find_rung(ladder, args.number)
+    dtype = ladder_table.dtype_of(rung, TYPES[args.dtype] if args.dtype else ladder.dtype)
+    if args.json:
+        if reason := missing_toolchain():
+            raise LabError(reason)
+        launches = [] if rung.is_only_read else rung_counts(rung, dtype)
+        reports = [report.as_dict(counts, gpu) for counts in launches]
+        _write(json.dumps({"rung": rung.file, "dtype": dtype, "launches": reports}, indent=1))
+        return 0
     _write([f"{ladder.title}, rung {rung.number}: {rung.idea}", f"{rung.path}", ""])
     if rung.is_own:
         _write([f"The trainer's own file: cuda/{rung.file}. Read it there."])
@@ -86,7 +94,6 @@ def _show(args: argparse.Namespace) -> int:
         return 0
     if reason := missing_toolchain():
         raise LabError(reason)
-    dtype = ladder_table.dtype_of(rung, TYPES[args.dtype] if args.dtype else ladder.dtype)
     title = f"{ladder_table.named_sizes(rung.contract)}, {ladder_table.NAMES[dtype]}"
     for counts in rung_counts(rung, dtype):
         _write(["", *report.text(counts, gpu, title=title).splitlines()])
@@ -211,6 +218,7 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="one rung: its idea, its source, its report")
     show.add_argument("name", help=", ".join(LADDERS))
     show.add_argument("number", type=int)
+    show.add_argument("--json", action="store_true", help="only the report, for programs")
     _add_target(show)
     show.set_defaults(run=_show, needs_compiler=False)
 

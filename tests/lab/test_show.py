@@ -1,0 +1,26 @@
+"""The report of a rung, for people and for programs."""
+
+import json
+
+import pytest
+
+from cupygpt.emulator.compiler import missing_toolchain
+from cupygpt.lab.__main__ import main
+
+pytestmark = pytest.mark.skipif(bool(missing_toolchain()), reason=str(missing_toolchain()))
+
+
+def test_both_reports_of_a_rung_agree(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", "column_sum", "2", "--gpu", "a100"]) == 0
+    text = capsys.readouterr().out
+    assert main(["show", "column_sum", "2", "--gpu", "a100", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["dtype"] == "float32"
+    assert found["rung"].startswith("lab/column_sum/2_")
+    (launch,) = found["launches"]
+    assert f"\n{launch['kernel']} " in text
+    assert "estimate for an A100: " in text
+    assert f"limited by {launch['estimate']['limit']}" in text
+    assert launch["estimate"]["gpu"] == "A100"
+    assert launch["total"]["global_loads"]["requests"] > 0
+    assert all(f"\n{line['line']:4d}  " in text for line in launch["lines"])
