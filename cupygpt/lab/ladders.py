@@ -92,10 +92,19 @@ _CROSS_ENTROPY = (
     _lab(4, "a running maximum", "cross_entropy", "running_maximum", CROSS_ENTROPY),
     _own(5, "row is kept (cupygpt)", "classifier.cu", CROSS_ENTROPY, axes=_WHOLE_ROWS),
 )
+_ROWS_SHARED = {"axes": ({"N": (1024, 2048)},)}  # the trainer's shares depend on their number
 _COLUMN_SUM = (
-    _lab(1, "one block per column", "column_sum", "block_per_column", COLUMN_SUM),
-    _lab(2, "one thread per column", "column_sum", "thread_per_column", COLUMN_SUM),
-    _lab(3, "rows shared out, atomics", "column_sum", "atomics", COLUMN_SUM, repeats=False),
+    _lab(1, "one block per column", "column_sum", "block_per_column", COLUMN_SUM, **_ROWS_SHARED),
+    _lab(2, "one thread per column", "column_sum", "thread_per_column", COLUMN_SUM, **_ROWS_SHARED),
+    _lab(
+        3,
+        "rows shared out, atomics",
+        "column_sum",
+        "atomics",
+        COLUMN_SUM,
+        **_ROWS_SHARED,
+        repeats=False,
+    ),
     _own(4, "two steps (cupygpt)", "bias.cu", COLUMN_SUM),
 )
 _MATMUL = (

@@ -53,7 +53,7 @@ GELU_BIAS_BACKWARD = Contract(
     "dinp (N, OC) *= gelu'(inp), and dbias += the sum of the new rows",
     "dinp:floatX* dbias:f32* inp:floatX* N:i32 OC:i32",
     awkward=({"N": 1, "OC": 8}, {"N": 37, "OC": 1056}, {"N": 300, "OC": 40}),
-    large={"N": 4096, "OC": 3072},
+    large={"N": 1024, "OC": 3072},
     inputs=lambda s, rng: {
         "dinp": rng.standard_normal((s["N"], s["OC"])),
         "inp": 3.0 * rng.standard_normal((s["N"], s["OC"])),
@@ -207,7 +207,7 @@ COLUMN_SUM = Contract(
     "dbias += the sum of the N rows of dout",
     "dbias:f32* dout:floatX* N:i32 OC:i32",
     awkward=({"N": 1, "OC": 8}, {"N": 300, "OC": 40}, {"N": 37, "OC": 1056}),
-    large={"N": 16384, "OC": 768},
+    large={"N": 8192, "OC": 768},
     inputs=lambda s, rng: {"dout": rng.standard_normal((s["N"], s["OC"]))},
     want=lambda s, v: {"dbias": oracle.column_sums(v["dout"])},
     op=bias_backward,
