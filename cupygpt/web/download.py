@@ -183,6 +183,9 @@ class _Transfer:
             self._look_at_beginning(reply.remote)
         with os_errors_name(self._part):
             self._file.flush()
+        if reply.remote.size is not None and self._there < reply.remote.size:
+            missing = reply.remote.size - self._there
+            raise Interrupted(f"the server ended {missing:,} bytes before the end of the file")
 
     def _prepare_for(self, reply: Reply) -> None:
         """Put the file where the reply begins, and remember what it is part of."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -223,6 +224,7 @@ def test_tinystories_keeps_its_published_split(
     assert train.startswith("#Story 0. The end.\n#Story 1. The end.\n#")
     assert train.count("#") == 300
     assert "the texts stay in d/downloads" in out or from_folder
+    assert re.search(r"GPT4-train\.txt has \d+ KiB, but about 2\.08 GiB were published", out)
     record = json.loads(Path("d/tinystories_val.bin.json").read_text())
     assert record["origin"]["split"] == "the file TinyStoriesV2-GPT4-valid.txt"
     requests = len(site.asked)

@@ -105,10 +105,11 @@ def test_a_file_is_loaded(loader: Loader) -> None:
         ([cut_at(200_000), whole], [0, 200_000]),
         ([cut_at(200_000), promises(None)], [0, 200_000]),
         ([promises(len(CONTENT) + 10)], [0, len(CONTENT), 0]),
+        ([cut_at(200_000), promises(10)], [0, 200_000, 200_010]),
     ],
     ids=[
         *("cut", "cut twice", "stalled", "5xx", "busy", "empty", "no parts", "no length"),
-        "promises too much",
+        *("promises too much", "a part of a part"),
     ],
 )
 def test_what_may_pass_is_survived(
