@@ -23,7 +23,7 @@ from cupygpt.emulator.toolchain import CompiledModule
 from cupygpt.kernels.launch import WARP
 
 # All of this mirrors runtime/counters.h.
-_MOST_PLACES, _MOST_MEETINGS, _MOST_BLOCKS, _MOST_SHARED = 4096, 1024, 16384, 64
+_MOST_PLACES, _MOST_MEETINGS, _MOST_BLOCKS, _MOST_SHARED = 4096, 1024, 16384, 1024
 _MIXED_STRIDE = -(2**63)
 _NO_STRIDE = _MIXED_STRIDE + 1
 _SUMS = (

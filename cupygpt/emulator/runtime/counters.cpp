@@ -179,8 +179,12 @@ void start_counting(const CountingRequest& request, size_t warps_of_block) {
 
 void count_access(uintptr_t pc, const Target& target, size_t bytes, int kind) {
     if (target.space == Target::nowhere || !bytes) return;
-    if (target.space == Target::shared && target.array < kMostShared)
+    if (target.space == Target::shared) {
+        if (target.array >= kMostShared)
+            fail("unsupported", {nullptr, 0, module_offset(pc)}, {},
+                 "a file with over %u shared arrays to count", kMostShared);
         counters->shared_used[target.array] = 1;
+    }
     WarpCounts& warp = warps[block.running->warp];
     const uint64_t offset = module_offset(pc);
     // A copy of many bytes is a row of accesses of at most 128 bits.

@@ -9,7 +9,7 @@
 namespace emu {
 
 constexpr unsigned kMostPlaces = 4096, kMostMeetings = 1024, kMostBasicBlocks = 16384;
-constexpr unsigned kMostShared = 64;
+constexpr unsigned kMostShared = 1024;
 // Loads of one place that may be under way at once: see Counters::rounds.
 constexpr unsigned kUnderWay[] = {1, 2, 4, 8, 16};
 constexpr unsigned kNumUnderWay = sizeof kUnderWay / sizeof *kUnderWay;
