@@ -28,6 +28,8 @@ from cupygpt.texts.writing.shard_writer import ShardSeries, remove_partial
 from cupygpt.texts.writing.write_tokens import Split, write_tokens
 
 SPOOL_BLOCK_BYTES = 2**20
+MANY_FILES = 1000
+"""The number of so many files is said before they are read."""
 
 
 class OwnTexts:
@@ -107,6 +109,8 @@ class OwnTexts:
         stdin = self._spooled_stdin() if STDIN in found.files else None
         how = Reading(request.field, request.split_at_endoftext, request.errors == "replace")
         self.documents = Documents(found.files, how, stdin)
+        if len(found.files) >= MANY_FILES:
+            note(f"{len(found.files):,} files, {self.documents.total_bytes:,} bytes")
         fraction = VAL_FRACTION if request.val_fraction is None else request.val_fraction
         val_files = found.for_validation
         spool = request.output if request.dedup else None
@@ -150,6 +154,12 @@ class OwnTexts:
                     show(spool.tell())
             spool.flush()
         self._note(f"{STDIN_NAME}: {spool.tell():,} bytes, kept in {folder} while it is read")
+        spool.seek(0)
+        if self._request.field is None and spool.readline(SPOOL_BLOCK_BYTES).startswith(b'{"'):
+            self._note(
+                f"{STDIN_NAME} looks like JSON lines, and is read as text; --field NAME takes the "
+                f"text from a field of each record"
+            )
         return spool
 
 
@@ -162,6 +172,8 @@ def _note_contents(look: Look, tally: Tally, request: Request, note: Note) -> No
     )
     if tally.fields and request.field is None:
         note(f"the text is in the field {', '.join(map(repr, tally.fields))}")
+    if request.field is not None and not tally.fields:
+        note(f"--field {request.field} was not needed: none of the files holds records")
     ends = "became a line feed" if tally.line_ends == 1 else "became line feeds"
     changes = [f"{_counted(tally.line_ends, 'Windows line end')} {ends}"] if tally.line_ends else []
     marks = ", ".join(f"{encoding} of {n:,}" for encoding, n in tally.marks.items())

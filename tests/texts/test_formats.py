@@ -102,6 +102,12 @@ def test_standard_input(
     assert f"note: standard input: {len(content):,} bytes, kept in ." in capsys.readouterr().out
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(pack(records("one", "two")))))
     assert prepared("-", "--field", "text") == ids_of("one", "two")
+    assert "looks like JSON lines" not in capsys.readouterr().out
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(records("one"))))
+    assert prepared("-") == ids_of(records("one").decode())
+    assert "standard input looks like JSON lines, and is read as text" in capsys.readouterr().out
+    assert prepared("a.txt", "--field", "body") == ids_of("first ")
+    assert "--field body was not needed" in capsys.readouterr().out
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     assert prepare.main(["-", *FLAGS]) == 2
     assert "standard input: the file is empty" in capsys.readouterr().err

@@ -4,7 +4,6 @@ import os
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import IO, TypeAlias
 
 from cupygpt.data.vocabulary import END_OF_TEXT
@@ -82,14 +81,13 @@ class Documents:
 
     def _of_file(self, number: int) -> Iterator[Piece]:
         file, before = self.files[number], self.position
-        self._check_unchanged(number)
         if file == STDIN and self._stdin is not None:
             self._stdin.seek(0)
             packing = packing_by_content(self._stdin.read(4))
             self._stdin.seek(0)
             yield from self._of_stream(self._stdin, STDIN_NAME, number, packing)
         else:
-            with open_file(Path(file)) as stream:
+            with open_file(file) as stream:
                 yield from self._of_stream(stream, file, number, packing_of(file))
         self._check_unchanged(number)
         self.position = before + self._sizes[number]

@@ -1,9 +1,9 @@
 """A file as a stream of bytes, unpacked if it is packed with gzip or zstd."""
 
-import contextlib
 import gzip
+import os
+import stat
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -66,21 +66,26 @@ def cannot_read(name: str, error: OSError) -> DataError:
     return DataError(f"{name}: could not be read ({error.strerror or error}). Check the path.")
 
 
-@contextlib.contextmanager
-def open_file(path: Path) -> Iterator[IO[bytes]]:
+def open_file(name: str) -> IO[bytes]:
     """The file, open for reading. Raises DataError if it cannot be opened, or may never end."""
-    check_can_end(path, DataError)
     try:
-        raw = path.open("rb")
+        file = open(name, "rb", opener=_open_at_once)  # noqa: SIM115 (its user closes it)
     except OSError as error:
-        raise cannot_read(str(path), error) from error
-    with raw:
-        yield raw
+        raise cannot_read(name, error) from error
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        with file:
+            check_can_end(Path(name), DataError)
+    return file
+
+
+def _open_at_once(name: str, flags: int) -> int:
+    """Open a file; a FIFO too, without waiting for somebody who writes to it."""
+    return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def packing_of(name: str) -> str | None:
     """What a file is packed with by its name: "gzip", "zstd" or None."""
-    return PACKINGS.get(Path(name).suffix.lower())
+    return PACKINGS.get(os.path.splitext(name)[1].lower())  # noqa: PTH122 (fast)
 
 
 def packing_by_content(start: bytes) -> str | None:

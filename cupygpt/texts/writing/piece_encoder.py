@@ -170,7 +170,7 @@ class PieceEncoder:
 
     def _learn(self) -> None:
         """Make a new table if there are many pieces that the old one lacks."""
-        if len(self._known) <= 1.5 * self._in_table + 500:
+        if len(self._known) <= 2 * self._in_table + 500:
             return
         if self._lock.acquire(blocking=False):
             try:
