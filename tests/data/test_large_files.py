@@ -5,11 +5,14 @@ import resource
 import subprocess
 import sys
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cupygpt.data.token_files import open_shards
+from cupygpt.data.validation import ValidationBatches, ValidationRows
 from cupygpt.train import main
 
 MORE_SECONDS, MORE_MIB = 3.0, 200
@@ -98,3 +101,20 @@ def test_a_bad_id_beyond_what_is_read_at_the_start_is_found_when_it_is_read(
         r"large\.bin: token [\d,]+ is id 300, but the model's vocabulary has 257 ids",
         capsys.readouterr().err,
     )
+
+
+def test_all_rows_of_a_large_validation_file_are_not_listed(tmp_path: Path) -> None:
+    """268 million rows, all of them validated (-m -1); their numbers alone would take 2 GiB."""
+    shards = open_shards(str(write_sparse(tmp_path / "val.bin", LARGE)))
+    tracemalloc.start()
+    try:
+        rows = ValidationRows(shards, 8, None, evenly=False)
+        inputs, _, num_rows = next(iter(ValidationBatches(rows, 4, 257)))
+        share = rows.share_of(2**20)
+        assert (rows.num_rows, num_rows, inputs.shape) == ((LARGE - 1) // 8, 4, (4, 8))
+        assert share.num_rows == 2**17
+        last = share.rows_at(share.num_rows - 1, share.num_rows)
+        assert rows.num_rows - 2**12 < int(last[0]) < rows.num_rows
+        assert tracemalloc.get_traced_memory()[1] < 2**20
+    finally:
+        tracemalloc.stop()
