@@ -18,11 +18,8 @@ from cupygpt.errors import ConfigError
 from cupygpt.exchange.source import find_weights, load_weights
 from cupygpt.flags.writing import RANGES
 from cupygpt.model.generate import Generator, Sampling, one_after_the_other
-from cupygpt.model.memory_plan import rows_that_fit
+from cupygpt.model.memory_plan import MOST_ROWS, rows_that_fit
 from cupygpt.model.parameters import parameters_on
-
-MOST_ROWS = 64
-"""Texts that are written at once: with more, a GPU gains little."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

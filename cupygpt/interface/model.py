@@ -128,7 +128,8 @@ class Model:
         """The prompt and the text that continues it: what `python -m cupygpt.sample` prints.
 
         Without a prompt it begins as the documents of the training data do. A list of prompts gives
-        a list of texts, which are written at once; text number i is drawn with (seed, i). With
+        a list of texts, which are written at once; text number i is drawn with (seed, i). Up to
+        rounding each is the text that it would be alone. With
         `stream` the text comes in pieces of whole characters, the first of which is the prompt; for
         a list of prompts as lists of pieces, with "" where a text has nothing new.
 

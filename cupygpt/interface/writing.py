@@ -11,14 +11,10 @@ from cupygpt.config import GPTConfig
 from cupygpt.data.tokenizer import Tokenizer
 from cupygpt.device.device import Device
 from cupygpt.device.precision import Precision
-from cupygpt.errors import DeviceError
 from cupygpt.model.generate import ENDED, Generator, Sampling
-from cupygpt.model.memory_plan import check_decoding_fits
+from cupygpt.model.memory_plan import MOST_ROWS, check_decoding_fits, rows_that_fit
 from cupygpt.model.parameters import weights_bytes
 from cupygpt.model.tensors import Tensors
-
-MOST_ROWS = 64
-"""Texts that are written at once."""
 
 
 @dataclass(frozen=True)
@@ -72,40 +68,34 @@ class Writers:
     ) -> None:
         self._device, self._config, self._params = device, config, params
         self._precision, self._window = precision, window
-        self._idle: tuple[int, Generator] | None = None
+        self._idle: Generator | None = None
 
-    def take(self, rows: int) -> tuple[int, Generator]:
-        """A generator of at least so many rows, and their number.
+    def take(self, rows: int) -> Generator:
+        """A generator of at least so many rows.
 
         Raises DeviceError with the figures where the memory does not suffice.
         """
         idle, self._idle = self._idle, None
-        if idle is not None and idle[0] >= rows:
+        if idle is not None and idle.rows >= rows:
             return idle
         del idle  # its memory is needed
         check_decoding_fits(self._config, self._precision, self._free_bytes(), rows)
-        made = Generator(
+        return Generator(
             self._device, self._config, self._params, self._precision,
             window=self._window, rows=rows,
         )  # fmt: skip
-        return rows, made
 
-    def give_back(self, taken: tuple[int, Generator]) -> None:
+    def give_back(self, generator: Generator) -> None:
         """The texts are written."""
-        if self._idle is None or self._idle[0] < taken[0]:
-            self._idle = taken
+        if self._idle is None or self._idle.rows < generator.rows:
+            self._idle = generator
 
     def rows_for(self, count: int) -> int:
         """How many of `count` texts are written at once: as many as the memory allows."""
         rows = min(count, MOST_ROWS)
-        while rows > 1 and (self._idle is None or self._idle[0] < rows):
-            try:
-                check_decoding_fits(self._config, self._precision, self._free_bytes(), rows)
-            except DeviceError:
-                rows //= 2
-            else:
-                break
-        return rows
+        if self._idle is not None and self._idle.rows >= rows:
+            return rows
+        return rows_that_fit(self._config, self._precision, self._free_bytes(), rows)
 
     def _free_bytes(self) -> int | None:
         """What is free, and what the weights take already."""
@@ -132,8 +122,8 @@ def pieces(
         begun = {number: texts[number].begin(asked.prompts[number]) for number in part}
         yield _in_place(begun, len(asked.prompts))
         with using():
-            taken = writers.take(len(part))
-        steps = taken[1].generate_batch(
+            generator = writers.take(len(part))
+        steps = generator.generate_batch(
             [asked.prompts[number] for number in part],
             asked.tokens,
             asked.sampling,
@@ -149,7 +139,7 @@ def pieces(
             yield _in_place({i: texts[i].add(token) for i, token in new}, len(asked.prompts))
         yield _in_place({i: texts[i].end() for i in part}, len(asked.prompts))
         with using():
-            writers.give_back(taken)
+            writers.give_back(generator)
 
 
 def _in_place(found: dict[int, str], count: int) -> list[str]:

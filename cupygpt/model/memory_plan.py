@@ -23,6 +23,9 @@ from cupygpt.model.tensors import (
 MEMORY_MARGIN = 0.95
 """Share of the free memory a plan may take; the rest is the interpreter's and the system's."""
 
+MOST_ROWS = 64
+"""Texts that are written at once: with more, a GPU gains little."""
+
 
 @dataclass(frozen=True)
 class RunShape:

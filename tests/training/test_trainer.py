@@ -104,7 +104,7 @@ def test_the_plan_is_what_is_allocated() -> None:
         "optimizer": trainer.m.nbytes + trainer.v.nbytes,
         "activations": trainer.model.acts.flat.nbytes,
         "scratch": trainer.model.scratch.flat.nbytes,
-        "sampling": generator._buffers.flat.nbytes,
+        "sampling": generator._decoder._buffers.flat.nbytes,
     }
 
 
