@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cupygpt.config import MAX_VOCAB
-from cupygpt.data.tokenizer_files import GPT2_SPLIT, usable_pattern
+from cupygpt.data.tokenizer_files import GPT2_SPLIT, is_portable, usable_pattern
 from cupygpt.data.vocabulary import END_OF_TEXT, Merge, Vocabulary, from_alphabet
 from cupygpt.errors import TokenizerError
 from cupygpt.files import check_can_end
@@ -99,6 +99,8 @@ def _split_of(path: Path, steps: Any) -> str:
     text = pattern.get("Regex") if type(pattern) is dict else None
     if type(text) is not str or how != "Isolated" or known[0].get("invert", False) is not False:
         raise _another(path, "it does not keep the pieces of its split pattern as they are")
+    if not is_portable(text):
+        raise _another(path, "tiktoken would read its split pattern in another way ({n,m}+)")
     return usable_pattern(text, str(path))
 
 

@@ -8,6 +8,7 @@ pattern is GPT-2's.
 import base64
 import binascii
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -45,6 +46,8 @@ _GPT2_FORMS = {
     r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s",
 }
 """How GPT-2's pattern is written elsewhere (openai/gpt-2, tiktoken)."""
+
+_BOUNDED = r"\{\d+(?:,\d*)?\}"
 
 KEY = "split_pattern"
 MOST_PATTERN_BYTES = 1 << 16
@@ -253,7 +256,7 @@ def pattern_file(pattern: str) -> bytes:
 
 
 def usable_pattern(pattern: str, where: str) -> str:
-    """`pattern`, GPT-2's in the one form that is used here.
+    """`pattern`, GPT-2's in the one form that is used here, and `{1,3}+` without a + if it can be.
 
     Raises TokenizerError, which names the place `where` it stands, for a pattern that is damaged,
     takes too long, or leaves out parts of a text.
@@ -262,6 +265,7 @@ def usable_pattern(pattern: str, where: str) -> str:
 
     if pattern in _GPT2_FORMS:
         return GPT2_SPLIT
+    pattern = re.sub(f"({_BOUNDED})\\+(?=\\||$)", r"\1", pattern)
     if len(pattern) > MOST_CHARACTERS:
         raise _unusable(where, f"its {len(pattern):,} characters are over {MOST_CHARACTERS:,}")
     try:
@@ -278,6 +282,15 @@ def usable_pattern(pattern: str, where: str) -> str:
             f"or matched as nothing",
         )
     return pattern
+
+
+def is_portable(pattern: str) -> bool:
+    """Whether a pattern means the same to tiktoken and to Hugging Face's tokenizers.
+
+    tiktoken's `{1,3}+` never gives back what it took; the other takes `{1,3}` again and again. At
+    the end of an alternative nothing is ever given back, so there the + can be left out.
+    """
+    return not re.search(rf"{_BOUNDED}\+", pattern)
 
 
 def _covered(spans: Iterable[tuple[int, int]]) -> int:

@@ -4,8 +4,9 @@ import json
 from typing import Any
 
 from cupygpt.data.hf_tokenizer import MERGES_TXT, TOKENIZER_JSON, VOCAB_JSON
-from cupygpt.data.tokenizer_files import GPT2_SPLIT
+from cupygpt.data.tokenizer_files import GPT2_SPLIT, is_portable
 from cupygpt.data.vocabulary import END_OF_TEXT, Vocabulary, in_alphabet
+from cupygpt.errors import TokenizerError
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -93,6 +94,11 @@ def _pre_tokenizer(split: str) -> dict[str, Any]:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     if split == GPT2_SPLIT:
         return {**byte_level, "use_regex": True}
+    if not is_portable(split):
+        raise TokenizerError(
+            "Hugging Face's tokenizers would read the tokenizer's split pattern in another way: "
+            "write {n,m}+ there in parentheses, as an atomic group: (?>x{n,m})."
+        )
     pieces = {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
     return {"type": "Sequence", "pretokenizers": [pieces, {**byte_level, "use_regex": False}]}
 

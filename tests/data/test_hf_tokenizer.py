@@ -121,6 +121,14 @@ def swap_two_ids(values: dict[str, Any]) -> None:
         (put_in_model("type", "Unigram"), "its type is 'Unigram'"),
         (put_in_model("ignore_merges", 1), "its ignore_merges is 1"),
         (put("normalizer", {"type": "NFC"}), "changes the text before it is split"),
+        (put("pre_tokenizer", {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "\\p{N}{1,3}+|(?s:.)"}, "behavior": "Isolated"},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}),
+         "its split pattern in another way"),
+        (put("pre_tokenizer", {"type": "Sequence", "pretokenizers": [
+            {"type": "Split", "pattern": {"Regex": "(?s:.)"}, "behavior": "Removed"},
+            {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}]}),
+         "does not keep the pieces"),
         (put("pre_tokenizer", {"type": "Metaspace"}), "in another way than by one pattern"),
         (put("pre_tokenizer", {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}),
          "by no pattern, or by two"),

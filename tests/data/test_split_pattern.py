@@ -10,6 +10,7 @@ from support.data_files import write_ranks
 from cupygpt.checkpoint.model_file import ModelFile
 from cupygpt.config import GPTConfig
 from cupygpt.data import tokenizer_files
+from cupygpt.data.hf_tokenizer import TOKENIZER_JSON
 from cupygpt.data.token_files import open_shards
 from cupygpt.data.token_record import load_recorded_tokenizer, read_token_record
 from cupygpt.data.tokenizer import load_tokenizer
@@ -22,6 +23,7 @@ from cupygpt.data.tokenizer_files import (
 )
 from cupygpt.errors import ConfigError, TokenizerError
 from cupygpt.exchange.gguf import write_gguf
+from cupygpt.exchange.hf_tokenizer_files import tokenizer_files as tokenizer_files_of
 from cupygpt.prepare import main
 
 DIGITS_IN_THREES = r"\p{N}{1,3}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+"
@@ -97,6 +99,17 @@ def test_a_pattern_that_steps_back_without_end_is_named(
     pattern_path(ranks).write_bytes(b'{"split_pattern": "(?:a|aa|b)+c|(?s:.)"}')
     with pytest.raises(TokenizerError, match=r"needs over 0\.3 s for a short text"):
         load_tokenizer(str(ranks))
+
+
+def test_a_pattern_that_other_programs_read_in_another_way_is_not_handed_on(ranks: Path) -> None:
+    """At the end of an alternative the + of {1,3}+ changes nothing, and is left out."""
+    pattern_path(ranks).write_bytes(pattern_file(r"\p{N}{1,3}+|(?s:.){1,2}+"))
+    tokenizer = load_tokenizer(str(ranks))
+    assert tokenizer.split == r"\p{N}{1,3}|(?s:.){1,2}"
+    assert TOKENIZER_JSON in tokenizer_files_of(tokenizer.vocabulary(), 8)
+    pattern_path(ranks).write_bytes(pattern_file(r"\p{N}{1,3}+x?|(?s:.)"))
+    with pytest.raises(TokenizerError, match=r"in another way: .* atomic group"):
+        tokenizer_files_of(load_tokenizer(str(ranks)).vocabulary(), 8)
 
 
 def test_a_pattern_that_leaves_out_text_is_found_when_it_does(ranks: Path) -> None:
