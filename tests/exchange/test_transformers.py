@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from exchange.exchanged_models import (
     convert,
-    generator_of,
     greedy,
     mixed_text,
     random_weights,
@@ -20,6 +19,7 @@ from exchange.exchanged_models import (
 from support.data_files import use_gpt2_files, write_ranks
 from support.small_runs import command, metrics
 
+import cupygpt
 from cupygpt.arrays import from_bfloat16, to_bfloat16
 from cupygpt.checkpoint.checkpoint import load_model
 from cupygpt.checkpoint.model_file import save_model
@@ -61,13 +61,7 @@ def hf_logits(model: Any, ids: np.ndarray) -> np.ndarray:
 
 
 def our_logits(path: Path, ids: np.ndarray) -> np.ndarray:
-    model = load_model(path)
-    generator = generator_of(model)
-    rows = []
-    for token in ids:
-        generator._feed([int(token)])
-        rows.append(generator._buffers.logits[0, : model.config.V].copy())
-    return np.array(rows)
+    return np.asarray(cupygpt.load(path, device="cpu").logits(ids))
 
 
 @pytest.fixture(scope="module", params=["bytes", "gpt2", "bpe:512"])
