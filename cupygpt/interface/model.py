@@ -128,10 +128,10 @@ class Model:
         """The prompt and the text that continues it: what `python -m cupygpt.sample` prints.
 
         Without a prompt it begins as the documents of the training data do. A list of prompts gives
-        a list of texts, which are written at once; text number i is drawn with (seed, i). Up to
-        rounding each is the text that it would be alone. With
-        `stream` the text comes in pieces of whole characters, the first of which is the prompt; for
-        a list of prompts as lists of pieces, with "" where a text has nothing new.
+        a list of texts, which are written at once; text number i is drawn with (seed, i), and up to
+        rounding it is what it would be alone. With `stream` the text comes in pieces of whole
+        characters, the first of which is the prompt; for a list of prompts in lists of pieces, with
+        "" where a text has nothing new.
 
         At most `tokens` tokens are written, fewer where the model ends the text (`ignore_eot` goes
         on). Temperature 0 takes the likeliest token; top_k 0 and top_p 1 draw from all. Of a prompt
