@@ -16,6 +16,7 @@ from support.data_files import use_gpt2_files
 
 from cupygpt.checkpoint.checkpoint import load_model
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
+from cupygpt.run_folder.record import TOKENIZER_COPY
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -28,10 +29,10 @@ def _gpt2_files(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
         use_gpt2_files(monkeypatch)
 
 
-@pytest.fixture(scope="module", params=["bytes", "gpt2"])
+@pytest.fixture(scope="module", params=["bytes", "gpt2", "bpe:512"])
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was trained here."""
-    return trained_run(request.param, tmp_path_factory.mktemp(request.param))
+    return trained_run(request.param, tmp_path_factory.mktemp(request.param.replace(":", "")))
 
 
 def answers(gguf: Path, *requests: tuple[str, dict[str, Any]]) -> list[Any]:
@@ -47,7 +48,9 @@ def answers(gguf: Path, *requests: tuple[str, dict[str, Any]]) -> list[Any]:
 
 
 def tokenizer_of(run: Path) -> Tokenizer:
-    return load_tokenizer(json.loads((run / "run.json").read_text())["data"]["tokenizer"])
+    name = json.loads((run / "run.json").read_text())["data"]["tokenizer"]
+    copy = run / TOKENIZER_COPY
+    return load_tokenizer(str(copy) if copy.exists() else name)
 
 
 def test_llama_cpp_writes_the_same_greedy_text(run: Path) -> None:
