@@ -208,9 +208,9 @@ MISTAKES = [
     Planted(
         ATTENTION_FORWARD,
         "attention/4",
-        "score += __shfl_xor_sync(FULL_WARP, score, 2);",
-        "if (first + s <= t0 + q) score += __shfl_xor_sync(FULL_WARP, score, 2);",
-        "not all lanes reach the same warp operation",
+        "score[q] += __shfl_xor_sync(FULL_WARP, score[q], 1);",
+        "if (first + s <= t0 + q) score[q] += __shfl_xor_sync(FULL_WARP, score[q], 1);",
+        "a thread returned while others wait for it in line ",
     ),
     # ---- wrong values ----
     Planted(GELU_FORWARD, "gelu/2", "0.044715f", "0.4715f", "wrong: float32, N 8: out["),

@@ -24,12 +24,17 @@ extern "C" __global__ void attention_2(floatX* out, float* lse, const floatX* qk
         float score = 0.0f;
 #pragma unroll
         for (int i = 0; i < HS; i++) score += query[i] * to_float(key[i]);
-        const float larger = fmaxf(largest, score);
-        const float scale = __expf(largest - larger), weight = __expf(score - larger);
-        largest = larger;
-        denominator = denominator * scale + weight;
+        if (score > largest) {
+            const float scale = __expf(largest - score);
+            denominator *= scale;
 #pragma unroll
-        for (int i = 0; i < HS; i++) sums[i] = sums[i] * scale + weight * to_float(value[i]);
+            for (int i = 0; i < HS; i++) sums[i] *= scale;
+            largest = score;
+        }
+        const float weight = __expf(score - largest);
+        denominator += weight;
+#pragma unroll
+        for (int i = 0; i < HS; i++) sums[i] += weight * to_float(value[i]);
     }
     floatX* row = out + (((long long)(bh / NH) * T + t) * NH + bh % NH) * HS;
 #pragma unroll

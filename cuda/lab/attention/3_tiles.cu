@@ -30,12 +30,17 @@ extern "C" __global__ void attention_3(floatX* out, float* lse, const floatX* qk
             float score = 0.0f;
 #pragma unroll
             for (int i = 0; i < HS; i++) score += query[i] * keys[s - first][i];
-            const float larger = fmaxf(largest, score);
-            const float scale = __expf(largest - larger), weight = __expf(score - larger);
-            largest = larger;
-            denominator = denominator * scale + weight;
+            if (score > largest) {
+                const float scale = __expf(largest - score);
+                denominator *= scale;
 #pragma unroll
-            for (int i = 0; i < HS; i++) sums[i] = sums[i] * scale + weight * values[s - first][i];
+                for (int i = 0; i < HS; i++) sums[i] *= scale;
+                largest = score;
+            }
+            const float weight = __expf(score - largest);
+            denominator += weight;
+#pragma unroll
+            for (int i = 0; i < HS; i++) sums[i] += weight * values[s - first][i];
         }
     }
     if (t >= T) return;

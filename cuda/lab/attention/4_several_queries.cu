@@ -1,22 +1,21 @@
-// Attention, rung 4: four lanes share four queries, and each lane has a quarter of the columns of
-// all four. A number that a lane reads from shared memory now serves four products, not one.
+// Attention, rung 4: two lanes share two queries, and each lane has half of the columns of both. A
+// number that a lane reads from shared memory now serves two products, not one.
 //
-//    lane % 4          0          1          2          3
-//    columns      0 4 8 12 ..  1 5 9 ..   2 6 10 ..  3 7 11 ..    in groups of 4 numbers, 16 bytes
+//    lane % 2             0              1
+//    columns      0-3  8-11  ...   4-7  12-15  ...      in groups of 4 numbers, 16 bytes
 //
-// A score is the sum of the four lanes' shares: two shuffles. The block copies tiles as in rung 3.
+// A score is the sum of the two lanes' shares: one shuffle. The block copies tiles as in rung 3.
 // lab: grid = (ceil_div(T, 128), B * NH), block = 128
 #include "lib/packs.cuh"
-
-constexpr int KEYS = 32, PACKS = HS / PACK_SIZE, QUERIES = 4, OWN = HS / 4;
+constexpr int KEYS = 32, PACKS = HS / PACK_SIZE, QUERIES = 2, OWN = HS / QUERIES;
 #define EACH(i, n) _Pragma("unroll") for (int i = 0; i < n; i++)
 
 extern "C" __global__ void attention_4(floatX* out, float* lse, const floatX* qkv, int B, int T,
                                        int NH) {
     __shared__ __align__(16) float keys[KEYS][HS], values[KEYS][HS];
-    const int bh = blockIdx.y, quarter = threadIdx.x % 4;
-    const int t0 = blockIdx.x * blockDim.x + threadIdx.x / 4 * QUERIES;
-    auto column = [&](int i) { return (i / 4 * 4 + quarter) * 4 + i % 4; };  // of own number i
+    const int bh = blockIdx.y, half = threadIdx.x % 2;
+    const int t0 = blockIdx.x * blockDim.x + threadIdx.x / 2 * QUERIES;
+    auto column = [&](int i) { return (i / 4 * 2 + half) * 4 + i % 4; };  // of own number i
     const long long stride = 3LL * NH * HS;
     const floatX* head = qkv + bh / NH * T * stride + bh % NH * HS;
     float query[QUERIES][OWN], sums[QUERIES][OWN] = {}, largest[QUERIES], denominator[QUERIES] = {};
@@ -36,25 +35,26 @@ extern "C" __global__ void attention_4(floatX* out, float* lse, const floatX* qk
         }
         __syncthreads();
         for (int s = 0; s < KEYS; s++) {
-            float key[OWN], value[OWN];
-            EACH(i, OWN) key[i] = keys[s][column(i)], value[i] = values[s][column(i)];
+            float score[QUERIES] = {};
+            EACH(i, OWN) EACH(q, QUERIES) score[q] += query[q][i] * keys[s][column(i)];
             EACH(q, QUERIES) {
-                float score = 0.0f;
-                EACH(i, OWN) score += query[q][i] * key[i];
-                score += __shfl_xor_sync(FULL_WARP, score, 1);
-                score += __shfl_xor_sync(FULL_WARP, score, 2);
-                if (first + s > t0 + q) continue;  // a later key, or a copy behind the last row
-                const float larger = fmaxf(largest[q], score);
-                const float scale = __expf(largest[q] - larger), weight = __expf(score - larger);
-                largest[q] = larger;
-                denominator[q] = denominator[q] * scale + weight;
-                EACH(i, OWN) sums[q][i] = sums[q][i] * scale + weight * value[i];
+                score[q] += __shfl_xor_sync(FULL_WARP, score[q], 1);
+                if (first + s > t0 + q) score[q] = -1e30f;  // a later key, or behind the last row
+                if (score[q] > largest[q]) {
+                    const float scale = __expf(largest[q] - score[q]);
+                    denominator[q] *= scale;
+                    EACH(i, OWN) sums[q][i] *= scale;
+                    largest[q] = score[q];
+                }
+                score[q] = __expf(score[q] - largest[q]);
+                denominator[q] += score[q];
             }
+            EACH(i, OWN) EACH(q, QUERIES) sums[q][i] += score[q] * values[s][column(i)];
         }
     }
     for (int q = 0; q < QUERIES && t0 + q < T; q++) {
         floatX* row = out + (((long long)(bh / NH) * T + t0 + q) * NH + bh % NH) * HS;
         EACH(i, OWN) row[column(i)] = from_float<floatX>(sums[q][i] / denominator[q]);
-        if (quarter == 0) lse[(long long)bh * T + t0 + q] = largest[q] + logf(denominator[q]);
+        if (half == 0) lse[(long long)bh * T + t0 + q] = largest[q] + logf(denominator[q]);
     }
 }

@@ -1,5 +1,4 @@
 // Matmul, rung 6: the next tiles arrive while these are used. K and N are multiples of 4.
-//
 // cp.async copies from global to shared memory by itself; the warp goes on. Two stages take turns:
 //
 //    stage 0   | copy 0 | use 0          | copy 2         | use 2 ...
@@ -46,9 +45,10 @@ extern "C" __global__ void __launch_bounds__(256)
             for (int i = 0; i < 8; i++) {
                 const float4 u = *(const float4*)&a_tile[stage][y + 16 * i][k];
 #pragma unroll
-                for (int j = 0; j < 8; j++)
-                    sum[i][j] += u.x * column[j].x + u.y * column[j].y + u.z * column[j].z +
-                                 u.w * column[j].w;
+                for (int j = 0; j < 8; j++) {
+                    sum[i][j] += u.x * column[j].x, sum[i][j] += u.y * column[j].y;
+                    sum[i][j] += u.z * column[j].z, sum[i][j] += u.w * column[j].w;
+                }
             }
         }
     }

@@ -10,30 +10,24 @@ EXERCISES = (
         "attention_2",
         "fill",
         _TWO,
-        "A key with a larger score has come: both sums so far are too large by the same factor. "
-        "How do the new weight and the new value enter?",
+        "A key with a larger score has come: both sums so far are too large. By which factor are "
+        "they scaled down, and what is the weight of the key?",
         (
-            "scale is exp(old largest - new largest).",
-            "Both sums are scaled before the new term is added.",
+            "The terms are exp(score - old largest), and should be exp(score - new largest).",
+            "The weight of a key is relative to the largest score so far.",
         ),
         holes=(
-            Hole("denominator = denominator * scale + weight", "denominator * scale + weight"),
-            Hole(
-                "sums[i] = sums[i] * scale + weight * to_float(value[i])",
-                "sums[i] * scale + weight * to_float(value[i])",
-            ),
+            Hole("scale = __expf(largest - score);", "__expf(largest - score)"),
+            Hole("weight = __expf(score - largest);", "__expf(score - largest)"),
         ),
         wrong=(
             WrongAnswer(
-                {
-                    1: "denominator + weight",
-                    2: "sums[i] * scale + weight * to_float(value[i])",
-                },
-                "wrong: float32, B 2, T 37, NH 2, HS 32: ",
+                {1: "__expf(score - largest)", 2: "__expf(score - largest)"},
+                "wrong: float32, B 1, T 1, NH 1, HS 16: ",
             ),
             WrongAnswer(
-                {1: "denominator * scale + weight", 2: "sums[i] + weight * to_float(value[i])"},
-                "wrong: float32, B 2, T 37, NH 2, HS 32: ",
+                {1: "__expf(largest - score)", 2: "__expf(score)"},
+                "wrong: float32, B 1, T 1, NH 1, HS 16: ",
             ),
         ),
     ),
