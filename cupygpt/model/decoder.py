@@ -39,6 +39,7 @@ class Decoder:
         specs, dtypes = decoder_specs(config, rows), precision.dtypes
         size = arena_bytes(specs, lambda name: dtypes[name].itemsize)
         self._buffers = cut_aligned(device.zeros(size, np.uint8), specs, dtypes)
+        self._views_of: dict[int, tuple[Array, Array, Array]] = {}
 
     def prefill(self, prompts: Iterable[tuple[int, Sequence[int]]]) -> None:
         """Put the keys and values of (row, tokens) into the cache, from position 0 on."""
@@ -62,13 +63,13 @@ class Decoder:
 
     def place(self, tokens: Sequence[int], positions: np.ndarray) -> None:
         """Say which token the next step feeds at which position, for each row."""
-        state = self._state(len(tokens))
+        state, _, _ = self._views(len(tokens))
         self.device.upload(state[0], np.array(tokens, np.int32))
         self.device.upload(state[1], positions)
 
     def count_from_zero(self, n: int) -> None:
         """The next step of n texts is number 0: it draws by the first slot of random numbers."""
-        state = self._state(n)
+        state, _, _ = self._views(n)
         self.device.upload(state[2], np.zeros(n, np.int32))
         self.device.upload(state[3], np.arange(n, dtype=np.int32))
 
@@ -76,17 +77,17 @@ class Decoder:
         """The random numbers (STEP_SLOTS, n) in [0, 1) of the next STEP_SLOTS steps."""
         # 1 - 2**-24 is the largest float32 below 1.
         below_1 = np.minimum(uniforms.astype(np.float32), np.float32(1 - 2**-24))
-        self.device.upload(self._slots("uniforms", uniforms.shape[1]), below_1)
+        self.device.upload(self._views(uniforms.shape[1])[1], below_1)
 
     def drawn(self, n: int, step: int) -> Array:
         """Where step number `step` of n texts leaves its tokens (n,)."""
-        return self._slots("drawn", n)[step % STEP_SLOTS]
+        return self._views(n)[2][step % STEP_SLOTS]
 
     def step(
         self, n: int, last_position: int, temperature: float, top_k: int, top_p: float
     ) -> None:
         """Feed the tokens of n texts and draw the next ones as in ops/sampling.py."""
-        tokens, positions, counts, rows = self._state(n)
+        (tokens, positions, counts, rows), uniforms, drawn = self._views(n)
         logits = self._buffers.logits[:n]
         # A step has as many rows as the largest product, the one of 4C columns, may have.
         is_few = fits_few_rows(n, 4 * self.config.C, self.precision.storage.itemsize)
@@ -97,18 +98,23 @@ class Decoder:
                 norm = self._layers(n, tokens, rows, positions, positions)
                 linear_forward(logits, norm, self.params.wte, None, precision=self.precision)
         sample_token(
-            self._slots("drawn", n), tokens, positions, counts, logits,
-            self._slots("uniforms", n), self.config.V, last_position,
+            drawn, tokens, positions, counts, logits, uniforms, self.config.V, last_position,
             temperature, top_k, top_p,
         )  # fmt: skip
 
-    def _state(self, n: int) -> Array:
-        """(4, n): tokens, positions and step numbers of n texts, and their rows."""
-        return self._buffers.state.reshape(-1)[: 4 * n].reshape(4, n)
+    def _views(self, n: int) -> tuple[Array, Array, Array]:
+        """State, slots of random numbers, and slots of drawn tokens, of n texts.
 
-    def _slots(self, name: str, n: int) -> Array:
-        whole: Array = getattr(self._buffers, name)
-        return whole.reshape(-1)[: STEP_SLOTS * n].reshape(STEP_SLOTS, n)
+        The state (4, n) has their tokens, positions, step numbers and rows.
+        """
+        if n not in self._views_of:
+            b, slots = self._buffers, STEP_SLOTS
+            self._views_of[n] = (
+                b.state.reshape(-1)[: 4 * n].reshape(4, n),
+                b.uniforms.reshape(-1)[: slots * n].reshape(slots, n),
+                b.drawn.reshape(-1)[: slots * n].reshape(slots, n),
+            )
+        return self._views_of[n]
 
     def _step_of_few_rows(
         self, n: int, tokens: Array, rows: Array, positions: Array, logits: Array

@@ -54,15 +54,31 @@ class _Batch:
         self.draws = [np.random.RandomState(list(seed)) for seed in seeds]
         self.positions = np.zeros(len(prompts), np.int32)
         """Of the next token to be fed; those of texts that have ended do not matter."""
+        self.room = 0
+        """Steps until the window of a text is full."""
         self.ended = np.zeros(len(prompts), bool)
+        self.over = False
+        """Whether all have ended."""
         self.queued: deque[PendingRead] = deque()
         """The tokens of steps that have not been read."""
         self._prompts = [list(prompt)[-window:] for prompt in prompts]
         self._steps: deque[np.ndarray] = deque(maxlen=window)
 
-    def append(self, tokens: np.ndarray) -> None:
-        """The tokens of the next step, which are one more of each text."""
+    def append(self, drawn: np.ndarray) -> np.ndarray:
+        """What a step has drawn, one more token of each text; returns it, ENDED where one ended."""
+        tokens = drawn
+        values = drawn.tolist()
+        if self.stop in values or NOT_FINITE in values or self.ended.any():
+            if ((drawn == NOT_FINITE) & ~self.ended).any():
+                raise RunError(
+                    "no text can be written: the model's logits are not finite numbers. Its "
+                    "weights are damaged, or its training has diverged: take an earlier checkpoint."
+                )
+            self.ended |= drawn == self.stop
+            self.over = bool(self.ended.all())
+            tokens = np.where(self.ended, np.int32(ENDED), drawn)
         self._steps.append(tokens)
+        return tokens
 
     def last(self, row: int, count: int) -> list[int]:
         """The last tokens of a text, up to `count` of them, which is at most the window."""
@@ -141,12 +157,14 @@ class Generator:
         self._feed(batch, range(n), self.window)
         ahead = STEPS_AHEAD if self.device.is_gpu else 0
         for step in range(count):
-            if (batch.positions == self.window).any():
+            if batch is not self._batch:  # the cache holds the other text
+                raise RunError("this text was left unfinished when another one was begun.")
+            if batch.room == 0:
                 yield from self._read(batch, 0)
                 full = np.flatnonzero((batch.positions == self.window) & ~batch.ended)
                 # A text whose window is full starts again with its last half; the others stay.
                 self._feed(batch, full.tolist(), max(1, self.window // 2))
-            if batch.ended.all():
+            if batch.over:
                 return
             if step % STEP_SLOTS == 0:
                 uniforms = [draws.random_sample(STEP_SLOTS) for draws in batch.draws]
@@ -154,6 +172,7 @@ class Generator:
             self._step(n, sampling)
             batch.queued.append(self.device.read_later(self._decoder.drawn(n, step)))
             batch.positions += 1
+            batch.room -= 1
             yield from self._read(batch, ahead)
         yield from self._read(batch, 0)
 
@@ -170,6 +189,7 @@ class Generator:
             batch.positions[row] = len(tokens) - 1
         # Nobody reads what a text draws that has ended, but its token and position must exist.
         batch.positions[batch.ended] = 0
+        batch.room = self.window - int(batch.positions.max())
         last = [max(0, batch.last(row, 1)[0]) for row in range(len(batch.ended))]
         self._decoder.place(last, batch.positions)
 
@@ -194,20 +214,9 @@ class Generator:
 
     def _read(self, batch: _Batch, ahead: int) -> Iterator[np.ndarray]:
         """The tokens of all queued steps but the last `ahead`, until all texts have ended."""
-        while len(batch.queued) > ahead and not batch.ended.all():
-            if batch is not self._batch:
-                raise RunError("this text was left unfinished when another one was begun.")
-            drawn = batch.queued.popleft().value()
-            if ((drawn == NOT_FINITE) & ~batch.ended).any():
-                raise RunError(
-                    "no text can be written: the model's logits are not finite numbers. Its "
-                    "weights are damaged, or its training has diverged: take an earlier checkpoint."
-                )
-            if batch.stop is not None:
-                batch.ended |= drawn == batch.stop
-            tokens = np.where(batch.ended, np.int32(ENDED), drawn)
-            batch.append(tokens)
-            if not batch.ended.all():
+        while len(batch.queued) > ahead and not batch.over:
+            tokens = batch.append(batch.queued.popleft().value())
+            if not batch.over:
                 yield tokens
 
 

@@ -191,7 +191,7 @@ def attention_decode(
     """
     N, (_, _, _, maxT, HS) = len(qkv), cache.shape
     if on_host(out):
-        bounds = [0, *(np.flatnonzero(np.diff(rows)) + 1), N]
+        bounds = [0, *(np.flatnonzero(np.diff(rows)) + 1), N] if N > 1 else [0, 1]
         for first, last in itertools.pairwise(bounds):
             of_row, start = slice(first, last), int(starts[first])
             _numpy_decode(out[of_row], cache[rows[first]], qkv[of_row], start, NH)

@@ -132,11 +132,13 @@ def test_a_batch_ends_when_all_texts_have_ended() -> None:
 def test_another_text_ends_the_one_before() -> None:
     """They share the cache: going on with the first one would continue the second."""
     generator, _ = make_generator()
-    first = generator.generate([3], 9, GREEDY, (0,))
+    alone = list(generator.generate([5], 6, GREEDY, (0,)))
+    first, second = (generator.generate([start], 6, GREEDY, (0,)) for start in (3, 5))
     next(first)
-    assert len(list(generator.generate([5], 4, GREEDY, (0,)))) == 4
+    begun = [next(second)]
     with pytest.raises(RunError, match="left unfinished when another one was begun"):
         list(first)
+    assert begun + list(second) == alone
 
 
 def test_texts_of_a_batch_are_read_one_after_the_other() -> None:
