@@ -170,7 +170,9 @@ class PieceEncoder:
 
     def _learn(self) -> None:
         """Make a new table if there are many pieces that the old one lacks."""
-        if len(self._known) <= 2 * self._in_table + 500:
+        count = len(self._known)
+        is_last = count >= MOST_PIECES and count > self._in_table
+        if not is_last and count <= 1.5 * self._in_table + 500:
             return
         if self._lock.acquire(blocking=False):
             try:
