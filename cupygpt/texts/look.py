@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cupygpt.data.token_record import NAMED_SOURCES
 from cupygpt.texts.hold_out import HoldOut, Sizes, is_held_out
 from cupygpt.texts.reading.documents import Documents, Piece
 from cupygpt.texts.reading.duplicates import Duplicates
@@ -29,7 +30,7 @@ class FileList:
     def add(self, name: str) -> None:
         """One more file."""
         self.count += 1
-        if len(self.names) < NAMED_FILES:
+        if len(self.names) < NAMED_SOURCES:
             self.names.append(name)
 
     @classmethod
@@ -41,8 +42,9 @@ class FileList:
         return files
 
     def __str__(self) -> str:
-        more = f" and {self.count - len(self.names):,} more" if self.count > len(self.names) else ""
-        return ", ".join(self.names) + more
+        named = self.names[:NAMED_FILES]
+        more = f" and {self.count - len(named):,} more" if self.count > len(named) else ""
+        return ", ".join(named) + more
 
 
 @dataclass

@@ -1,6 +1,5 @@
 """From texts to the token files of one data set: a training series and a validation file."""
 
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from cupygpt.data.token_record import (
     put_in_place,
     write_token_records,
 )
+from cupygpt.data.token_writer import MAX_TOKENS
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
 from cupygpt.data.vocabulary import GPT2_SHA256
 from cupygpt.errors import ConfigError, DataError, RunError
@@ -142,7 +142,7 @@ def _training_text(request: Request) -> TrainingText:
 def _series(request: Request, tokenizer: Tokenizer) -> tuple[ShardSeries, ShardSeries]:
     folder, name = request.output, request.file_prefix
     train = ShardSeries(folder, f"{name}_train", request.shard_tokens, tokenizer.format)
-    return train, ShardSeries(folder, f"{name}_val", sys.maxsize, tokenizer.format)
+    return train, ShardSeries(folder, f"{name}_val", MAX_TOKENS - 1, tokenizer.format)
 
 
 def _complete(

@@ -134,7 +134,7 @@ class OwnTexts:
             self.hold_out = choose_hold_out(self.look.sizes, fraction, method)
         note(f"held out for validation: {self.hold_out.words} ({self.hold_out.reason})")
         self.origin = Origin(
-            self.look.files.names,
+            [STDIN_NAME if name == STDIN else Path(name).name for name in self.look.files.names],
             self.look.files.count,
             self.look.sha256,
             self.hold_out.words,

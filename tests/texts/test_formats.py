@@ -84,6 +84,8 @@ def test_text_files_of_all_kinds_together(capsys: pytest.CaptureFixture[str]) ->
     said = capsys.readouterr().out
     assert "note: 3 documents in 3 files, 20 bytes of text\n" in said
     assert "note: 1 file without text, and left out: b/2.txt\n" in said
+    record = json.loads(Path("x_train.bin.json").read_text())
+    assert record["origin"]["sources"] == ["1.txt", "3.txt", "4.txt"]
     marks = "byte order marks were left out (UTF-8 of 1, UTF-16-LE of 1)"
     assert f"note: 2 Windows line ends became line feeds; {marks}\n" in said
     assert prepared("b") == ids_of(*want, "five")

@@ -24,8 +24,11 @@ SEPARATOR = END_OF_TEXT.decode()
 
 STDIN_NAME = "standard input"
 
-MOST_CHARACTERS = 2**24
+MOST_CHARACTERS = 2**22
 """So much text is kept while a place is looked for at which it can be cut."""
+
+LONG_RECORD = 2**20
+"""A record of more characters is divided."""
 
 _SPACE = re.compile(r"\S (?=\S)")
 
@@ -114,7 +117,10 @@ class Documents:
             records = json_texts(blocks, name, how, self.tally)
         for text in records:
             self.tally.endoftexts += text.count(SEPARATOR)
-            yield text
+            if len(text) > LONG_RECORD:
+                yield from whole_lines(_slices(text, self._block_bytes))
+            else:
+                yield text
             yield None
 
     def _counted(self, blocks: Iterator[str], source: ByteSource) -> Iterator[str]:
@@ -204,6 +210,10 @@ def whole_lines(blocks: Iterator[str]) -> Iterator[str]:
             pending = pending[cut:]
     if pending:
         yield pending
+
+
+def _slices(text: str, size: int) -> Iterator[str]:
+    return (text[start : start + size] for start in range(0, len(text), size))
 
 
 def _last_cut(text: str) -> int:

@@ -11,7 +11,7 @@ from cupygpt.texts.reading.reading import Reading, Tally
 USUAL_FIELDS = ("text", "content", "story")
 """Which field holds the text where several hold strings: the first of these that is there."""
 
-MOST_CHARACTERS = 2**26
+MOST_CHARACTERS = 2**25
 """A longer line is refused: it would take more memory than all other work together."""
 
 

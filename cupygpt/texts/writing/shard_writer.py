@@ -222,7 +222,7 @@ class ShardSeries:
 
 def is_output(file_name: str, name: str) -> bool:
     """Whether a file is called like a token file of the data set `name`."""
-    return bool(re.fullmatch(re.escape(name) + r"_(train(_\d{6})?|val)\.bin", file_name))
+    return bool(re.fullmatch(re.escape(name) + r"_(train|val)(_\d{6})?\.bin", file_name))
 
 
 def remove_partial(folder: Path, name: str) -> None:
@@ -238,7 +238,7 @@ def remove_stale(folder: Path, name: str, written: list[Path]) -> list[Path]:
     """Delete token files that an earlier run left under the same name; returns their paths.
 
     Otherwise a pattern such as `name_train*.bin` would mix two data sets. Only valid token files
-    named `<name>_train.bin`, `<name>_train_NNNNNN.bin` or `<name>_val.bin` are deleted, and what
+    named `<name>_train.bin` or `<name>_train_NNNNNN.bin`, or `val` so, are deleted, and what
     belongs to them: their records, and the copy of their tokenizer. `written` are the files of
     these kinds that stay.
     """

@@ -198,6 +198,15 @@ def test_the_field_of_a_record(
         read("a.jsonl", field=field)
 
 
+def test_a_long_record_comes_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cupygpt.texts.reading.documents.LONG_RECORD", 1000)
+    texts = ["a line of it\n" * 500, "short"]
+    Path("a.jsonl").write_bytes(lines([{"text": text} for text in texts]))
+    documents = Documents(["a.jsonl"], block_bytes=100)
+    assert texts_of(documents) == texts
+    assert len(list(documents.pieces())) > 60
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -210,7 +219,7 @@ def test_the_field_of_a_record(
 def test_a_damaged_line_is_named(
     content: bytes, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(json_lines, "MOST_CHARACTERS", 1000 if b"xxx" in content else 2**26)
+    monkeypatch.setattr(json_lines, "MOST_CHARACTERS", 1000 if b"xxx" in content else 2**25)
     Path("a.jsonl").write_bytes(content)
     with pytest.raises(DataError, match=rf"a\.jsonl: {message}"):
         read("a.jsonl")
