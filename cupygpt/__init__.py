@@ -26,6 +26,7 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     fine-tune       to train a model, which was trained before, on another text
     floatX          the type of weights and activations: float, or bfloat16 (uint16 in Python)
     head, lm_head   an attention head; the language-model head (logits and loss)
+    key split       the keys that one block reads, where several share a head (decoding)
     lane            a thread of a warp, 0 to 31
     lse, delta      log-sum-exp of a row of scores; the sum of dout * out along a row
     launch          grid, block, shared memory and -D constants of one kernel call
@@ -46,9 +47,11 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     site            a place in the model where random numbers are drawn (dropout, rounding)
     source          the model that a command reads, or that a run begins with (-e): a model file, a
                     checkpoint of a run, a Hugging Face folder
+    slot            room for the random number, or the token, of one step of each text (decoding)
     stage           one of the shared-memory buffers that take turns in a pipeline
     step            one update of the parameters, from one or several micro-batches
     token group     neighbouring entries of the sorted rows that have the same token (encoder)
+    team            the warps that compute an output of a linear layer together (few rows)
     tile            a block of a matrix, in shared memory or in registers
     token record    the JSON file beside a shard: its tokenizer, its texts, what was held out
     turn            a cycle of shared memory; lanes that meet in a bank take several

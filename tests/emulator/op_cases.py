@@ -64,6 +64,8 @@ check("layernorm_backward.cu", test_layernorm.test_backward, (1, 33, 1600), with
 check("linear.cu", test_linear.test_few_rows, 3, 1032, 6, "norm gelu")
 check("linear.cu", test_linear.test_few_rows, 4, 40, 9, "accumulate")
 check("loss_mean.cu", test_loss_mean.test_loss_mean, 3000)
-check("sampling.cu", test_sampling.test_ends_of_the_interval, (1.3, 9, 0.8))
+BOTH = (1.3, 9, 0.8)  # top-k and top-p
+check("sampling.cu", test_sampling.test_ends_of_the_interval, BOTH)
 check("sampling.cu", test_sampling.test_draws_follow_the_distribution, 257, 1.3, 9, 0.8)
 check("sampling.cu", test_sampling.test_top_k_reaches_tokens_without_weight, 3)
+check("sampling.cu", test_sampling.test_a_bin_with_too_many_tokens_draws_the_same, 257, BOTH)

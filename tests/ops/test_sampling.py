@@ -1,4 +1,5 @@
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -132,18 +133,17 @@ def test_texts_draw_by_their_own_numbers_and_counters(
     assert dev.get(device_counts).tolist() == [1, 7, 4]
 
 
-@pytest.mark.parametrize("settings", CASES)
-@pytest.mark.parametrize("V", [65, 257])
+@pytest.mark.parametrize("settings", [(0.7, 0, 1.0), (1.3, 9, 0.8)])
+@pytest.mark.parametrize("V", [257])
 def test_a_bin_with_too_many_tokens_draws_the_same(
-    dev: Device, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch, V: int,
-    settings: tuple[float, int, float],
-) -> None:  # fmt: skip
+    dev: Device, rng: np.random.Generator, V: int, settings: tuple[float, int, float]
+) -> None:
     """A GPU that may collect one token only searches for most of them."""
     values = np.round(2.0 * rng.standard_normal(384), 1)  # some are equal
     logits, uniforms = dev.input(values), [0.0, 0.2, 0.5, 0.77, 0.95]
     usual = [draw(dev, logits, V, uniform, *settings) for uniform in uniforms]
-    monkeypatch.setattr(sampling, "MOST_COLLECTED", 1)
-    assert [draw(dev, logits, V, uniform, *settings) for uniform in uniforms] == usual
+    with patch.object(sampling, "MOST_COLLECTED", 1):
+        assert [draw(dev, logits, V, uniform, *settings) for uniform in uniforms] == usual
 
 
 @pytest.mark.parametrize("top_k", [3, 60])
