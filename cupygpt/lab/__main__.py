@@ -11,16 +11,28 @@ from cupygpt.cli import run_cli
 from cupygpt.console.stream import set_up_streams
 from cupygpt.emulator.compiler import missing_toolchain
 from cupygpt.errors import LabError
+from cupygpt.kernels.load import find_cuda_dir
 from cupygpt.lab import ladder_table
 from cupygpt.lab.contracts.contract import Contract
 from cupygpt.lab.contracts.table import CONTRACTS
-from cupygpt.lab.exercises.course.all import COURSE
-from cupygpt.lab.exercises.learner import check_file, find_exercise, is_solved, path_of, start
+from cupygpt.lab.exercises.course.all import COURSE, EXERCISES
+from cupygpt.lab.exercises.exercise import Exercise
+from cupygpt.lab.exercises.hints import hint
+from cupygpt.lab.exercises.learner import (
+    check_file,
+    files_of_learner,
+    find_exercise,
+    known_state,
+    path_of,
+    start,
+)
+from cupygpt.lab.judge import Verdict
 from cupygpt.lab.kernel_file import KernelFile
 from cupygpt.lab.ladders import LADDERS, Ladder, Rung
+from cupygpt.lab.measure import name_of_gpu
 from cupygpt.lab.rung_counts import rung_counts
-from cupygpt.lab.train_with import losses_beside
-from cupygpt.lab.try_kernel import gates
+from cupygpt.lab.train_with import Setting, losses_beside
+from cupygpt.lab.try_kernel import Gate, gates
 from cupygpt.performance import report
 from cupygpt.performance.gpus import DEFAULT_GPU, gpu_by_name
 
@@ -28,7 +40,7 @@ TYPES = {"fp32": "float32", "bf16": "bfloat16"}
 COMMANDS = """ladder NAME           all rungs of an operation, counted and estimated
 show NAME NUMBER      one rung: its idea, its source, its report
 start EXERCISE        write an exercise into ./lab/
-check EXERCISE        the verdict on it; --hint shows the next hint
+check [EXERCISE]      the verdict on it, or on all in ./lab/; --hint helps
 try FILE --as OP      judge a kernel of your own"""
 
 
@@ -59,16 +71,18 @@ def _write(lines: str | Iterable[str]) -> None:
 def _ladder(args: argparse.Namespace) -> int:
     ladder, gpu = _find_ladder(args.name), gpu_by_name(args.gpu)
     dtype = TYPES[args.dtype] if args.dtype else ladder.dtype
+    on = {"measured_on": name_of_gpu()} if args.measure else {}
     rows = ladder_table.rows(ladder, dtype, measure=args.measure)
     if args.json:
-        _write(json.dumps({"ladder": ladder.name, "rungs": list(rows)}, indent=1))
+        _write(json.dumps({"ladder": ladder.name, **on, "rungs": list(rows)}, indent=1))
         return 0
     _write(ladder_table.head(ladder, dtype, gpu, measure=args.measure))
     for row in rows:
         _write(ladder_table.line(row, gpu))
-        if row["dtype"] != dtype:
-            _write(f"      in {ladder_table.NAMES[row['dtype']]}")
-    _write(["", f"The lesson: {ladder.lesson}."])
+        if words := ladder_table.difference(row, ladder, dtype):
+            _write(words)
+    _write(["", *(f"Measured on this {name}." for name in on.values())])
+    _write(f"The lesson: {ladder.lesson}.")
     _write(f"Read a rung: python -m cupygpt.lab show {ladder.name} 1")
     _write(f"Climb:       python -m cupygpt.lab start {ladder.name}")
     return 0
@@ -78,26 +92,28 @@ def _show(args: argparse.Namespace) -> int:
     ladder, gpu = _find_ladder(args.name), gpu_by_name(args.gpu)
     rung = _find_rung(ladder, args.number)
     dtype = ladder_table.dtype_of(rung, TYPES[args.dtype] if args.dtype else ladder.dtype)
-    if args.json:
-        if reason := missing_toolchain():
-            raise LabError(reason)
-        launches = [] if rung.is_only_read else rung_counts(rung, dtype)
-        reports = [report.as_dict(counts, gpu) for counts in launches]
-        _write(json.dumps({"rung": rung.file, "dtype": dtype, "launches": reports}, indent=1))
-        return 0
-    _write([f"{ladder.title}, rung {rung.number}: {rung.idea}", f"{rung.path}", ""])
-    if rung.is_own:
-        _write([f"The trainer's own file: cuda/{rung.file}. Read it there."])
-    else:
-        _write(rung.path.read_text(encoding="utf-8").splitlines())
-    if rung.is_only_read:
-        return 0
-    if reason := missing_toolchain():
+    if not args.json:
+        _write([f"{ladder.title}, rung {rung.number}: {rung.idea}", f"{rung.path}", ""])
+        _write(_text_of(rung))
+    if (reason := missing_toolchain()) and not rung.is_only_read:
         raise LabError(reason)
+    launches = [] if rung.is_only_read else rung_counts(rung, dtype)
+    if args.json:
+        found = {"ladder": ladder.name, "rung": rung.number, "idea": rung.idea, "dtype": dtype}
+        reports = [report.as_dict(counts, gpu) for counts in launches]
+        _write(json.dumps({**found, "file": str(rung.path), "launches": reports}, indent=1))
+        return 0
     title = f"{ladder_table.named_sizes(rung.contract)}, {ladder_table.NAMES[dtype]}"
-    for counts in rung_counts(rung, dtype):
+    for counts in launches:
         _write(["", *report.text(counts, gpu, title=title).splitlines()])
     return 0
+
+
+def _text_of(rung: Rung) -> list[str]:
+    if not rung.is_own:
+        return rung.path.read_text(encoding="utf-8").splitlines()
+    why = ["It is here to be read: the lab does not run it."] if rung.is_only_read else []
+    return ["This is the trainer's own file. Read it there.", *why]
 
 
 def _find_ladder(name: str) -> Ladder:
@@ -118,44 +134,92 @@ def _find_rung(ladder: Ladder, number: int) -> Rung:
 def _list(args: argparse.Namespace) -> int:
     del args
     _write(["python -m cupygpt.lab COMMAND", "", textwrap.indent(COMMANDS, "  "), ""])
+    following, unchecked = "", 0
     for name, exercises in COURSE.items():
-        solved = [is_solved(exercise) for exercise in exercises]
+        states = {exercise.name: known_state(exercise) for exercise in exercises}
+        solved = sum(state == "solved" for state in states.values())
+        unchecked += sum(state == "not checked" for state in states.values())
         lesson = LADDERS[name].lesson if name in LADDERS else "what a warp asks of memory"
-        _write(f"{name:<14}{sum(solved)} of {len(exercises)} solved   {lesson}")
-        marks = (
-            f"{exercise.name}{' (solved)' if done else ''}"
-            for exercise, done in zip(exercises, solved, strict=True)
-        )
+        _write(f"{name:<14}{solved} of {len(exercises)} solved   {lesson}")
+        marks = (n if s == "not started" else f"{n} ({s})" for n, s in states.items())
         _write(textwrap.indent(textwrap.fill(", ".join(marks), 74), "    "))
+        if not following:
+            following = next((n for n, state in states.items() if state != "solved"), "")
+    if unchecked:
+        _write(["", f"{unchecked} not checked since they were edited: python -m cupygpt.lab check"])
+    elif following:
+        begun = path_of(EXERCISES[following]).is_file()
+        _write(["", f"Next: python -m cupygpt.lab {'check' if begun else 'start'} {following}"])
+    _write(f"The course: {find_cuda_dir() / 'lab' / 'README.md'}")
+    if reason := missing_toolchain():
+        _write(textwrap.wrap(f"Nothing can be judged here: {reason}", 79))
     return 0
 
 
 def _start(args: argparse.Namespace) -> int:
     exercise = find_exercise(args.exercise)
     path = start(exercise, again=args.again)
-    _write([f"{path}: {exercise.kind}", *textwrap.wrap(exercise.question, 78)])
+    _write([f"{path}: {exercise.kind}", *textwrap.wrap(exercise.question, 79)])
     _write(f"Edit it, then: python -m cupygpt.lab check {exercise.name}")
     return 0
 
 
 def _check(args: argparse.Namespace) -> int:
+    number = int(args.hint) if args.hint and args.hint.isdecimal() else None
+    if args.hint and number is None:  # check --hint EXERCISE
+        args.exercise.append(args.hint)
+    if not args.exercise and args.hint is None:
+        return _check_all()
+    if not args.exercise:
+        raise LabError("a hint for which exercise? Name it: check EXERCISE --hint")
     exercise = find_exercise(args.exercise)
-    if args.hint is not None:
-        number = min(max(1, args.hint), len(exercise.hints))
-        hint = exercise.hints[number - 1]
-        _write(textwrap.wrap(f"hint {number} of {len(exercise.hints)}: {hint}", 78))
-        if number < len(exercise.hints):
-            _write(f"The next one: python -m cupygpt.lab check {exercise.name} --hint {number + 1}")
-        return 0
     given = Path(args.exercise[0])
     path = given if len(args.exercise) == 1 and given.suffix == ".cu" else path_of(exercise)
     if not path.exists():
         raise LabError(f"{path} is not there: python -m cupygpt.lab start {exercise.name}")
+    if args.hint is not None:
+        for line in hint(exercise, path.parent, number):
+            _write(textwrap.wrap(line, 79))
+        return 0
+    if reason := missing_toolchain():
+        raise LabError(reason)
     verdict = check_file(exercise, path)
     _write(verdict.message)
     if verdict.details:
         _write(textwrap.indent(verdict.details, "    "))
-    return 0 if verdict.is_right else 1
+    if verdict.is_right:
+        _write(_next_step(exercise))
+        return 0
+    _write(f"A hint: python -m cupygpt.lab check {exercise.name} --hint")
+    return 1
+
+
+def _next_step(solved: Exercise) -> str:
+    """What to do after an exercise: the next one that is not known to be solved."""
+    names = list(EXERCISES)
+    for name in names[names.index(solved.name) + 1 :] + names:
+        if name != solved.name and known_state(EXERCISES[name]) != "solved":
+            return f"Next: python -m cupygpt.lab start {name}"
+    return "That was the last one: all exercises are solved."
+
+
+def _check_all() -> int:
+    started, others = files_of_learner()
+    if not started:
+        raise LabError("no exercise has been started here: python -m cupygpt.lab start warm_up")
+    if reason := missing_toolchain():
+        raise LabError(reason)
+    solved = 0
+    for exercise in started:
+        try:
+            verdict = check_file(exercise, path_of(exercise))
+        except LabError as error:
+            verdict = Verdict("unusable", str(error))
+        solved += verdict.is_right
+        _write(f"{exercise.name}: {verdict.message}")
+    _write([f"{path}: not the file of an exercise" for path in others])
+    _write(f"{solved} of {len(started)} solved, of {len(EXERCISES)} exercises")
+    return 0 if solved == len(started) else 1
 
 
 # ---- a kernel of one's own ----------------------------------------------------------------------
@@ -163,37 +227,67 @@ def _check(args: argparse.Namespace) -> int:
 
 def _try(args: argparse.Namespace) -> int:
     contract, gpu = _find_contract(args.op), gpu_by_name(args.gpu)
+    if args.train is not None and args.train < 1:
+        raise LabError(f"--train {args.train}: at least one step is needed.")
     file = KernelFile.read(Path(args.file))
     dtypes = [TYPES[args.dtype]] if args.dtype else list(contract.dtypes)
     if unknown := set(dtypes) - set(contract.dtypes):
-        raise LabError(f"{contract.name} is not judged in {', '.join(unknown)}.")
-    all_passed = True
-    found = gates(file, contract, dtypes, gpu, measure=args.measure)
-    for number, (gate, passed, words) in enumerate(found, 1):
-        first, *more = words.splitlines()
-        _write([f"{number} {gate:<11}{first}", *(f"{'':<13}{line}" for line in more)])
-        all_passed = passed
-    if args.train and all_passed:
-        _write(_trained(file, contract, args.train))
+        raise LabError(
+            f"{contract.name} is judged in {', '.join(contract.dtypes)}, not in "
+            f"{', '.join(unknown)}."
+        )
+    on = {"measured_on": name_of_gpu()} if args.measure else {}
+    found = []
+    for gate in gates(file, contract, dtypes, gpu, measure=args.measure):
+        found.append(gate)
+        if not args.json:
+            _write(_gate_lines(len(found), gate))
+    all_passed = all(gate.passed for gate in found)
+    trained = losses_beside(file, contract, args.train) if args.train and all_passed else None
+    if args.json:
+        head = {"file": str(file.path), "op": contract.name, "dtypes": dtypes, **on}
+        losses = {"losses": trained[1]} if trained else {}  # of each step: this kernel's, ours
+        _write(json.dumps({**head, "gates": [g.as_dict() for g in found], **losses}, indent=1))
+    elif trained:
+        _write(_trained(*trained))
     return 0 if all_passed else 1
 
 
-def _trained(file: KernelFile, contract: Contract, steps: int) -> list[str]:
-    setting, losses = losses_beside(file, contract, steps)
+def _gate_lines(number: int, gate: Gate) -> list[str]:
+    """80 columns wide; lines of source in the text keep their length."""
+    lines = []
+    for line in gate.text.splitlines():
+        indent = len(line) - len(line.lstrip())
+        folded = [line] if indent > 3 else textwrap.wrap(line, 66, subsequent_indent="  ")
+        lines += folded or [""]
+    return [
+        f"{f'{number} {gate.name}' if i == 0 else '':<13}{line}" for i, line in enumerate(lines)
+    ]
+
+
+def _trained(setting: Setting, losses: list[tuple[float, float]]) -> list[str]:
+    steps = len(losses)
     lines = [
         f"5 training   {setting.model}, B {setting.B}, T {setting.T}: loss with your kernel, ours"
     ]
     shown = sorted({0, steps // 2, steps - 1})
     lines += [f"{'':<13}step {i + 1:<5}{losses[i][0]:.4f}   {losses[i][1]:.4f}" for i in shown]
     most = max(abs(theirs - own) for theirs, own in losses)
-    return [*lines, f"{'':<13}largest difference in {steps} steps: {most:.1e}"]
+    words = f"largest difference: {most:.1e}" if most else "no difference"
+    return [*lines, f"{'':<13}{words}, in {steps} step{'s' if steps > 1 else ''}"]
 
 
-def _find_contract(name: str) -> Contract:
-    if name not in CONTRACTS:
-        ops = "\n".join(f"  {c.name}: {c.summary}\n    {c.parameters}" for c in CONTRACTS.values())
-        raise LabError(f"there is no op {name}. There are:\n{ops}")
-    return CONTRACTS[name]
+def _find_contract(name: str | None) -> Contract:
+    if name in CONTRACTS:
+        return CONTRACTS[name]
+    lines = []
+    for contract in CONTRACTS.values():
+        lines += textwrap.wrap(f"{contract.name}: {contract.summary}", 79, initial_indent="  ",
+                               subsequent_indent="    ")  # fmt: skip
+        lines += textwrap.wrap(contract.parameters, 75, initial_indent="    ",
+                               subsequent_indent="    ")  # fmt: skip
+    why = f"there is no op {name}" if name else "for which op is the kernel? Name it: --as OP"
+    raise LabError("\n".join([f"{why}. There are, with their parameters:", *lines]))
 
 
 # ---- the command line ---------------------------------------------------------------------------
@@ -205,7 +299,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Learn, write and judge CUDA kernels, without a GPU.",
     )
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    parser.set_defaults(run=_list, needs_compiler=True)
+    parser.set_defaults(run=_list, needs_compiler=False)
     commands = parser.add_subparsers(metavar="COMMAND")
 
     ladder = commands.add_parser("ladder", help="all rungs of an operation in one table")
@@ -213,7 +307,7 @@ def _parser() -> argparse.ArgumentParser:
     ladder.add_argument("--json", action="store_true", help="all figures, for programs")
     ladder.add_argument("--measure", action="store_true", help="time the rungs on this GPU too")
     _add_target(ladder)
-    ladder.set_defaults(run=_ladder)
+    ladder.set_defaults(run=_ladder, needs_compiler=True)
 
     show = commands.add_parser("show", help="one rung: its idea, its source, its report")
     show.add_argument("name", help=", ".join(LADDERS))
@@ -228,19 +322,20 @@ def _parser() -> argparse.ArgumentParser:
     begin.set_defaults(run=_start, needs_compiler=False)
 
     check = commands.add_parser("check", help="the verdict on an exercise")
-    check.add_argument("exercise", nargs="+", help="its name, or the file")
-    check.add_argument("--hint", type=int, nargs="?", const=1, help="show hint number HINT")
-    check.set_defaults(run=_check)
+    check.add_argument("exercise", nargs="*", help="its name, or the file; none: all in ./lab/")
+    check.add_argument("--hint", nargs="?", const="", help="show the next hint, or number HINT")
+    check.set_defaults(run=_check, needs_compiler=False)
 
     own = commands.add_parser("try", help="judge a kernel of your own")
     own.add_argument("file", help="a .cu file with a line `// lab: grid = ..., block = ...`")
-    own.add_argument("--as", dest="op", required=True, help=", ".join(CONTRACTS))
+    own.add_argument("--as", dest="op", help=", ".join(CONTRACTS))
+    own.add_argument("--json", action="store_true", help="the gates for programs")
     own.add_argument("--measure", action="store_true", help="time it on this GPU too")
     own.add_argument(
         "--train", type=int, metavar="N", help="train N steps with it in place of ours"
     )
     _add_target(own)
-    own.set_defaults(run=_try)
+    own.set_defaults(run=_try, needs_compiler=True)
     return parser
 
 

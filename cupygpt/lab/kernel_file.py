@@ -1,5 +1,6 @@
 """A .cu file with the launches of its kernels: a rung of a ladder, or a learner's own."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,8 @@ TIMEOUT_S = 20
 
 _SCALARS = {"i32": np.int32, "i64": np.int64, "f32": np.float32}
 """The types of scalar parameters, by the emulator's code."""
+
+_INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 
 _PACK_SIZES = {"float": 4, "__nv_bfloat16": 8}
 
@@ -78,6 +81,12 @@ class KernelFile:
             return cls(path, data.decode())
         except UnicodeDecodeError as error:
             raise LabError(f"{path}, byte {error.start}: not UTF-8 text.") from None
+
+    @property
+    def includes_neighbours(self) -> bool:
+        """Whether it includes files that lie beside it: its text alone does not say what it is."""
+        names = _INCLUDE.findall(self.source)
+        return any((self.path.parent / name).exists() for name in names)
 
     def launches(self, arguments: Arguments) -> list[Launch]:
         """The launch of each kernel, in the file's order. Raises LabError where there is none."""

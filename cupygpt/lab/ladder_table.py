@@ -24,31 +24,45 @@ def dtype_of(rung: Rung, wanted: str) -> str:
 
 def named_sizes(contract: Contract) -> str:
     """The sizes of the table in words: `N 16384, C 768`."""
-    sizes = contract.large.items()
-    return ", ".join(f"{name} {size}" for name, size in sizes if name != "heads")
+    return ", ".join(f"{name} {size}" for name, size in _sizes(contract).items())
+
+
+def _sizes(contract: Contract) -> dict[str, int]:
+    return {name: size for name, size in contract.large.items() if name != "heads"}
 
 
 def rows(ladder: Ladder, dtype: str, *, measure: bool = False) -> Iterator[dict[str, Any]]:
     """The figures of each rung that can be counted, in order, as soon as they are there."""
     counted = [rung for rung in ladder if not rung.is_only_read]
     with ThreadPoolExecutor(num_cores()) as pool:
-        found = pool.map(lambda rung: rung_summary(rung, dtype_of(rung, dtype)), counted)
-        for rung, figures in zip(counted, found, strict=True):
-            row = {"rung": rung.number, "idea": rung.idea, "op": rung.contract.name, **figures}
-            row["dtype"] = dtype_of(rung, dtype)
-            if measure:
-                file = None if rung.is_own else KernelFile.read(rung.path)
-                row["measured_us"] = measured_us(
-                    rung.contract, rung.contract.large, row["dtype"], file
-                )
-            yield row
+        found = [pool.submit(rung_summary, rung, dtype_of(rung, dtype)) for rung in counted]
+        try:
+            for rung, figures in zip(counted, found, strict=True):
+                yield _row(rung, dtype_of(rung, dtype), figures.result(), measure=measure)
+        finally:  # whoever stops here does not wait for the others
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _row(rung: Rung, dtype: str, figures: dict[str, Any], *, measure: bool) -> dict[str, Any]:
+    row = {
+        "rung": rung.number,
+        "idea": rung.idea,
+        "op": rung.contract.name,
+        "sizes": _sizes(rung.contract),
+        "dtype": dtype,
+        **figures,
+    }
+    if measure:
+        file = None if rung.is_own else KernelFile.read(rung.path)
+        row["measured_us"] = measured_us(rung.contract, rung.contract.large, dtype, file)
+    return row
 
 
 def head(ladder: Ladder, dtype: str, gpu: GPU, *, measure: bool) -> list[str]:
     """The lines above the rungs."""
     title = f"{ladder.title}, {named_sizes(ladder.rungs[0].contract)}, {NAMES[dtype]}"
     return [
-        f"{title:<58}estimate for {gpu.name}".rstrip(),
+        f"{title:<{60 - len(gpu.name)}}estimate for {gpu.name}",
         f"rung  {'idea':<27}{'sectors/load':>12}{'moved':>9}{'lanes':>6}{'time':>9}  limit"
         + ("  measured" if measure else ""),
     ]
@@ -65,3 +79,12 @@ def line(row: dict[str, Any], gpu: GPU) -> str:
     if "measured_us" in row:
         text += f" {words_of_time(row['measured_us']):>8}"
     return text.rstrip()
+
+
+def difference(row: dict[str, Any], ladder: Ladder, dtype: str) -> str:
+    """How a rung's sizes and type differ from those of the table; empty if they do not."""
+    sizes = _sizes(ladder.rungs[0].contract)
+    words = [f"{name} {n}" for name, n in row["sizes"].items() if sizes.get(name) != n]
+    if row["dtype"] != dtype:
+        words.append(NAMES[row["dtype"]])
+    return f"      with {', '.join(words)}" if words else ""

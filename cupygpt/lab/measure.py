@@ -12,6 +12,7 @@ from cupygpt.lab.contracts.contract import Contract, Sizes
 from cupygpt.lab.kernel_file import KernelFile
 
 REPEATS = 15
+"""Calls of which the median counts."""
 FLUSH_BYTES = 256 << 20
 """Written between two measurements: more than any L2 cache holds."""
 
@@ -46,6 +47,12 @@ def measured_us(contract: Contract, sizes: Sizes, dtype: str, file: KernelFile |
             function(grid, block, values, shared_mem=shared_bytes)
 
     return _time(cupy, run)
+
+
+def name_of_gpu() -> str:
+    """The GPU that `measured_us` measures on. Raises LabError where there is none."""
+    cupy = _cupy()
+    return str(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
 
 
 def _time(cupy: Any, run: Callable[[], None]) -> float:

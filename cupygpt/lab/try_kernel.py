@@ -1,62 +1,89 @@
 """Four gates for a kernel of one's own: compiled, without faults, right, and how fast it is."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cupygpt.lab.contracts.contract import Contract
 from cupygpt.lab.judge import GATES, judge
 from cupygpt.lab.kept import kept
 from cupygpt.lab.kernel_file import KernelFile
+from cupygpt.lab.ladder_table import NAMES, named_sizes
 from cupygpt.lab.measure import measured_us
 from cupygpt.lab.rung_counts import counted, summary
 from cupygpt.performance.amounts import bytes_words, words_of_time
 from cupygpt.performance.gpus import GPU
 
 PASSED = {
-    "compiles": "yes, in {types}",
+    "compiles": "yes",
     "no faults": "yes: no race, nothing out of bounds, in {calls} calls",
     "values": "yes: within rounding of float64, in {calls} shapes and types",
 }
 
 
+@dataclass(frozen=True)
+class Gate:
+    """One of the four, and what was found there."""
+
+    name: str
+    passed: bool
+    text: str
+    """One line, or more."""
+    figures: dict[str, Any] = field(default_factory=dict)
+    """Of the last gate: `kernel` and `own`, each as `rung_counts.summary` gives them."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {name: value for name, value in asdict(self).items() if value != {}}
+
+
 def gates(
     file: KernelFile, contract: Contract, dtypes: Sequence[str], gpu: GPU, *, measure: bool
-) -> Iterator[tuple[str, bool, str]]:
-    """(gate, passed, words) one after the other; ends at the first that is not passed."""
+) -> Iterator[Gate]:
+    """The gates one after the other; ends at the first that is not passed."""
     verdict = judge(file, contract, dtypes)
-    words = {"types": " and ".join(dtypes), "calls": verdict.calls}
     for gate in GATES:
         if gate == verdict.failed_gate:
             details = f"\n{verdict.details}" if verdict.details else ""
-            yield gate, False, f"no: {verdict.message}{details}"
+            yield Gate(gate, passed=False, text=f"no: {verdict.message}{details}")
             return
-        yield gate, True, PASSED[gate].format(**words)
-    yield "speed", True, _speed(file, contract, dtypes[0], gpu, measure=measure)
+        yield Gate(gate, passed=True, text=PASSED[gate].format(calls=verdict.calls))
+    yield _speed(file, contract, dtypes[0], gpu, measure=measure)
 
 
-def _speed(file: KernelFile, contract: Contract, dtype: str, gpu: GPU, *, measure: bool) -> str:
-    theirs = _figures(file, contract, dtype)
-    text = f"estimate for {gpu.name}: {words_of_time(theirs['estimates'][gpu.name][0])}"
-    own = None if contract.own is None else _figures(None, contract, dtype)
-    if own is not None:
-        text += (
-            f", cupygpt's own kernel {words_of_time(own['estimates'][gpu.name][0])}; moved "
-            f"{bytes_words(theirs['moved_bytes'])}, it {bytes_words(own['moved_bytes'])}"
-        )
-    else:
-        text += f"; moved {bytes_words(theirs['moved_bytes'])}"
-    text = "\n".join([text, *theirs["waste"]])
-    if measure:
-        took = measured_us(contract, contract.large, dtype, file)
-        text += f"\nmeasured here: {words_of_time(took)}"
-        if contract.own is not None:
-            took = measured_us(contract, contract.large, dtype, None)
-            text += f", cupygpt's own kernel {words_of_time(took)}"
+def _speed(file: KernelFile, contract: Contract, dtype: str, gpu: GPU, *, measure: bool) -> Gate:
+    figures = {"kernel": _figures(file, contract, dtype, measure=measure)}
+    lines = [f"estimate for {gpu.article} {gpu.name}, {named_sizes(contract)}, {NAMES[dtype]}:"]
+    lines.append(f"  {_words(figures['kernel'], gpu)}")
+    if contract.own is not None:
+        figures["own"] = _figures(None, contract, dtype, measure=measure)
+        lines.append(f"  {_words(figures['own'], gpu)}: cupygpt's own kernel")
+    return Gate("speed", passed=True, text="\n".join([*lines, *figures["kernel"]["waste"]]),
+                figures=figures)  # fmt: skip
+
+
+def _words(figures: dict[str, Any], gpu: GPU) -> str:
+    took, limit = figures["estimates"][gpu.name]
+    text = f"{words_of_time(took)}, {bytes_words(figures['moved_bytes'])} moved, limit {limit}"
+    if "measured_us" in figures:
+        text += f"; measured here {words_of_time(figures['measured_us'])}"
     return text
 
 
-def _figures(file: KernelFile | None, contract: Contract, dtype: str) -> dict[str, Any]:
+def _figures(
+    file: KernelFile | None, contract: Contract, dtype: str, *, measure: bool
+) -> dict[str, Any]:
     """`summary` at the contract's large sizes, of a file or of the trainer's own kernels."""
-    parts = ["try", contract.name, dtype, "" if file is None else file.source]
-    axes = contract.axes
-    return dict(kept(parts, lambda: summary(counted(contract, dtype, file, axes))))
+
+    def compute() -> dict[str, Any]:
+        return summary(counted(contract, dtype, file, contract.axes))
+
+    if file is None:
+        found = dict(kept(["try", contract.name, dtype], compute))
+    elif file.includes_neighbours:
+        found = compute()
+    else:
+        found = dict(kept(["try", contract.name, dtype, file.source], compute))
+    if measure:
+        found["measured_us"] = measured_us(contract, contract.large, dtype, file)
+    return found

@@ -25,6 +25,11 @@ class GPU:
     registers: int
     l2_mb: float
 
+    @property
+    def article(self) -> str:
+        """`an` H100, `a` T4."""
+        return "an" if self.name[0] in "AHR" else "a"
+
 
 def _table(*gpus: GPU) -> dict[str, GPU]:
     return {gpu.name: gpu for gpu in gpus}

@@ -166,9 +166,8 @@ def _chosen(costs: Sequence[LineCost]) -> list[LineCost]:
 
 
 def _estimate(counts: Counts, guess: Estimate) -> list[str]:
-    article = "an" if guess.gpu.name[0] in "AHR" else "a"
     rows = [
-        f"estimate for {article} {guess.gpu.name}: {words_of_time(guess.microseconds)}, "
+        f"estimate for {guess.gpu.article} {guess.gpu.name}: {words_of_time(guess.microseconds)}, "
         f"limited by {guess.limit}"
     ]
     terms = [f"{name} {two_figures(us)}" for name, us in guess.terms.items() if us >= 0.05]
