@@ -99,5 +99,6 @@ class WorkBar:
         row.add_column(ratio=1)
         row.add_column(no_wrap=True, justify="right")
         bar = ProgressBar(total=self._total or None, completed=self._done)
-        row.add_row(Text(self._what), bar, Text(f"{self._amount()}  {self._speed()}"))
+        figures = f"{self._amount()}  {self._speed()}" if self._total or self._done else ""
+        row.add_row(Text(self._what), bar, Text(figures))
         return row

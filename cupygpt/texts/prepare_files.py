@@ -64,7 +64,8 @@ def prepare_files(request: Request, note: Note, bar: WorkBar | None = None) -> P
         return _published_shards(request, note, bar)
     default_tokenizer = "bytes" if request.built_in == PYTHON_DOCS else "gpt2"
     spec = request.tokenizer or default_tokenizer
-    tokenizer = None if is_own(spec) else load_tokenizer(spec)
+    with bar.stage("loading the tokenizer"):
+        tokenizer = None if is_own(spec) else load_tokenizer(spec)
     _make_folder(request.output)
     if request.published:
         request = with_published_texts(request, note, bar)

@@ -22,7 +22,7 @@ from cupygpt.texts.writing.piece_encoder import PieceEncoder
 BLOCK_CHARACTERS = 2**18
 """A block is encoded at once. Larger ones do not fit the caches of a core."""
 
-MOST_WORKERS = 32
+MOST_WORKERS = 16
 """More would wait for the thread that reads."""
 
 Ids: TypeAlias = npt.NDArray[Any]
