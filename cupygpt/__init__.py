@@ -21,12 +21,16 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     batch slice     the batch rows that one CPU core computes
     chunk           consecutive rows handled together: of logits, or of a matrix to be summed
     column split    the columns of dk and dv that one block of attention's backward computes
+    contract        what an operation takes and computes: its parameters, sizes, formula (lab)
+    estimate        about how long a launch takes on a GPU, from what it asks for (performance)
     event           something that a run tells: a step, a validation, a sample, a checkpoint
     extension       steps that a run trains beyond its end (--extend)
     fine-tune       to train a model, which was trained before, on another text
     floatX          the type of weights and activations: float, or bfloat16 (uint16 in Python)
+    gate            one of the questions that a tried kernel must pass, in order (lab)
     head, lm_head   an attention head; the language-model head (logits and loss)
     key split       the keys that one block reads, where several share a head (decoding)
+    ladder          the kernels of one operation, from the first that is right to ours (lab)
     lane            a thread of a warp, 0 to 31
     lse, delta      log-sum-exp of a row of scores; the sum of dout * out along a row
     launch          grid, block, shared memory and -D constants of one kernel call
@@ -40,8 +44,10 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     record          run.json: what a run was asked to do, on which data, and in which environment
     request         what the lanes of a warp ask memory for at once (emulator); what evaluate is
                     asked to score (evaluation)
+    round           what a warp waits for at once
     row group       the rows whose partial sum one block writes
     run             one training run, in one folder
+    rung            one kernel of a ladder, with one idea
     sector          32 bytes of global memory, the least that is moved
     shard           a token file
     site            a place in the model where random numbers are drawn (dropout, rounding)
@@ -55,6 +61,7 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     tile            a block of a matrix, in shared memory or in registers
     token record    the JSON file beside a shard: its tokenizer, its texts, what was held out
     turn            a cycle of shared memory; lanes that meet in a bank take several
+    verdict         what a judgement of a kernel or exercise found, in one line (lab)
     vocab split     a block's share of the vocabulary
     window          32 neighbouring entries of the rows sorted by token (encoder); the tokens that
                     a model reads at once (sample, evaluate)

@@ -80,7 +80,7 @@ def test_every_command_names_a_file_that_exists() -> None:
             assert (ROOT / words[1]).exists(), words[1]
 
 
-TEXTS = ["README.md", ".github/CONTRIBUTING.md", "cupygpt/emulator/README.md"]
+TEXTS = ["README.md", ".github/CONTRIBUTING.md", "cupygpt/emulator/README.md", "cuda/lab/README.md"]
 
 
 @pytest.mark.parametrize("name", TEXTS)
