@@ -78,7 +78,7 @@ class Table:
             if not left.size:
                 break
             occupied = self.second[slots] != 0
-            left, slots = left[occupied], (slots[occupied] + 1) % self.first.size
+            left, slots = left[occupied], (slots[occupied] + 1) & (self.first.size - 1)
         return places
 
 
@@ -130,9 +130,10 @@ class PieceEncoder:
         ends = np.cumsum(counts)
         begins = ends - counts
         tokens = np.empty(int(ends[-1]) if ends.size else 0, self._tokenizer.format.dtype)
+        has = np.flatnonzero((places >= 0) & (counts > 0))
         for i in range(MOST_TOKENS):
-            has = np.flatnonzero((counts > i) & (places >= 0))
             tokens[begins[has] + i] = table.tokens[places[has], i]
+            has = has[counts[has] > i + 1]
         before = np.cumsum(counts[missed]) - counts[missed]
         tokens[np.repeat(begins[missed] - before, counts[missed]) + np.arange(others.size)] = others
         return tokens, counts
@@ -217,7 +218,7 @@ def _table(known: dict[bytes, bytes]) -> Table:
         table.counts[places], table.tokens[places] = counts[left[placed]], tokens[left[placed]]
         rest = np.ones(left.size, bool)
         rest[placed] = False
-        left, slots = left[rest], (slots[rest] + 1) % size
+        left, slots = left[rest], (slots[rest] + 1) & (size - 1)
     return table
 
 
@@ -254,7 +255,7 @@ def _classes(codes: Array) -> Array | None:
     """The class of each character (n,) uint8; None if one of them is UNKNOWN."""
     if codes.dtype == np.uint8:
         return np.frombuffer(bytearray(codes.tobytes().translate(_ascii_classes())), np.uint8)
-    classes = _all_classes()[np.minimum(codes, KNOWN_CHARACTERS)]
+    classes: Array = np.take(_all_classes(), codes, mode="clip")
     return None if (classes == UNKNOWN).any() else classes
 
 
@@ -330,7 +331,9 @@ def _join_contractions(codes: Array, classes: Array, starts: Array) -> None:
 
 def _byte_offsets(codes: Array) -> Array:
     """Where each character begins in UTF-8, and the end (n + 1,)."""
-    sizes = np.ones(codes.size, np.int64)
+    sizes = np.ones(codes.size, np.uint8)
     for limit in (0x7F, 0x7FF, 0xFFFF):
         sizes += codes > limit
-    return np.concatenate([[0], np.cumsum(sizes)])
+    offsets = np.zeros(codes.size + 1, np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    return offsets
