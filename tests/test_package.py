@@ -33,6 +33,12 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home folder; what the emulator compiles once for a package is kept there."""
+    return tmp_path_factory.mktemp("home") / "a, folder with 'marks'"
+
+
 def run_installed(installed: Path, program: str, folder: Path, **variables: str) -> str:
     """What a program prints that finds cupygpt only in the unpacked wheel."""
     done = subprocess.run(
@@ -49,7 +55,7 @@ def run_installed(installed: Path, program: str, folder: Path, **variables: str)
 
 def test_the_wheel_carries_the_kernels(installed: Path, tmp_path: Path) -> None:
     names = {p.relative_to(installed).as_posix() for p in installed.rglob("*") if p.is_file()}
-    for source in (ROOT / "cuda").rglob("*.cu*"):
+    for source in (*(ROOT / "cuda").rglob("*.cu*"), *(ROOT / "cuda").rglob("*.md")):
         assert f"cupygpt/cuda/{source.relative_to(ROOT / 'cuda').as_posix()}" in names
     assert not any(name.startswith(("tests/", "tools/")) for name in names)
     program = "from cupygpt.kernels.load import find_cuda_dir; print(find_cuda_dir())"
@@ -79,14 +85,14 @@ except CupyGPTError as error:
 """
 
 
-def test_an_installed_package_runs_kernels(installed: Path, tmp_path: Path) -> None:
+def test_an_installed_package_runs_kernels(installed: Path, home: Path, tmp_path: Path) -> None:
     if reason := missing_toolchain():
         pytest.skip(reason)
     folder = tmp_path / "a, folder with 'marks'"
     folder.mkdir()
     path = os.environ["PATH"]
-    assert run_installed(installed, KERNEL, folder, PATH=path) == "992.0 1 4"
-    assert (folder / ".cache" / "cupygpt" / "emulator").is_dir()
+    assert run_installed(installed, KERNEL, folder, PATH=path, HOME=str(home)) == "992.0 1 4"
+    assert (home / ".cache" / "cupygpt" / "emulator").is_dir()
     said = run_installed(installed, KERNEL, folder)
     assert "\n" not in said
     assert "g++ is not installed" in said
@@ -96,6 +102,43 @@ def test_an_installed_package_runs_kernels(installed: Path, tmp_path: Path) -> N
     said = run_installed(installed, KERNEL, folder, PATH=path, CUPYGPT_CACHE_DIR=str(blocked))
     assert "cannot be kept in" in said
     assert "CUPYGPT_CACHE_DIR" in said
+
+
+LAB = """\
+import sys
+from pathlib import Path
+from cupygpt.lab.__main__ import main
+started = main(["start", "layernorm_1_sectors"])
+path = Path("lab/layernorm_1_sectors.cu")
+path.write_text(path.read_text().replace("= ?", "= 4"))
+wrong = main(["check", "layernorm_1_sectors"])
+path.write_text(path.read_text().replace("of inp = 4", "of inp = 32"))
+right = main(["check"])
+listed = main([])
+print(started, wrong, right, listed)
+"""
+
+
+def test_the_lab_works_from_an_installed_package(
+    installed: Path, home: Path, tmp_path: Path
+) -> None:
+    """In a folder with a space in its name, from a package that cannot be written."""
+    if reason := missing_toolchain():
+        pytest.skip(reason)
+    folder = tmp_path / "an empty folder"
+    folder.mkdir()
+    said = run_installed(installed, LAB, folder, PATH=os.environ["PATH"], HOME=str(home))
+    assert "not 4; think again" in said
+    assert "layernorm_1_sectors: solved: sectors per load of inp = 32" in said
+    assert "layernorm_1_sectors (solved)" in said
+    course = installed / "cupygpt" / "cuda" / "lab" / "README.md"
+    assert f"The course: {course}\n" in said
+    assert said.endswith("\n0 1 0 0")
+    assert course.is_file()
+    said = run_installed(
+        installed, "from cupygpt.lab.__main__ import main; main(['show', 'gelu', '1'])", folder
+    )
+    assert '#include "lib/packs.cuh"' in said
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,9 @@ start EXERCISE        write an exercise into ./lab/
 check [EXERCISE]      the verdict on it, or on all in ./lab/; --hint helps
 try FILE --as OP      judge a kernel of your own"""
 
+_TIED = "\1"
+"""A space at which no line is broken."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code: 0, 1 for an exercise or kernel that is not right, 2."""
@@ -142,7 +145,8 @@ def _list(args: argparse.Namespace) -> int:
         lesson = LADDERS[name].lesson if name in LADDERS else "what a warp asks of memory"
         _write(f"{name:<14}{solved} of {len(exercises)} solved   {lesson}")
         marks = (n if s == "not started" else f"{n} ({s})" for n, s in states.items())
-        _write(textwrap.indent(textwrap.fill(", ".join(marks), 74), "    "))
+        text = ", ".join(mark.replace(" ", _TIED) for mark in marks)
+        _write(textwrap.indent(textwrap.fill(text, 74).replace(_TIED, " "), "    "))
         if not following:
             following = next((n for n, state in states.items() if state != "solved"), "")
     if unchecked:
