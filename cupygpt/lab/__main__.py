@@ -43,6 +43,9 @@ start EXERCISE        write an exercise into ./lab/
 check [EXERCISE]      the verdict on it, or on all in ./lab/; --hint helps
 try FILE --as OP      judge a kernel of your own"""
 
+_FOLD = textwrap.TextWrapper(
+    66, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+)
 _TIED = "\1"
 """A space at which no line is broken."""
 
@@ -258,12 +261,11 @@ def _try(args: argparse.Namespace) -> int:
 
 
 def _gate_lines(number: int, gate: Gate) -> list[str]:
-    """80 columns wide; lines of source in the text keep their length."""
-    lines = []
-    for line in gate.text.splitlines():
-        indent = len(line) - len(line.lstrip())
-        folded = [line] if indent > 3 else textwrap.wrap(line, 66, subsequent_indent="  ")
-        lines += folded or [""]
+    """80 columns wide; what the compiler says keeps its lines."""
+    first, *more = gate.text.splitlines()
+    lines = _FOLD.wrap(first)
+    for line in more:
+        lines += [line] if gate.name == "compiles" else _FOLD.wrap(line)
     return [
         f"{f'{number} {gate.name}' if i == 0 else '':<13}{line}" for i, line in enumerate(lines)
     ]

@@ -87,7 +87,8 @@ def _describe(fault: KernelFault) -> tuple[str, str]:
     kind = _FAULTS.get(fault.kind, fault.kind)
     where = "" if fault.where is None else f" in line {fault.where.line}"
     _, *places = str(fault).splitlines()
-    return f"{kind}{where}: {fault.detail}", "\n".join(places)
+    detail = "the kernel does not end" if fault.kind == "timeout" else fault.detail
+    return f"{kind}{where}: {detail}", "\n".join(places)
 
 
 def _first_error(message: str, path: Path) -> tuple[str, str]:
@@ -97,5 +98,7 @@ def _first_error(message: str, path: Path) -> tuple[str, str]:
         if found:
             number = head.removeprefix(str(path)).strip(": ").partition(":")[0]
             where = f"line {number}: " if number.isdigit() else ""
+            if head.startswith("emulator_entry_points"):  # what is compiled behind the file
+                where = "something is still open at the end of the file: "
             return f"does not compile: {where}{text}", message
     return f"does not compile: {message.splitlines()[0]}", message

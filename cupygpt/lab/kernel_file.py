@@ -22,11 +22,17 @@ from cupygpt.lab.launch_line import LaunchLine, launch_lines
 MAX_FILE_BYTES = 1 << 20
 """Of a kernel file. The largest in cuda/ has 20 KB."""
 
-TIMEOUT_S = 20
+TIMEOUT_S = 10
 """CPU time after which a kernel of the lab counts as an endless loop."""
 
 _SCALARS = {"i32": np.int32, "i64": np.int64, "f32": np.float32}
 """The types of scalar parameters, by the emulator's code."""
+
+_OF_ARRAYS = {"f32": "float32", "f64": "float64", "b16": "bfloat16", "i32": "int32"}
+"""The types of the elements of arrays, by the emulator's code; of others the emulator complains."""
+
+_HELD = {"float32": "float32", "uint16": "bfloat16", "int32": "int32"}
+"""What an array of this NumPy type holds."""
 
 _INCLUDE = re.compile(r'^[ \t]*#[ \t]*include[ \t]*"([^"\n]+)"', re.MULTILINE)
 
@@ -139,10 +145,12 @@ class KernelFile:
         """How each kernel is called; `empty` makes float32 arrays for scratch."""
         module, launches = self.module(arguments, mode), self.launches(arguments)
         names = module.kernel_names
+        if not names:
+            raise LabError(f'{self.path} has no kernel: extern "C" __global__ void name(...)')
         if len(names) != len(launches):
             raise LabError(
-                f"{self.path} has {len(names)} kernels ({', '.join(names)}) and {len(launches)} "
-                "lines `// lab: grid = …`; each kernel needs one, in the file's order."
+                f"{self.path}: number of kernels {len(names)} ({', '.join(names)}), of lines "
+                f"`// lab: grid = …` {len(launches)}; each kernel needs one, in the file's order."
             )
         given = {**arguments.parameters, **self._scratch(arguments, empty)}
         found = []
@@ -150,11 +158,27 @@ class KernelFile:
             kernel = module.get_function(name)
             kernel.max_dynamic_shared_size_bytes = max(DEFAULT_SHARED_BYTES, launch.shared_bytes)
             chosen = self._chosen(kernel, given, by_name=len(names) > 1)
+            self._check_types(kernel, chosen)
             values = [_argument(*pair) for pair in zip(kernel.parameters, chosen, strict=True)]
             found.append(
                 Call(kernel, _tuple(launch.grid), _tuple(launch.block), values, launch.shared_bytes)
             )
         return found
+
+    def _check_types(self, kernel: EmulatedKernel, chosen: list[Any]) -> None:
+        for name, code, value in zip(
+            kernel.parameter_names, kernel.parameters, chosen, strict=True
+        ):
+            is_array, wanted = code.endswith("*"), isinstance(value, np.ndarray)
+            if is_array != wanted:
+                what = "an array" if wanted else "a number"
+                raise LabError(f"{self.path}: {kernel.name}, {name}: the op gives {what} there.")
+            held = _HELD.get(value.dtype.name, "") if wanted else ""
+            if held and code[:3] in _OF_ARRAYS and _OF_ARRAYS[code[:3]] != held:
+                raise LabError(
+                    f"{self.path}: {kernel.name}, {name}: its elements are {_OF_ARRAYS[code[:3]]}, "
+                    f"those of the op are {held} here. floatX is the type that changes."
+                )
 
     def _chosen(
         self, kernel: EmulatedKernel, given: Mapping[str, Any], *, by_name: bool

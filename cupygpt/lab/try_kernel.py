@@ -16,8 +16,8 @@ from cupygpt.performance.gpus import GPU
 
 PASSED = {
     "compiles": "yes",
-    "no faults": "yes: no race, nothing out of bounds, in {calls} calls",
-    "values": "yes: within rounding of float64, in {calls} shapes and types",
+    "no faults": "yes: no race, nothing out of bounds, in {calls}",
+    "values": "yes: within rounding of float64, in {calls}",
 }
 
 
@@ -42,12 +42,14 @@ def gates(
 ) -> Iterator[Gate]:
     """The gates one after the other; ends at the first that is not passed."""
     verdict = judge(file, contract, dtypes)
+    calls = f"{verdict.calls} shape{'s' if verdict.calls > 1 else ''} and types"
     for gate in GATES:
         if gate == verdict.failed_gate:
             details = f"\n{verdict.details}" if verdict.details else ""
-            yield Gate(gate, passed=False, text=f"no: {verdict.message}{details}")
+            message = verdict.message.removeprefix("does not compile: ").removeprefix("wrong: ")
+            yield Gate(gate, passed=False, text=f"no: {message}{details}")
             return
-        yield Gate(gate, passed=True, text=PASSED[gate].format(calls=verdict.calls))
+        yield Gate(gate, passed=True, text=PASSED[gate].format(calls=calls))
     yield _speed(file, contract, dtypes[0], gpu, measure=measure)
 
 

@@ -16,7 +16,9 @@ from cupygpt.lab.ladders import LADDERS
 
 ALL = list(EXERCISES.values())
 WRONG = [
-    pytest.param(exercise, number, id=f"{exercise.name}-{number}")
+    pytest.param(
+        exercise, number, id=f"{exercise.name}-{number}", marks=[pytest.mark.slow][:number]
+    )
     for exercise in ALL
     for number in range(len(exercise.wrong))
 ]

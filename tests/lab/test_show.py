@@ -16,7 +16,8 @@ def test_both_reports_of_a_rung_agree(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["show", "column_sum", "2", "--gpu", "a100", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["dtype"] == "float32"
-    assert found["rung"].startswith("lab/column_sum/2_")
+    assert (found["ladder"], found["rung"]) == ("column_sum", 2)
+    assert "/lab/column_sum/2_" in found["file"]
     (launch,) = found["launches"]
     assert f"\n{launch['kernel']} " in text
     assert "estimate for an A100: " in text
