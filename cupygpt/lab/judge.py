@@ -1,5 +1,6 @@
 """Whether a kernel file does what its op asks: it compiles, runs without a fault, is right."""
 
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from cupygpt.lab.kernel_file import KernelFile
 
 GATES = ("compiles", "no faults", "values")
 """What is asked, in this order; the first that fails ends the judgement."""
+
+_PLACE = re.compile(r"(?P<file>.*?):(?P<line>\d+):\d+: ")
+"""What stands before an error of g++."""
 
 _FAULTS = {
     "race": "race",
@@ -95,10 +99,14 @@ def _first_error(message: str, path: Path) -> tuple[str, str]:
     """The compiler's first error in one line, and all that it said."""
     for line in message.splitlines():
         head, found, text = line.partition("error: ")
-        if found:
-            number = head.removeprefix(str(path)).strip(": ").partition(":")[0]
-            where = f"line {number}: " if number.isdigit() else ""
-            if head.startswith("emulator_entry_points"):  # what is compiled behind the file
-                where = "something is still open at the end of the file: "
-            return f"does not compile: {where}{text}", message
+        if not found:
+            continue
+        place = _PLACE.match(head)
+        if head.startswith("emulator_entry_points"):  # what is compiled behind the file
+            text = f"something is still open at the end of the file: {text}"
+        elif place and Path(place["file"]) == path.resolve():
+            text = f"line {place['line']}: {text}"
+        elif place:
+            text = f"{Path(place['file']).name}, line {place['line']}: {text}"
+        return f"does not compile: {text}", message
     return f"does not compile: {message.splitlines()[0]}", message

@@ -28,7 +28,8 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         code = main(arguments)
         out, err = capsys.readouterr()
         if "--json" not in arguments and "show" not in arguments:
-            assert all(len(line) <= 80 for line in out.splitlines() if "/" not in line), out
+            width = max(map(len, (x for x in out.splitlines() if "/" not in x)), default=0)
+            assert width <= 80, out
         return code, out, err
 
     return call
@@ -194,3 +195,8 @@ def test_a_kernel_of_ones_own_passes_the_gates_and_is_named_where_it_fails(lab: 
     code, out, _ = lab("try", "own.cu", "--as", "adamw")
     assert code == 1
     assert out.splitlines()[1].startswith("2 no faults  no: out of bounds in line ")
+    Path("own.cu").write_text(source.replace("(i >= N)", "(i >= N"))
+    number = source[: source.index("(i >= N)")].count("\n") + 1
+    code, out, _ = lab("try", "own.cu", "--as", "adamw")
+    assert code == 1
+    assert out.startswith(f"1 compiles   no: line {number}: expected")
