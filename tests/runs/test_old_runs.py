@@ -2,7 +2,7 @@
 
 tests/golden/runs/VERSION/ is a run as that version wrote it, with checkpoints at half its steps and
 at the end, the log, the metrics and the token files. Such a folder is never changed, and each
-version that changes a file format adds one, made by the command in cf012fa/run.json.
+version that changes a file format adds one, made by the command in the newest run.json.
 """
 
 import re
@@ -150,20 +150,22 @@ COMMAND = (
     "-l 1e-2 -u 2 -q 0.1 -c 0.1 --dropout 0.1 -v 6 -m 4 -s 6 -g 24 --checkpoint-every 6 --keep 0 "
     "-n 12 -o run"
 )
-"""The command of 283337a/run.json."""
+"""The command of 283337a/run.json, and of those after it."""
 
 
+@pytest.mark.parametrize("version", ["283337a", "cfc5a24"])
 def test_the_same_command_gives_the_same_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    version: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From a plain model file, in the order of rows of then: the log, and the weights."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("cupygpt.planning.plan.COMPUTED", LISTED)
-    old = RUNS / "283337a"
-    assert read_record(old)["environment"]["command"].endswith(COMMAND)
+    old = RUNS / version
+    record = read_record(old)
+    monkeypatch.setattr("cupygpt.planning.plan.COMPUTED", record.get("row_order", LISTED))
+    assert record["environment"]["command"].endswith(COMMAND)
     for part in ("train", "val"):
         shutil.copy(old / f"text_{part}.bin", tmp_path)
-    tiny = GPTConfig(**read_record(old)["model"])
+    tiny = GPTConfig(**record["model"])
     save_model(tmp_path / "tiny.bin", tiny, initial_parameters(tiny, 42), "fp32")
     assert train.main(COMMAND.split()) == 0
     assert_close(main_log(tmp_path / "run"), main_log(old))
