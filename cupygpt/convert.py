@@ -11,14 +11,7 @@ from cupygpt.console.stream import say, set_up_streams
 from cupygpt.errors import ConfigError
 from cupygpt.exchange.company import with_company
 from cupygpt.exchange.source import find_weights, load_weights
-from cupygpt.exchange.target import (
-    PRECISIONS,
-    Converted,
-    Format,
-    check_target,
-    format_of,
-    write_target,
-)
+from cupygpt.exchange.target import PRECISIONS, Format, check_target, format_of, write_target
 from cupygpt.files import user_path
 
 DESCRIPTION = """\
@@ -62,10 +55,10 @@ def convert(args: argparse.Namespace) -> None:
     for path in write_target(target, converted, precision):
         _say(f"wrote {path} ({path.stat().st_size:,} bytes)")
     _say(f"{source.origin}: {model.config.describe()}, {model.precision} -> {precision}")
-    _say_how_to_use(target, converted)
+    _say_how_to_use(target)
 
 
-def _say_how_to_use(target: Path, converted: Converted) -> None:
+def _say_how_to_use(target: Path) -> None:
     """What to do next, as commands."""
     kind = format_of(target)
     if kind is Format.GGUF:

@@ -8,6 +8,7 @@ import cupygpt  # noqa: F401  # isort: skip - before NumPy: see there
 import numpy as np
 import pytest
 from support.cache import cache_folder
+from support.cores import cores_of_worker
 from support.devices import DEVICES, Device, make_device
 from support.gpu import turn_on_the_gpu
 
@@ -30,6 +31,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     whole = [Path(argument).resolve() for argument in config.args] == [folder]
     some = config.option.markexpr != "not slow" or config.option.keyword
     return min(num_cores(), MOST_WORKERS) if whole and not some else 0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A worker of pytest-xdist, and what its tests start, computes on its share of the cores.
+
+    Ops start a thread for each core: all workers with all cores would wait for each other.
+    """
+    worker = getattr(config, "workerinput", None)
+    if worker is not None and hasattr(os, "sched_setaffinity"):
+        cores, number = sorted(os.sched_getaffinity(0)), int(worker["workerid"].removeprefix("gw"))
+        os.sched_setaffinity(0, cores_of_worker(cores, number, worker["workercount"]))
 
 
 @pytest.fixture(params=DEVICES)

@@ -233,7 +233,7 @@ def train_loader(plan: Plan, data: Data, position: Position, rank: int) -> Train
     )
 
 
-def validation_batches(plan: Plan, data: Data, rank: int) -> ValidationBatches | None:
+def validation_batches(plan: Plan, rank: int) -> ValidationBatches | None:
     """This rank's part of every validation of the run."""
     if plan.validation is None:
         return None

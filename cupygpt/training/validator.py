@@ -34,7 +34,7 @@ class Validator:
         self.baselines = ngram_baselines(rows, data.train, model.V)
         self._bytes_per_token = bytes_per_token(rows, data.tokenizer, model.V)
         self._plan, self._ranks = plan, ranks
-        self._batches = validation_batches(plan, data, ranks.rank)
+        self._batches = validation_batches(plan, ranks.rank)
 
     def validate(self, trainer: Trainer, step: int) -> Validation:
         """Evaluate the rows with the weights of `step`; all ranks call, and get the same."""

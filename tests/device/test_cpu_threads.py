@@ -4,6 +4,7 @@ import threading
 
 import numpy as np
 import pytest
+from support.cores import cores_of_worker
 
 from cupygpt.device import cpu_threads
 from cupygpt.device.cpu_threads import for_blocks, share
@@ -53,3 +54,27 @@ def test_blocks_run_on_several_threads() -> None:
 def test_share(monkeypatch: pytest.MonkeyPatch, total: int, least: int, size: int) -> None:
     monkeypatch.setattr(cpu_threads, "num_cores", lambda: 2)
     assert share(total, least) == size
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "shares"),
+    [
+        (16, 4, [range(4), range(4, 8), range(8, 12), range(12, 16)]),
+        (16, 12, [range(n, n + 2) for n in (0, 2, 4, 6, 8, 10, 12, 14, 0, 2, 4, 6)]),
+        (5, 2, [range(2), range(2, 4)]),
+        (3, 2, [(0, 1), (2, 0)]),
+        (2, 2, [(0, 1), (0, 1)]),
+        (1, 2, [(0,), (0,)]),
+        (8, 1, [range(8)]),
+    ],
+)
+def test_each_worker_of_the_tests_has_its_share_of_the_cores(
+    cores: int, workers: int, shares: list[range]
+) -> None:
+    names = [100 + core for core in range(cores)]  # a process may have any of the machine's cores
+    chosen = [cores_of_worker(names, number, workers) for number in range(workers)]
+    assert chosen == [[100 + core for core in share] for share in shares]
+
+
+def test_a_worker_in_the_place_of_one_that_crashed_has_a_share() -> None:
+    assert cores_of_worker(range(4), 3, workers=2) == [2, 3]
