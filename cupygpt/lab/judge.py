@@ -78,13 +78,14 @@ def judge(file: KernelFile, contract: Contract, dtypes: Sequence[str] = ()) -> V
 
 
 def _cases(file: KernelFile, contract: Contract, dtypes: Sequence[str]) -> Iterator[Case]:
-    """All calls; the files of all but the first are compiled at once, when that has passed."""
-    shapes = [(sizes, dtype) for dtype in dtypes for sizes in contract.awkward]
-    yield Case.make(contract, *shapes[0])
-    rest = [Case.make(contract, *shape) for shape in shapes[1:]]
-    with ThreadPoolExecutor(num_cores()) as pool:
-        list(pool.map(lambda case: file.module(case.arguments()), rest))
-    yield from rest
+    """All calls, one type after the other; what a wrong kernel does not need is not compiled."""
+    for dtype in dtypes:
+        cases = [Case.make(contract, sizes, dtype) for sizes in contract.awkward]
+        if dtype == dtypes[0]:  # most mistakes show here
+            yield cases.pop(0)
+        with ThreadPoolExecutor(num_cores()) as pool:
+            list(pool.map(lambda case: file.module(case.arguments()), cases))
+        yield from cases
 
 
 def _describe(fault: KernelFault) -> tuple[str, str]:

@@ -21,12 +21,27 @@ def nvrtc() -> Nvrtc:
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("rung", RUNGS, ids=lambda rung: rung.file)
-def test_nvrtc_compiles_a_rung(nvrtc: Nvrtc, rung: Rung) -> None:
-    for dtype in rung.contract.dtypes:
-        arguments = Case.make(rung.contract, rung.contract.awkward[-1], dtype).arguments()
-        defines = KernelFile.read(rung.path).defines(arguments)
-        variant = Variant(object, rung.file, arguments.floatX, tuple(sorted(defines.items())))
-        for capability in ("75", "90"):
-            log = nvrtc.log(variant, capability)
-            assert "Compiling entry function" in log, log
+OLDEST, NEW = "75", "90"
+QUICK = {("float32", OLDEST), ("bfloat16", NEW)}
+"""What runs have mostly; the other pairs are slow tests."""
+CASES = [
+    pytest.param(
+        rung,
+        dtype,
+        capability,
+        id=f"{rung.file}-{dtype}-{capability}",
+        marks=[] if (dtype, capability) in QUICK else [pytest.mark.slow],
+    )
+    for rung in RUNGS
+    for dtype in rung.contract.dtypes
+    for capability in (OLDEST, NEW)
+]
+
+
+@pytest.mark.parametrize(("rung", "dtype", "capability"), CASES)
+def test_nvrtc_compiles_a_rung(nvrtc: Nvrtc, rung: Rung, dtype: str, capability: str) -> None:
+    arguments = Case.make(rung.contract, rung.contract.awkward[-1], dtype).arguments()
+    defines = KernelFile.read(rung.path).defines(arguments)
+    variant = Variant(object, rung.file, arguments.floatX, tuple(sorted(defines.items())))
+    log = nvrtc.log(variant, capability)
+    assert "Compiling entry function" in log, log
