@@ -22,6 +22,7 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     chunk           consecutive rows handled together: of logits, or of a matrix to be summed
     column split    the columns of dk and dv that one block of attention's backward computes
     contract        what an operation takes and computes: its parameters, sizes, formula (lab)
+    document        a text with a beginning and an end: end of text stands between two of them
     estimate        about how long a launch takes on a GPU, from what it asks for (performance)
     event           something that a run tells: a step, a validation, a sample, a checkpoint
     extension       steps that a run trains beyond its end (--extend)
@@ -32,16 +33,19 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     key split       the keys that one block reads, where several share a head (decoding)
     ladder          the kernels of one operation, from the first that is right to ours (lab)
     lane            a thread of a warp, 0 to 31
-    lse, delta      log-sum-exp of a row of scores; the sum of dout * out along a row
     launch          grid, block, shared memory and -D constants of one kernel call
+    lse, delta      log-sum-exp of a row of scores; the sum of dout * out along a row
     model note      the JSON file beside a model file: which trained model it is a copy of. A
                     plain model file has none
     pack            the elements of one 128-bit access: 4 float32 or 8 bfloat16 (PACK_SIZE);
                     Pack is the same elements as floats in registers
     partial         a sum over some of the rows, which a second kernel adds up
+    piece           what the split pattern cuts text into: no token reaches over its ends (BPE); a
+                    part of a long thing that is handled in order
     question        a context and choices that may continue it, one of which is right
     rank            one of the processes that train together, usually one per GPU
     record          run.json: what a run was asked to do, on which data, and in which environment
+    reference       a known run on the same data, which a run is compared with
     request         what the lanes of a warp ask memory for at once (emulator); what evaluate is
                     asked to score (evaluation)
     round           what a warp waits for at once
@@ -52,13 +56,14 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     shard           a token file
     site            a place in the model where random numbers are drawn (dropout, rounding)
     source          the model that a command reads, or that a run begins with (-e): a model file, a
-                    checkpoint of a run, a Hugging Face folder
+                    checkpoint of a run, a Hugging Face folder. With --source, where published
+                    files are taken from; of a kernel, its text
     slot            room for the random number, or the token, of one step of each text (decoding)
     stage           one of the shared-memory buffers that take turns in a pipeline
     step            one update of the parameters, from one or several micro-batches
-    token group     neighbouring entries of the sorted rows that have the same token (encoder)
     team            the warps that compute an output of a linear layer together (few rows)
     tile            a block of a matrix, in shared memory or in registers
+    token group     neighbouring entries of the sorted rows that have the same token (encoder)
     token record    the JSON file beside a shard: its tokenizer, its texts, what was held out
     turn            a cycle of shared memory; lanes that meet in a bank take several
     verdict         what a judgement of a kernel or exercise found, in one line (lab)

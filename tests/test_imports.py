@@ -2,7 +2,7 @@
 
 The rooms of cupygpt/, from top to bottom:
 
-    lab > emulator, ops, training: no other room knows the lab, and only the lab knows the emulator
+    lab > performance > emulator: these three no other room knows
     commands, interface > training > planning, evaluation > flags, exchange > run_folder, model
     > checkpoint, ops, texts > data, web, distributed, kernels > device > files
     the ground floor: the files directly in cupygpt/, and console
@@ -11,6 +11,7 @@ MAY_IMPORT says which of the rooms below it each room may use.
 """
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -156,6 +157,15 @@ def is_allowed(source: str, target: str) -> bool:
 def test_every_room_has_its_place() -> None:
     rooms = {room_of(module) for module in MODULES} - {""}
     assert rooms == {*MAY_IMPORT, *GROUND_FLOOR, *COMMANDS}
+
+
+def test_the_list_in_the_readme_is_in_the_order_of_imports() -> None:
+    text = (ROOT / "README.md").read_text()
+    listed = re.findall(r"^\| `cupygpt/(\w+)/` \|", text, re.MULTILINE)
+    assert sorted(listed) == sorted({*MAY_IMPORT, "console"})
+    for room, others in MAY_IMPORT.items():
+        above = {other for other in others if listed.index(other) < listed.index(room)}
+        assert not above, f"{room} may import {above}, which stand above it"
 
 
 def test_no_import_goes_up() -> None:

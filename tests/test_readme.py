@@ -99,7 +99,7 @@ def test_the_readme_shows_every_room() -> None:
     text = (ROOT / "README.md").read_text()
     shown = set(re.findall(r"^\| `([\w/]+)/` \|", text, re.MULTILINE))
     rooms = {"cupygpt", "cuda", "tests", "tools"}
-    rooms |= {file.parent.relative_to(ROOT).as_posix() for file in ROOT.glob("cupygpt/*/*.py")}
+    rooms |= {file.parent.relative_to(ROOT).as_posix() for file in ROOT.glob("cupygpt/**/*.py")}
     rooms |= {file.parent.relative_to(ROOT).as_posix() for file in ROOT.glob("cuda/*/*.cu*")}
     assert rooms <= shown, rooms - shown
 
