@@ -4,14 +4,13 @@ from pathlib import Path
 
 import pytest
 from lab import solutions
-from support.cache import cache_folder
+from lab.planted import written
 
 from cupygpt.emulator.compiler import missing_toolchain
 from cupygpt.errors import LabError
 from cupygpt.lab.exercises.check import check
 from cupygpt.lab.exercises.course.all import COURSE, EXERCISES
 from cupygpt.lab.exercises.exercise import KINDS, Exercise, empty_hole, predicted
-from cupygpt.lab.kernel_file import KernelFile
 from cupygpt.lab.ladders import LADDERS
 
 ALL = list(EXERCISES.values())
@@ -23,15 +22,6 @@ WRONG = [
     for number in range(len(exercise.wrong))
 ]
 needs_emulator = pytest.mark.skipif(bool(missing_toolchain()), reason=str(missing_toolchain()))
-
-
-def written(name: str, source: str) -> KernelFile:
-    """A file in a folder that stays: what is compiled for it is found again."""
-    folder = cache_folder("lab") / "exercises"
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.cu"
-    path.write_text(source)
-    return KernelFile.read(path)
 
 
 def test_the_course_has_every_ladder_and_names_are_unique() -> None:

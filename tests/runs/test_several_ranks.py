@@ -24,7 +24,7 @@ from support.rank_runs import (
     train,
     wait_for,
 )
-from support.small_runs import TINY, main_log, metrics, write_files
+from support.small_runs import TINY, main_log, metrics, train_without_cupy, write_files
 
 from cupygpt.checkpoint.checkpoint import checkpoint_steps, load_checkpoint
 from cupygpt.device import cuda_check
@@ -327,12 +327,7 @@ def test_gpus_without_a_gpu_are_refused(
 
 def test_several_ranks_on_the_cpu_import_no_cupy(tmp_path: Path) -> None:
     flags = [*write_files(tmp_path), "-n", "2", "-o", str(tmp_path / "run")]
-    program = (
-        "import sys\n"
-        "from cupygpt.train import main\n"
-        f"assert main({flags!r}) == 0\n"
-        "assert not any(name.split('.')[0] == 'cupy' for name in sys.modules)\n"
-    )
+    program = train_without_cupy(flags)
     for rank in [start_program(program, **environ) for environ in as_ranks(2)]:
         code, _, err = finish(rank)
         assert code == 0, err

@@ -9,7 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.small_runs import TINY, command, main_log, metrics, write_files, write_tokens
+from support.small_runs import (
+    TINY,
+    command,
+    main_log,
+    metrics,
+    train_without_cupy,
+    write_files,
+    write_tokens,
+)
 
 from cupygpt import sample
 from cupygpt.checkpoint.checkpoint import checkpoint_steps
@@ -237,12 +245,7 @@ def test_help_lists_the_flags(tmp_path: Path) -> None:
 
 def test_the_cpu_path_imports_no_cupy(tmp_path: Path) -> None:
     flags = [*write_files(tmp_path), "-n", "2", "-o", str(tmp_path / "run")]
-    program = (
-        "import sys\n"
-        "from cupygpt.train import main\n"
-        f"assert main({flags!r}) == 0\n"
-        "assert not any(name.split('.')[0] == 'cupy' for name in sys.modules)\n"
-    )
+    program = train_without_cupy(flags)
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60, capture_output=True)
 
 

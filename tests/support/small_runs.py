@@ -47,6 +47,16 @@ def write_files(
     ]  # fmt: skip
 
 
+def train_without_cupy(flags: list[str]) -> str:
+    """A program that trains, and fails if that has imported CuPy."""
+    return (
+        "import sys\n"
+        "from cupygpt.train import main\n"
+        f"assert main({flags!r}) == 0\n"
+        "assert not any(name.split('.')[0] == 'cupy' for name in sys.modules)\n"
+    )
+
+
 def command(
     module: str, *arguments: str, cwd: Path, timeout: float = 120.0
 ) -> subprocess.CompletedProcess[str]:
