@@ -51,8 +51,10 @@ def check_writing(values: Mapping[str, Any]) -> None:
             whole_number(name, value, least=0)
 
 
-def token_ids(ids: Any, config: GPTConfig, *, axes: tuple[int, ...]) -> Ids:
-    """Ids (n,) or (B, n), as int32 on the host.
+def token_ids(
+    ids: Any, config: GPTConfig, *, axes: tuple[int, ...], ignored: int | None = None
+) -> Ids:
+    """Ids (n,) or (B, n), as int32 on the host. `ignored` is allowed besides those of the model.
 
     Raises ConfigError for what is no array of whole numbers, has another number of axes, is empty,
     or holds an id outside the vocabulary.
@@ -73,6 +75,8 @@ def token_ids(ids: Any, config: GPTConfig, *, axes: tuple[int, ...]) -> Ids:
         shapes = " or ".join({1: "(T,)", 2: "(B, T)"}[count] for count in axes)
         raise ConfigError(f"ids have the shape {array.shape}, but must have {shapes}.")
     outside = (array < 0) | (array >= config.V)
+    if ignored is not None:
+        outside &= array != ignored
     if outside.any():
         place = tuple(int(i) for i in np.argwhere(outside)[0])
         raise ConfigError(
@@ -100,6 +104,13 @@ def text(value: Any, what: str) -> str:
     if not value:
         raise ConfigError(f"{what} is empty.")
     return value
+
+
+def is_row_of_ids(value: Any) -> bool:
+    """Whether it stands for ids: an array, or a list that begins with a number."""
+    if isinstance(value, list):
+        return bool(value) and isinstance(value[0], int | np.integer)
+    return hasattr(value, "shape") and not isinstance(value, str)
 
 
 def _as_index(value: Any) -> int | None:

@@ -40,6 +40,10 @@ class Loader:
         shuffle: bool = True,
         position: Position = START,
     ) -> None:
+        if not isinstance(position, Position):
+            raise ConfigError(
+                f"position must be the position of a Loader, not {type(position).__name__}."
+            )
         self._loader = TrainLoader(
             open_files(files),
             arguments.whole_number("batch_size", batch_size, least=1),

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Literal, overload
 
 import numpy as np
+import numpy.typing as npt
 
 from cupygpt.arrays import Array
 from cupygpt.checkpoint.model_file import ModelFile
@@ -30,6 +31,9 @@ from cupygpt.interface.writing import Asked, Writers, pieces
 from cupygpt.kernels.load import precompile, record_kernels
 from cupygpt.model.generate import Sampling
 from cupygpt.model.tensors import Tensors
+
+Prompt = str | npt.NDArray[Any] | list[int]
+Prompts = list[str] | list[npt.NDArray[Any]] | list[list[int]]
 
 
 @dataclass(frozen=True)
@@ -86,28 +90,28 @@ class Model:
 
     @overload
     def generate(
-        self, prompt: str | None = None, *, tokens: int = ..., temperature: float = ...,
+        self, prompt: Prompt | None = None, *, tokens: int = ..., temperature: float = ...,
         top_k: int = ..., top_p: float = ..., seed: int = ..., stream: Literal[False] = False,
         ignore_eot: bool = ...,
     ) -> str: ...  # fmt: skip
 
     @overload
     def generate(
-        self, prompt: str | None = None, *, tokens: int = ..., temperature: float = ...,
+        self, prompt: Prompt | None = None, *, tokens: int = ..., temperature: float = ...,
         top_k: int = ..., top_p: float = ..., seed: int = ..., stream: Literal[True],
         ignore_eot: bool = ...,
     ) -> Iterator[str]: ...  # fmt: skip
 
     @overload
     def generate(
-        self, prompt: list[str], *, tokens: int = ..., temperature: float = ...,
+        self, prompt: Prompts, *, tokens: int = ..., temperature: float = ...,
         top_k: int = ..., top_p: float = ..., seed: int = ..., stream: Literal[False] = False,
         ignore_eot: bool = ...,
     ) -> list[str]: ...  # fmt: skip
 
     @overload
     def generate(
-        self, prompt: list[str], *, tokens: int = ..., temperature: float = ...,
+        self, prompt: Prompts, *, tokens: int = ..., temperature: float = ...,
         top_k: int = ..., top_p: float = ..., seed: int = ..., stream: Literal[True],
         ignore_eot: bool = ...,
     ) -> Iterator[list[str]]: ...  # fmt: skip
@@ -115,7 +119,7 @@ class Model:
     @speaking_python
     def generate(
         self,
-        prompt: str | list[str] | None = None,
+        prompt: Prompt | Prompts | None = None,
         *,
         tokens: int = 256,
         temperature: float = 0.8,
@@ -127,7 +131,9 @@ class Model:
     ) -> str | list[str] | Iterator[str] | Iterator[list[str]]:
         """The prompt and the text that continues it: what `python -m cupygpt.sample` prints.
 
-        Without a prompt it begins as the documents of the training data do. A list of prompts gives
+        Without a prompt it begins as the documents of the training data do. Before the ids of a
+        text stands end of text, unless the training data had too few of it; a prompt may also be
+        ids, which are taken as they are (as transformers takes a text). A list of prompts gives
         a list of texts, which are written at once; text number i is drawn with (seed, i), and up to
         rounding it is what it would be alone. With `stream` the text comes in pieces of whole
         characters, the first of which is the prompt; for a list of prompts in lists of pieces, with
@@ -142,14 +148,14 @@ class Model:
             {"tokens": tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p,
              "seed": seed}
         )  # fmt: skip
-        prompts = [self._prompt_ids(one) for one in self._prompts(prompt)]
+        prompts = self._prompts(prompt)
         stop = None if ignore_eot else self.tokenizer.eot
         asked = Asked(prompts, tokens, Sampling(temperature, top_k, top_p), seed, stop)
         parts = pieces(asked, self.tokenizer, self._text_writers(), self._using)
         if stream:
-            return parts if isinstance(prompt, list) else (part[0] for part in parts if part[0])
+            return parts if _are_several(prompt) else (part[0] for part in parts if part[0])
         texts = ["".join(of_text) for of_text in zip(*parts, strict=True)]
-        return texts if isinstance(prompt, list) else texts[0]
+        return texts if _are_several(prompt) else texts[0]
 
     @speaking_python
     def logits(self, ids: Any) -> Array:
@@ -292,26 +298,37 @@ class Model:
                 self._writers = Writers(w.device, w.config, w.params, w.precision, self.window)
             return self._writers
 
-    def _prompts(self, prompt: Any) -> list[str | None]:
+    def _prompts(self, prompt: Any) -> list[list[int]]:
         if prompt is None:
-            return [None]
-        if prompt == "":
+            return [self._text_ids("")]
+        if isinstance(prompt, str) and not prompt:
             raise ConfigError(
                 "the prompt is empty. Leave it out, and the text begins as the documents of the "
                 "training data do."
             )
-        if not isinstance(prompt, list):
-            return [arguments.text(prompt, "the prompt")]
+        if not _are_several(prompt):
+            return [self._prompt_ids(prompt, "the prompt")]
         if not prompt:
             raise ConfigError("the list of prompts is empty.")
-        return [arguments.text(one, f"prompt {i} of the list") for i, one in enumerate(prompt)]
+        return [self._prompt_ids(one, f"prompt {i} of the list") for i, one in enumerate(prompt)]
 
-    def _prompt_ids(self, prompt: str | None) -> list[int]:
-        ids, _ = text_prompt(prompt or "", self.tokenizer, self._open().source.text_start)
-        return ids
+    def _prompt_ids(self, prompt: Any, what: str) -> list[int]:
+        """The ids to go on from: those that are given, or those of the text."""
+        if arguments.is_row_of_ids(prompt):
+            ids: list[int] = arguments.token_ids(prompt, self.config, axes=(1,)).tolist()
+            return ids
+        return self._text_ids(arguments.text(prompt, what))
+
+    def _text_ids(self, text: str) -> list[int]:
+        return text_prompt(text, self.tokenizer, self._open().source.text_start)[0]
 
     def _rows(self, ids: Any, what: str, axes: tuple[int, ...] = (1, 2)) -> np.ndarray:
         self._open()
         rows = arguments.token_ids(ids, self.config, axes=axes)
         arguments.check_fits_positions(rows, self.config, what)
         return rows
+
+
+def _are_several(prompt: Any) -> bool:
+    """A list of prompts; a list of ids is one."""
+    return isinstance(prompt, list) and not arguments.is_row_of_ids(prompt)

@@ -16,7 +16,7 @@ from cupygpt.data.loader import pack
 from cupygpt.data.token_files import Ids, check_ids
 from cupygpt.data.tokenizer import load_tokenizer
 from cupygpt.data.validation import IGNORED_TARGET, ValidationBatches, ValidationRows
-from cupygpt.device.callers import Turns, keeping_current, to_host
+from cupygpt.device.callers import Turns, keeping_current
 from cupygpt.device.choose import choose_device
 from cupygpt.device.device import Device
 from cupygpt.device.precision import chosen_precision
@@ -154,6 +154,10 @@ class Trainer:
         """
         if isinstance(data, str | PathLike) or _is_list_of_files(data):
             pairs = self._pairs_of_files(data, batches)
+        elif not isinstance(data, Iterable) or hasattr(data, "ndim"):
+            raise ConfigError(
+                f"data must be token files, or a list of batches, not {type(data).__name__}."
+            )
         elif batches is not None:
             raise ConfigError("batches has no effect: the data are batches already.")
         else:
@@ -205,17 +209,14 @@ class Trainer:
                 f"{type(batch).__name__}."
             )
         x = arguments.token_ids(inputs, config, axes=(2,))
-        y = np.asarray(to_host(targets))
-        counts = y != IGNORED_TARGET
-        if counts.any():
-            arguments.token_ids(np.where(counts, y, 0), config, axes=(2,))
+        y = arguments.token_ids(targets, config, axes=(2,), ignored=IGNORED_TARGET)
         for name, array in (("inputs", x), ("targets", y)):
             if array.shape != (B, T):
                 raise ConfigError(
                     f"{name} have the shape {array.shape}, but this trainer takes {(B, T)}: "
                     f"batch_size {B}, seq_len {T}."
                 )
-        return x, np.ascontiguousarray(y, np.int32)
+        return x, y
 
 
 def _is_list_of_files(data: Any) -> bool:

@@ -11,20 +11,25 @@ from cupygpt.flags.keywords import is_switch, keyword_of
 _FLAGS = re.compile(r"(?<![\w-])-(?:[a-z]{1,2}|-[a-z][a-z0-9-]+)(?:/--?[a-z0-9-]+)*(?![\w-])")
 """One flag, or all names of one: -b/--batch-size."""
 
-_RESUME = re.compile(r"--resume ([^\s,;]*[^\s,;.])")
+_RESUME = re.compile(r"--resume ([^\s,;]*[^\s,;:.])")
 """The flag with the run that it names."""
 
-_COMMAND = "python -m "
+_COUNT = re.compile(r"(?<![\w-])--([a-z-]+) (N\b)")
+"""A flag with its number, as in --extend N."""
+
+_COMMAND = re.compile(r"python -m |hf download ")
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 
 def in_python_words(text: str) -> str:
-    """`text` with keywords for the flags; what follows `python -m` is a command and stays."""
-    before, command, after = text.partition(_COMMAND)
-    before = _RESUME.sub(r'resume="\1"', before)
-    return _FLAGS.sub(_keyword, before) + command + after
+    """`text` with keywords for the flags; a command, and what follows it, stays."""
+    found = _COMMAND.search(text)
+    first = found.start() if found else len(text)
+    before = _RESUME.sub(r'resume="\1"', text[:first])
+    before = _COUNT.sub(lambda found: f"{found[1].replace('-', '_')}={found[2]}", before)
+    return _FLAGS.sub(_keyword, before) + text[first:]
 
 
 def speaking_python(function: Callable[Parameters, Result]) -> Callable[Parameters, Result]:

@@ -93,7 +93,7 @@ def test_warnings_of_a_file_are_notes_of_the_model(
     [
         ((5,), "ConfigError", "the path of a model must be a path, not int"),
         ((b"a.bin",), "ConfigError", "must be a path, not bytes"),
-        (("nothing.bin",), "CheckpointError", "there is no such model"),
+        (("nothing.bin",), "CheckpointError", "no such model.*hf download NAME --local-dir FOLDER"),
         (("tiny42.bin", "gpu"), "DeviceError", "device gpu: not a device"),
         (("tiny42.bin", 0), "ConfigError", r"device must be text \(str\), not int"),
         (("tiny42.bin", "cpu", "fp8"), "ConfigError", "must be one of fp32, tf32, bf16, or None"),

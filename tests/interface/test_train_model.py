@@ -99,6 +99,10 @@ def test_a_cell_that_is_run_twice(options: dict[str, Any]) -> None:
     assert "overwrite=True" in str(error.value)
     again = cupygpt.train_model(**options, overwrite=True)
     np.testing.assert_array_equal(again.losses, run.losses)
+    with pytest.raises(cupygpt.ConfigError, match="Train it longer with extend=N: N more steps"):
+        cupygpt.train_model(resume=run.folder, quiet=True)
+    with pytest.raises(cupygpt.ConfigError, match='resume="nothing": there is no such folder'):
+        cupygpt.train_model(resume="nothing")
     longer = cupygpt.train_model(resume=run.folder, extend=5, quiet=True)
     assert longer.steps.tolist() == list(range(25))
 

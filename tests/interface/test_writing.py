@@ -4,6 +4,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from interface.loaded import NAMES, ON_HARDWARE, device_named, model_on, tiny_file
 
@@ -42,6 +43,28 @@ def test_pieces_make_the_text(where: tuple[str, str]) -> None:
     pieces = list(model.generate(["é", "abc"], stream=True, **settings))
     assert ["".join(of_text) for of_text in zip(*pieces, strict=True)] == texts
     assert pieces[0] == ["é", "abc"]
+
+
+@pytest.mark.parametrize("where", ON_HARDWARE)
+def test_ids_are_continued_as_they_are(where: tuple[str, str]) -> None:
+    """End of text stands before a text, but not before ids: each id is the likeliest of the last
+    logits."""
+    model = model_on(*where)
+    ids = model.tokenizer.encode("It was").astype(int)
+    start, expected = len(ids), ids
+    for _ in range(8):
+        expected = np.append(expected, model.logits(expected)[-1].argmax())
+    settings: dict[str, Any] = {"tokens": 8, "temperature": 0, "ignore_eot": True}
+    wanted = model.tokenizer.decode_bytes(expected[expected != 256].tolist()).decode(
+        errors="replace"
+    )
+    for prompt in (ids, ids.tolist()):
+        assert model.generate(prompt, **settings) == wanted
+    assert "".join(model.generate(ids, stream=True, **settings)) == wanted
+    assert model.generate([ids, ids[:start]], **settings) == [wanted, wanted]
+    after_end = np.append(256, ids)
+    assert model.generate(after_end, **settings) == model.generate("It was", **settings)
+    assert model.generate("It was", **settings) != wanted
 
 
 def test_texts_of_one_prompt_differ_and_repeat(model: Model) -> None:
@@ -133,6 +156,9 @@ def test_two_models_on_two_threads(tmp_path: Path, name: str) -> None:
         (("",), "the prompt is empty. Leave it out"),
         ((5,), r"the prompt must be text \(str\), not int"),
         (([],), "the list of prompts is empty"),
+        ((np.array(["a", "b"]),), "ids must be whole numbers, not <U1"),
+        (([1, 257],), r"id 257 at \[1\] is not in the vocabulary"),
+        ((np.ones((2, 3), int),), r"ids have the shape \(2, 3\), but must have \(T,\)"),
         ((["a", ""],), "prompt 1 of the list is empty"),
         ((["a", None],), "prompt 1 of the list must be text"),
     ],
