@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import stat
+import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from enum import Enum
@@ -18,6 +19,9 @@ from typing import BinaryIO
 import numpy as np
 
 from cupygpt.errors import CheckpointError, CupyGPTError, RunError
+
+if sys.platform != "win32":
+    import fcntl
 
 PARTIAL_SUFFIX = ".partial"
 
@@ -258,6 +262,22 @@ def is_same_file(path: Path, other: Path | None) -> bool:
         return other is not None and path.samefile(other)
     except OSError:
         return False
+
+
+def locked(file: BinaryIO) -> bool:
+    """Lock an open file until it is closed; False if another process has locked it.
+
+    The system frees the lock when the process ends, also after kill -9. Where the file system, or
+    Windows, has no such locks, every process may go on.
+    """
+    if sys.platform != "win32":
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:
+            pass  # a file system without locks
+    return True
 
 
 def remove_quietly(path: Path) -> None:

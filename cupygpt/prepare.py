@@ -154,7 +154,12 @@ def _add_flags_of_texts(parser: argparse.ArgumentParser) -> None:
         choices=METHODS,
         help="text files: hold out whole documents, or the end of each (default: auto)",
     )
-    add("--field", metavar="NAME", help="the field of records that holds the text (default: found)")
+    add(
+        "--field",
+        metavar="NAME",
+        help="the field of records that holds the text, meta.text for one inside another "
+        "(default: found)",
+    )
     add(
         "--errors",
         choices=ERRORS,

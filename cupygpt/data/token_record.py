@@ -113,6 +113,11 @@ def learnt_tokenizer_path(folder: Path, name: str) -> Path:
     return folder / f"{name}.tiktoken"
 
 
+def unfinished(path: Path) -> Path:
+    """What a learnt vocabulary is called until the token files are complete."""
+    return path.with_name(path.name + PARTIAL_SUFFIX)
+
+
 def tokenizer_copy_path(folder: Path, name: str) -> Path:
     """Where `prepare` copies the tokenizer of the token files `<name>_*.bin` in `folder`."""
     return folder / f"{name}_tokenizer.tiktoken"
@@ -133,13 +138,19 @@ def write_token_records(
 ) -> list[Place]:
     """Write the records of the token files `<name>_*.bin` in `folder`; returns their places.
 
-    `parts` are the finished token files, "train" and "val". A tokenizer from a file is copied. If
-    something cannot be written, nothing of it stays, and RunError says what.
+    `parts` are the finished token files, "train" and "val". A tokenizer from a file is copied;
+    one that was just learnt is renamed with them. If something cannot be written, nothing of it
+    stays, and RunError says what.
     """
     copy: Path | None = None
     written: list[Place] = []
     with contextlib.ExitStack() as undo:
-        if tokenizer.file is not None:
+        learnt = learnt_tokenizer_path(folder, name)
+        now = unfinished(learnt)
+        if tokenizer.file == now:
+            copy = learnt
+            written += [(now, copy), (pattern_path(now), pattern_path(copy))]
+        elif tokenizer.file is not None:
             copy = _copy_of(tokenizer.file, folder, name)
             for path in (copy, pattern_path(copy)):
                 if not path.exists():

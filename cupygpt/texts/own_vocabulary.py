@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 from cupygpt.config import MAX_VOCAB
 from cupygpt.data.bpe_trainer import learn_tokens
+from cupygpt.data.token_record import unfinished
 from cupygpt.data.tokenizer import LEARN, Tokenizer, load_tokenizer
 from cupygpt.data.tokenizer_files import GPT2_SPLIT, pattern_file, pattern_path, rank_lines
 from cupygpt.errors import ConfigError
@@ -142,11 +143,12 @@ class _Document:
 
 
 def train_tokenizer(spec: str, text: TrainingText, path: Path, say: Say) -> Tokenizer:
-    """Learn the vocabulary that `spec` asks for, write it to `path`, and load it.
+    """Learn the vocabulary that `spec` asks for, write it, and load it; it will be called `path`.
 
-    Its split pattern is GPT-2's, and lies in the file beside it. `say` gets remarks, and a line now
-    and then while it takes long. Raises ConfigError for a spec that asks for no possible size,
-    RunError if the files cannot be written.
+    Until the token files are complete too, it is called `unfinished(path)`: those of an earlier run
+    need their own. Its split pattern is GPT-2's, and lies in the file beside it. `say` gets
+    remarks, and a line now and then while it takes long. Raises ConfigError for a spec that asks
+    for no possible size, RunError if the files cannot be written.
     """
     asked = _size_asked(spec)
     counts = _count_pieces(text, say)
@@ -159,9 +161,10 @@ def train_tokenizer(spec: str, text: TrainingText, path: Path, say: Say) -> Toke
             f"grows like it ({SMALLEST_PROPOSED} to {LARGEST_PROPOSED:,}, a power of two)"
         )
     tokens = learn_tokens(counts, asked - 257, _Progress("merge", asked - 257, say))
-    with atomic_write(pattern_path(path)) as file:
+    now = unfinished(path)
+    with atomic_write(pattern_path(now)) as file:
         file.write(pattern_file(GPT2_SPLIT))
-    with atomic_write(path) as file:
+    with atomic_write(now) as file:
         file.write(rank_lines({token: rank for rank, token in enumerate(tokens)}))
     V = len(tokens) + 1
     if asked > V:
@@ -171,10 +174,12 @@ def train_tokenizer(spec: str, text: TrainingText, path: Path, say: Say) -> Toke
         )
     share = "" if text.share == 1.0 else f" (an even share, {100 * text.share:.2g} %)"
     say(
-        f"{path}: {V:,} ids (256 bytes, {V - 257:,} merges, end of text), learnt from "
-        f"{text.taken:,} bytes of the text for training{share}"
+        f"{path}: {V:,} ids (256 bytes, {V - 257:,} merge{'s' * (V != 258)}, end of text), learnt "
+        f"from {text.taken:,} bytes of the text for training{share}"
     )
-    return load_tokenizer(str(path))
+    tokenizer = load_tokenizer(str(now))
+    tokenizer.name = str(path)
+    return tokenizer
 
 
 def proposed_size(text_bytes: int) -> int:

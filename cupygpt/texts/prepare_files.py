@@ -12,10 +12,12 @@ from cupygpt.data.token_record import (
     RecordedTokenizer,
     learnt_tokenizer_path,
     put_in_place,
+    unfinished,
     write_token_records,
 )
 from cupygpt.data.token_writer import MAX_TOKENS
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer
+from cupygpt.data.tokenizer_files import pattern_path
 from cupygpt.data.vocabulary import GPT2_SHA256
 from cupygpt.errors import ConfigError, DataError, RunError
 from cupygpt.files import remove_quietly
@@ -29,6 +31,7 @@ from cupygpt.texts.published.shards import published_shards, tokens_of
 from cupygpt.texts.published.texts import with_published_texts
 from cupygpt.texts.python_docs import python_docs_text
 from cupygpt.texts.request import PYTHON_DOCS, TINYSHAKESPEARE, Request
+from cupygpt.texts.writing.lock import one_writer
 from cupygpt.texts.writing.shard_writer import ShardSeries, remove_partial, remove_stale
 
 MOST_SHAKESPEARE_VAL_CHARACTERS = 2**17
@@ -55,8 +58,8 @@ def prepare_files(request: Request, note: Note, bar: WorkBar | None = None) -> P
     The files get their names when all of them are complete; until then those of an earlier run
     stay. A run that is stopped, or whose disk is full, leaves partial files if it has come far
     enough to go on from them when it is started again, and else nothing.
-    Raises ConfigError, DataError or TokenizerError for what cannot be read or is too short, and
-    RunError if the disk refuses.
+    Raises ConfigError, DataError or TokenizerError for what cannot be read or is too short, or if
+    another process writes the same files, and RunError if the disk refuses.
     """
     bar = bar or WorkBar()
     if request.published and request.published.kind == TOKENS:
@@ -67,6 +70,19 @@ def prepare_files(request: Request, note: Note, bar: WorkBar | None = None) -> P
     with bar.stage("loading the tokenizer"):
         tokenizer = None if is_own(spec) else load_tokenizer(spec)
     _make_folder(request.output)
+    with one_writer(request.output, request.file_prefix):
+        try:
+            return _prepare_texts(request, spec, tokenizer, note, bar)
+        finally:
+            learnt = unfinished(learnt_tokenizer_path(request.output, request.file_prefix))
+            remove_quietly(learnt)
+            remove_quietly(pattern_path(learnt))
+
+
+def _prepare_texts(
+    request: Request, spec: str, tokenizer: Tokenizer | None, note: Note, bar: WorkBar
+) -> Prepared:
+    """The same for texts; without a `tokenizer` the one that `spec` asks for is learnt."""
     if request.published:
         request = with_published_texts(request, note, bar)
     if not request.built_in and not request.headerless:

@@ -16,7 +16,7 @@ from cupygpt.errors import DataError
 from cupygpt.files import os_errors_name
 from cupygpt.texts.find_input import Note, find_input, note_files
 from cupygpt.texts.hold_out import choose_hold_out, hold_out_files
-from cupygpt.texts.look import Look, kept_pieces, look_at
+from cupygpt.texts.look import FileList, Look, kept_pieces, look_at
 from cupygpt.texts.own_vocabulary import TrainingText
 from cupygpt.texts.reading.documents import SEPARATOR, STDIN_NAME, Documents
 from cupygpt.texts.reading.find import STDIN
@@ -143,6 +143,8 @@ class OwnTexts:
     def _spooled_stdin(self) -> IO[bytes]:
         """Standard input, copied into a temporary file, because it is read twice."""
         folder = self._request.output
+        if sys.stdin is None:  # closed by whoever started this process (<&-)
+            raise DataError(f"{STDIN_NAME} is closed. Give text through a pipe, or name files.")
         if sys.stdin.isatty():
             self._note("reading text from the terminal; Ctrl-D ends it")
         with os_errors_name(folder / f"({STDIN_NAME})"):
@@ -184,6 +186,12 @@ def _note_contents(look: Look, tally: Tally, request: Request, note: Note) -> No
         note(
             f"{_counted(tally.replaced, 'byte')} that {_are(tally.replaced)} no text became U+FFFD"
         )
+    note_files(
+        note,
+        FileList.of(tally.nul),
+        "with NUL characters, which text does not have; UTF-16 without a byte order mark looks so "
+        "(iconv -f UTF-16LE -t UTF-8 converts it)",
+    )
     note_files(note, look.empty, "without text, and left out")
     if tally.empty:
         note(f"{_counted(tally.empty, 'document')} without any visible character left out")
@@ -191,11 +199,12 @@ def _note_contents(look: Look, tally: Tally, request: Request, note: Note) -> No
         note(f"{_counted(look.dropped, 'document')} equal to an earlier one dropped")
     else:
         note_files(note, look.again, "with the content of another file, which so counts twice")
+    times = _counted(tally.endoftexts, "time")
     if request.split_at_endoftext:
-        note(f"the text {SEPARATOR} occurs {tally.endoftexts:,} times, and separates documents")
+        note(f"the text {SEPARATOR} occurs {times}, and separates documents")
     elif tally.endoftexts:
         note(
-            f"the text {SEPARATOR} occurs {tally.endoftexts:,} times, and is learnt like any other "
+            f"the text {SEPARATOR} occurs {times}, and is learnt like any other "
             f"text; if it separates documents, pass --split-at-endoftext"
         )
 

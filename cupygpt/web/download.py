@@ -5,7 +5,6 @@ import hashlib
 import json
 import os
 import shutil
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,6 +15,7 @@ from cupygpt.console.figures import format_bytes
 from cupygpt.errors import ConfigError, CupyGPTError, DataError, RunError
 from cupygpt.files import (
     atomic_write,
+    locked,
     os_errors_name,
     remove_file,
     remove_quietly,
@@ -23,9 +23,6 @@ from cupygpt.files import (
     sync_folder,
 )
 from cupygpt.web.transfer import Interrupted, Remote, Reply, WrongPart, request_file
-
-if sys.platform != "win32":
-    import fcntl
 
 SUFFIX = ".download"
 """What a file is called until it is whole."""
@@ -335,13 +332,6 @@ def _locked(part: Path) -> Iterator[BinaryIO]:
             raise ConfigError(f"{part}: there is no plain file under this name. Remove it.")
         file = part.open("r+b" if part.exists() else "w+b")
     with file:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ConfigError(
-                    f"{part}: another process is loading this file. Wait until it ends."
-                ) from error
-            except OSError:
-                pass  # a file system without locks
+        if not locked(file):
+            raise ConfigError(f"{part}: another process is loading this file. Wait until it ends.")
         yield file

@@ -113,6 +113,9 @@ def test_standard_input(
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"")))
     assert prepare.main(["-", *FLAGS]) == 2
     assert "standard input: the file is empty" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "stdin", None)
+    assert prepare.main(["-", *FLAGS]) == 2
+    assert "error: standard input is closed." in capsys.readouterr().err
 
 
 def test_bytes_that_are_no_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -121,6 +124,11 @@ def test_bytes_that_are_no_text(capsys: pytest.CaptureFixture[str]) -> None:
     assert "byte 0xe9 at offset 3." in capsys.readouterr().err
     assert prepared("a.txt", "--errors", "replace") == ids_of("caf\ufffd \ufffd")
     assert "note: 2 bytes that are no text became U+FFFD\n" in capsys.readouterr().out
+    Path("b.txt").write_bytes("two\n".encode("utf-16-le"))
+    assert prepared("a.txt", "b.txt", "--errors", "replace") == ids_of(
+        "caf\ufffd \ufffd", "t\0w\0o\0\n\0"
+    )
+    assert "note: 1 file with NUL characters, which text does not have" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("group", [2**21, 10])

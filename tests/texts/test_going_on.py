@@ -152,6 +152,27 @@ def test_what_was_stopped_with_other_settings_counts_for_nothing(
     assert not [path for path in Path("out").iterdir() if path.suffix == ".partial"]
 
 
+def test_two_processes_do_not_write_the_same_files(
+    texts: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second one says so at once, and the first is not disturbed."""
+    assert run("long.txt") == 0
+    want, real_add, codes = written(), Split.add, []
+
+    def add(split: Split, block: Any) -> None:
+        if not codes:
+            codes.append(0)
+            codes[:] = [run("long.txt"), run("long.txt", name="y")]
+        real_add(split, block)
+
+    monkeypatch.setattr(Split, "add", add)
+    assert run("long.txt") == 0
+    assert codes == [2, 0]
+    errors = capsys.readouterr().err
+    assert "error: out: another process is writing x_train.bin there" in errors
+    assert {name: raw for name, raw in written().items() if name[0] != "y"} == want
+
+
 def stopping_after(count: int, real: Any) -> Any:
     calls = iter(range(count))
 

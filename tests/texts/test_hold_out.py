@@ -116,6 +116,9 @@ def test_endoftext_in_the_text_is_counted(capsys: pytest.CaptureFixture[str]) ->
     assert np.count_nonzero(shard.tokens == 256) == 1
     assert prepare.main(["a.txt", "--val-fraction", "0", "--split-at-endoftext", *BYTES]) == 0
     assert "<|endoftext|> occurs 2 times, and separates documents" in said(capsys)
+    Path("b.txt").write_text("One.<|endoftext|>")
+    assert prepare.main(["b.txt", "--val-fraction", "0", *BYTES]) == 0
+    assert "<|endoftext|> occurs 1 time, and is" in said(capsys)
     assert documents("a_train.bin") == ["One.\n", "Two.\n"]
 
 

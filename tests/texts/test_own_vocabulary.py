@@ -9,13 +9,14 @@ from support.data_files import shakespeare_file, write_ranks
 from support.small_runs import command
 
 from cupygpt.data.token_files import open_shards
-from cupygpt.data.token_record import read_token_record
+from cupygpt.data.token_record import load_recorded_tokenizer, read_token_record
 from cupygpt.data.tokenizer import load_tokenizer
 from cupygpt.errors import ConfigError
 from cupygpt.prepare import main
 from cupygpt.texts import own_vocabulary
 from cupygpt.texts.own_vocabulary import TrainingText, check_own, proposed_size, train_tokenizer
 from cupygpt.texts.reading.documents import Piece
+from cupygpt.texts.writing.write_tokens import Split
 
 
 def taken(pieces: Sequence[Piece], held_out: float = 0.0) -> str:
@@ -114,6 +115,30 @@ def test_prepare_learns_saves_and_uses_it(
     assert {path: path.read_bytes() for path in tmp_path.iterdir()} == first
     assert main(["a.txt", "--tokenizer", "a.tiktoken", "--name", "b"]) == 0
     assert Path("b_train.bin").read_bytes() == first[tmp_path / "a_train.bin"]
+
+
+def test_a_stopped_run_leaves_the_vocabulary_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its token files need it."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text("".join(f"the cat number {i} sat on the mat\n" for i in range(300)))
+    assert main(["a.txt", "--tokenizer", "bpe:258"]) == 0
+    assert "258 ids (256 bytes, 1 merge, end of text)" in capsys.readouterr().out
+    first = {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def stop(split: Split, block: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Split, "add", stop)
+        assert main(["a.txt", "--tokenizer", "bpe:300"]) == 130
+    assert "a.tiktoken: 300 ids" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == first
+    assert main(["a.txt", "--tokenizer", "bpe:300"]) == 0
+    record = read_token_record(open_shards("a_*.bin"))
+    assert record is not None
+    assert load_recorded_tokenizer(record.tokenizer).vocab_size == 300
 
 
 def test_what_is_for_validation_is_not_learnt_from(

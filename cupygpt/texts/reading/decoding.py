@@ -50,6 +50,8 @@ def decoded(
             text = "\ufffd"  # half a character at the end of UTF-16
         if how.replace:
             text = without_surrogates(text, tally)
+        if "\0" in text:
+            tally.nul[source.name] += 1
         if text:
             yield text
         if not block:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from cupygpt.console.paste import shell_word
 from cupygpt.errors import DataError
 from cupygpt.texts.reading.decoding import unix_text, without_surrogates
 from cupygpt.texts.reading.reading import Reading, Tally
@@ -95,16 +96,27 @@ def _record(line: str, name: str, number: int) -> dict[str, Any]:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else error
+        if number == 1 and line.lstrip().startswith("["):
+            raise _one_list(name) from error
         raise DataError(
             f"{name}: line {number:,} is not JSON ({reason}): {line[:40]!r}. The file is damaged, "
             f"or holds something else than one record in each line."
         ) from error
+    if number == 1 and isinstance(record, list):
+        raise _one_list(name)
     if not isinstance(record, dict):
         raise DataError(
             f'{name}: line {number:,} is not a JSON object, such as {{"text": "..."}}, but '
             f"{line[:40]!r}."
         )
     return record
+
+
+def _one_list(name: str) -> DataError:
+    return DataError(
+        f"{name}: this is one JSON list; each line must hold one record. Write it so: "
+        f"jq -c '.[]' {shell_word(name)} > records.jsonl"
+    )
 
 
 def _text_of(record: dict[str, Any], field: str, name: str, number: int) -> str | None:

@@ -26,6 +26,7 @@ class Tally:
     mark, by encoding. `replaced` counts bytes, or halves of surrogate pairs, that became U+FFFD.
     `empty` counts records and parts without a visible character, which are no documents.
     `endoftexts` counts the text `<|endoftext|>`. `fields` are the files by the field that was read.
+    `nul` counts the blocks with NUL characters, by file.
     """
 
     line_ends: int = 0
@@ -34,3 +35,4 @@ class Tally:
     endoftexts: int = 0
     marks: Counter[str] = field(default_factory=Counter)
     fields: Counter[str] = field(default_factory=Counter)
+    nul: Counter[str] = field(default_factory=Counter)

@@ -170,6 +170,12 @@ def test_half_a_surrogate_pair_in_json_is_replaced_and_counted() -> None:
     assert documents.tally.replaced == 1
 
 
+def test_a_list_over_several_lines_is_told_from_a_damaged_file() -> None:
+    Path("a.json").write_text('[\n {"text": "x"}\n]\n')
+    with pytest.raises(DataError, match=r"a\.json: this is one JSON list.*jq -c"):
+        texts_of(Documents(["a.json"], Reading(field="text")))
+
+
 FIELDS: list[tuple[list[Any], str | None, list[str] | str]] = [
     ([{"body": "x"}], None, ["x"]),
     ([{"n": 1, "body": "x"}], None, ["x"]),
@@ -183,6 +189,7 @@ FIELDS: list[tuple[list[Any], str | None, list[str] | str]] = [
     ([{"text": "x"}, {"txt": "y"}], None, r"line 2: there is no field 'text'; .* are 'txt'"),
     ([{"text": "x"}, {"text": 3}], None, r"line 2: the field 'text' holds no text, but 3"),
     ([{"text": "x"}, ["y"]], None, r"line 2 is not a JSON object"),
+    ([[{"text": "x"}]], "text", r"this is one JSON list.*jq -c '\.\[\]' a"),
 ]
 
 
