@@ -28,8 +28,8 @@ PACKAGE = ROOT / "cupygpt"
 
 MAY_IMPORT = {
     "interface": {
-        *("training", "planning", "evaluation", "flags", "exchange", "run_folder", "model"),
-        *("checkpoint", "ops", "data", "distributed", "kernels", "device"),
+        *("training", "evaluation", "flags", "exchange", "run_folder", "model", "checkpoint"),
+        *("ops", "data", "distributed", "kernels", "device"),
     },
     "training": {
         *("planning", "evaluation", "flags", "run_folder", "model", "checkpoint", "ops"),
@@ -78,7 +78,7 @@ COMMANDS = {"train", "sample", "prepare", "convert", "evaluate"}
 """What a person starts. No module imports them."""
 
 IMPORTED_LATE = {
-    *("cupy", "cupyx", "cuda", "tiktoken", "regex", "mpi4py", "resource", "matplotlib", "IPython"),
+    *("cupy", "cuda", "tiktoken", "regex", "mpi4py", "resource", "IPython"),
     *("pyarrow", "compression", "backports"),
 }
 """Packages that may be imported inside a function: they are slow, optional, or not everywhere."""
@@ -157,6 +157,16 @@ def is_allowed(source: str, target: str) -> bool:
 def test_every_room_has_its_place() -> None:
     rooms = {room_of(module) for module in MODULES} - {""}
     assert rooms == {*MAY_IMPORT, *GROUND_FLOOR, *COMMANDS}
+
+
+def test_what_a_room_may_import_is_imported() -> None:
+    used: dict[str, set[str]] = {}
+    for found in all_imports():
+        used.setdefault(room_of(module_name(found.file)), set()).add(room_of(found.target))
+    unused = {room: others - used[room] for room, others in MAY_IMPORT.items()}
+    assert not {room: others for room, others in unused.items() if others}
+    late = {package_of(found.target) for found in all_imports() if found.in_function}
+    assert late >= IMPORTED_LATE
 
 
 def test_the_list_in_the_readme_is_in_the_order_of_imports() -> None:

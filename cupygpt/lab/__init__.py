@@ -1,1 +1,1 @@
-"""Kernels to learn from and to try: ladders, the contracts of their ops, and what judges them."""
+"""Kernels to learn from and to try: ladders, contracts of their ops, exercises, and judges."""

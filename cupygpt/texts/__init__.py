@@ -1,1 +1,1 @@
-"""From text to token files: built-in texts, text files, and what is held out of them."""
+"""From texts, own and published ones, to token files, and what is held out for validation."""

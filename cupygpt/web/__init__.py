@@ -1,1 +1,1 @@
-"""How do files come from the network?"""
+"""Files from the network: whole and right, or absent."""

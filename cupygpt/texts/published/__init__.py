@@ -1,1 +1,1 @@
-"""How do the data sets that others have published get here?"""
+"""Data sets that others have published: how they get here."""
