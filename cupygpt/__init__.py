@@ -43,17 +43,18 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     piece           what the split pattern cuts text into: no token reaches over its ends (BPE); a
                     part of a long thing that is handled in order
     question        a context and choices that may continue it, one of which is right
-    rank            one of the processes that train together, usually one per GPU
+    rank            one of the processes that train together, usually one per GPU; the place of a
+                    token in the order in which pairs are joined (BPE)
     record          run.json: what a run was asked to do, on which data, and in which environment
     reference       a known run on the same data, which a run is compared with
-    request         what the lanes of a warp ask memory for at once (emulator); what evaluate is
-                    asked to score (evaluation)
+    request         what the lanes of a warp ask memory for at once (emulator); what a command is
+                    asked for (evaluate, prepare)
     round           what a warp waits for at once
     row group       the rows whose partial sum one block writes
     run             one training run, in one folder
     rung            one kernel of a ladder, with one idea
     sector          32 bytes of global memory, the least that is moved
-    shard           a token file
+    shard           a token file; one of the files of a large Hugging Face folder (exchange)
     site            a place in the model where random numbers are drawn (dropout, rounding)
     source          the model that a command reads, or that a run begins with (-e): a model file, a
                     checkpoint of a run, a Hugging Face folder. With --source, where published
@@ -65,8 +66,10 @@ Glossary: one word, one meaning; two where the field has two, and then both stan
     tile            a block of a matrix, in shared memory or in registers
     token group     neighbouring entries of the sorted rows that have the same token (encoder)
     token record    the JSON file beside a shard: its tokenizer, its texts, what was held out
-    turn            a cycle of shared memory; lanes that meet in a bank take several
-    verdict         what a judgement of a kernel or exercise found, in one line (lab)
+    turn            a cycle of shared memory; lanes that meet in a bank take several. Time in which
+                    one thread has a device for itself (interface)
+    verdict         what a judgement of a kernel or exercise found, in one line (lab); what the
+                    numbers of a run mean, in its last lines (training)
     vocab split     a block's share of the vocabulary
     window          32 neighbouring entries of the rows sorted by token (encoder); the tokens that
                     a model reads at once (sample, evaluate)

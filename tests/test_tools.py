@@ -1,10 +1,12 @@
 """Every tool runs, and says what is wrong with bad input."""
 
+import argparse
 import ast
 import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import bench_kernels
 import numpy as np
@@ -171,6 +173,20 @@ def test_the_tools_for_kernels_refuse_the_cpu(tmp_path: Path, name: str) -> None
     result = tool(name, "--device", "cpu", cwd=tmp_path)
     assert result.returncode == 2
     assert "for the CPU use tools/bench.py" in result.stderr
+
+
+def test_the_tools_for_kernels_time_the_step_that_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu = EmulatedGPU()
+    monkeypatch.setattr(step_calls, "choose_device", lambda name: SimpleNamespace(device=gpu))
+    parser = argparse.ArgumentParser()
+    step_calls.add_step_flags(parser)
+    flags = ["--config", "d12", "-b", "4", "-t", "64", "-r", "1", "--precision", "fp32"]
+    device, precision, shape = step_calls.step_asked_for(parser.parse_args(flags))
+    assert device is gpu
+    assert precision is FP32
+    assert (shape.config.L, shape.B, shape.T, shape.recompute) == (12, 4, 64, 1)
 
 
 def small_step(device: EmulatedGPU, *, hopper: bool) -> Ours:

@@ -19,13 +19,9 @@ from typing import Any
 from cupygpt.cli import run_cli  # isort: skip - before NumPy: see cupygpt/__init__.py
 import numpy as np
 from bench import Ours
-from step_calls import Call, intercepted
+from step_calls import Call, add_step_flags, intercepted, step_asked_for
 
-from cupygpt.config import config_from_descriptor
-from cupygpt.device.choose import choose_device
-from cupygpt.device.precision import Precision, chosen_precision
-from cupygpt.errors import ConfigError
-from cupygpt.model.memory_plan import shape_of_run
+from cupygpt.device.precision import Precision
 from cupygpt.ops.global_norm import MAX_PARTIALS, global_norm
 from cupygpt.ops.linear import linear_forward
 
@@ -44,32 +40,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="small", help="small, or a descriptor such as d12")
-    parser.add_argument("-b", "--batch-size", type=int, default=32)
-    parser.add_argument("-t", "--seq-len", type=int, default=256)
-    parser.add_argument("-r", "--recompute", type=int, default=0, choices=(0, 1, 2))
+    add_step_flags(parser)
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--precision", choices=["auto", "fp32", "tf32", "bf16"], default="auto")
     parser.add_argument("--repeats", type=int, default=20, help="the median is reported")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     args = parser.parse_args()
     return run_cli(lambda: bench(args), debug=args.debug)
 
 
 def bench(args: argparse.Namespace) -> None:
     """Measure the limits, then every operation, and print a table."""
-    device: Any = choose_device(args.device).device
-    if not device.is_gpu:
-        raise ConfigError("bench_kernels times CUDA kernels; for the CPU use tools/bench.py.")
-    precision = chosen_precision(args.precision, device)
-    config = config_from_descriptor(args.config)
-    shape = shape_of_run(
-        config, args.batch_size, args.seq_len, precision, on_gpu=True, recompute=args.recompute
-    )
+    device, precision, shape = step_asked_for(args)
     ours = Ours(device, shape, graph=False, dropout_p=args.dropout)
     timer = Timer(device, args.repeats)
-    print(f"{device.describe()}\n{config.describe()}; B {shape.B}, T {shape.T}")
+    print(f"{device.describe()}\n{shape.config.describe()}; B {shape.B}, T {shape.T}")
     copy, product = limits(device, precision, timer)
     print(f"limits: copy {copy / 1e12:.2f} TB/s, ", end="")
     print(f"{precision.name} products {product / 1e12:.0f} TFLOP/s")

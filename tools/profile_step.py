@@ -16,13 +16,7 @@ from typing import Any
 from cupygpt.cli import run_cli  # isort: skip - before NumPy: see cupygpt/__init__.py
 import numpy as np
 from bench import Ours
-from step_calls import Call, intercepted
-
-from cupygpt.config import config_from_descriptor
-from cupygpt.device.choose import choose_device
-from cupygpt.device.precision import chosen_precision
-from cupygpt.errors import ConfigError
-from cupygpt.model.memory_plan import shape_of_run
+from step_calls import Call, add_step_flags, intercepted, step_asked_for
 
 BUSY_BYTES = 256 << 20
 BUSY_FILLS = 400
@@ -34,28 +28,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config", default="small", help="small, or a descriptor such as d12")
-    parser.add_argument("-b", "--batch-size", type=int, default=32)
-    parser.add_argument("-t", "--seq-len", type=int, default=256)
-    parser.add_argument("-r", "--recompute", type=int, default=0, choices=(0, 1, 2))
-    parser.add_argument("--precision", choices=["auto", "fp32", "tf32", "bf16"], default="auto")
+    add_step_flags(parser)
     parser.add_argument("--steps", type=int, default=5, help="the mean of this many steps is shown")
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
     args = parser.parse_args()
     return run_cli(lambda: profile(args), debug=args.debug)
 
 
 def profile(args: argparse.Namespace) -> None:
     """Run a few steps op by op, and print the table and the time of the captured step."""
-    device: Any = choose_device(args.device).device
-    if not device.is_gpu:
-        raise ConfigError("profile_step times CUDA kernels; for the CPU use tools/bench.py.")
-    precision = chosen_precision(args.precision, device)
-    config = config_from_descriptor(args.config)
-    shape = shape_of_run(
-        config, args.batch_size, args.seq_len, precision, on_gpu=True, recompute=args.recompute
-    )
+    device, precision, shape = step_asked_for(args)
     captured = Ours(device, shape, graph=True)
     captured.warm_up()
     graph_ms = captured.window_ms(args.steps)
@@ -68,7 +49,8 @@ def profile(args: argparse.Namespace) -> None:
             clock.keep_busy()
             ours.step()
         device.synchronize()
-    print(f"{device.describe()}; {precision.name}\n{config.describe()}; B {shape.B}, T {shape.T}")
+    print(f"{device.describe()}; {precision.name}")
+    print(f"{shape.config.describe()}; B {shape.B}, T {shape.T}")
     report(clock.times(), args.steps, graph_ms)
 
 

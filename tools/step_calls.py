@@ -4,6 +4,7 @@ The model itself is asked: while `intercepted` lasts, every call of an op in OPS
 goes through a handler. So a tool times what a run executes, at the shapes of a run.
 """
 
+import argparse
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -13,6 +14,12 @@ from types import FunctionType
 from typing import Any
 
 import numpy as np
+
+from cupygpt.config import config_from_descriptor
+from cupygpt.device.choose import choose_device
+from cupygpt.device.precision import Precision, chosen_precision
+from cupygpt.errors import ConfigError
+from cupygpt.model.memory_plan import RunShape, shape_of_run
 
 Arguments = Mapping[str, Any]
 
@@ -202,3 +209,27 @@ def intercepted(handler: Callable[[Call], None]) -> Iterator[None]:
     finally:
         for module, name, function in places:
             setattr(module, name, function)
+
+
+def add_step_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which step is timed."""
+    parser.add_argument("--config", default="small", help="small, or a descriptor such as d12")
+    parser.add_argument("-b", "--batch-size", type=int, default=32)
+    parser.add_argument("-t", "--seq-len", type=int, default=256)
+    parser.add_argument("-r", "--recompute", type=int, default=0, choices=(0, 1, 2))
+    parser.add_argument("--precision", choices=["auto", "fp32", "tf32", "bf16"], default="auto")
+    parser.add_argument("--device", default="cuda")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks of errors")
+
+
+def step_asked_for(args: argparse.Namespace) -> tuple[Any, Precision, RunShape]:
+    """The GPU, the precision and the shape of the step that the flags name."""
+    device = choose_device(args.device).device
+    if not device.is_gpu:
+        raise ConfigError("Only CUDA kernels are timed here; for the CPU use tools/bench.py.")
+    precision = chosen_precision(args.precision, device)
+    config = config_from_descriptor(args.config)
+    shape = shape_of_run(
+        config, args.batch_size, args.seq_len, precision, on_gpu=True, recompute=args.recompute
+    )
+    return device, precision, shape

@@ -1,4 +1,4 @@
-"""Tokenizers: text to ids and back. GPT-2's BPE, bytes, any tiktoken rank file, llm.c's table.
+"""Tokenizers: text to ids and back. GPT-2's, bytes, and files of tiktoken, Hugging Face and llm.c.
 
 tiktoken is imported only when it is needed.
 """
