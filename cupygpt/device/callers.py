@@ -3,7 +3,7 @@
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -11,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from cupygpt.device.device import Device
+
+Pause = Callable[[], None]
+"""Raises KeyboardInterrupt if Ctrl-C has come."""
 
 
 def is_cupy(array: Any) -> bool:
@@ -51,15 +54,16 @@ def keeping_current() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[Pause]:
     """Ctrl-C in the block is raised after it: what others read is never half computed.
 
-    A second one is raised at once. On other threads, and where the program handles SIGINT itself,
+    A long block calls what it is given wherever nothing is half computed: Ctrl-C is raised there. A
+    second one is raised at once. On other threads, and where the program handles SIGINT itself,
     nothing changes.
     """
     is_main = threading.current_thread() is threading.main_thread()
     if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
-        yield
+        yield lambda: None
         return
     received = False
 
@@ -69,13 +73,16 @@ def undisturbed() -> Iterator[None]:
             raise KeyboardInterrupt
         received = True
 
+    def pause() -> None:
+        if received:
+            raise KeyboardInterrupt
+
     signal.signal(signal.SIGINT, remember)
     try:
-        yield
+        yield pause
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if received:
-        raise KeyboardInterrupt
+    pause()
 
 
 class Turns:
@@ -86,11 +93,11 @@ class Turns:
         self._lock = threading.RLock()
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Inside, this thread alone uses the device, and works on it."""
-        with undisturbed(), self._lock, keeping_current():
+    def taken(self) -> Iterator[Pause]:
+        """Inside, this thread alone uses the device, and works on it, `undisturbed`."""
+        with undisturbed() as pause, self._lock, keeping_current():
             self.device.activate()
-            yield
+            yield pause
 
 
 def _current() -> tuple[int, list[Any]] | None:

@@ -16,7 +16,7 @@ from cupygpt.checkpoint.model_file import ModelFile
 from cupygpt.config import GPTConfig
 from cupygpt.data.document_start import text_prompt
 from cupygpt.data.tokenizer import Tokenizer, load_tokenizer_for
-from cupygpt.device.callers import Turns, as_given, is_cupy
+from cupygpt.device.callers import Pause, Turns, as_given, is_cupy
 from cupygpt.device.device import Device
 from cupygpt.device.precision import Precision
 from cupygpt.errors import ConfigError, RunError
@@ -165,10 +165,10 @@ class Model:
         training. Rows have at most `config.maxT` ids.
         """
         rows = self._rows(ids, "logits")
-        with self._using():
+        with self._using() as pause:
             scorer = self._reader()
             kept = is_cupy(ids) and scorer.device.is_gpu
-            found = reading.logits(scorer, np.atleast_2d(rows), on_device=kept)
+            found = reading.logits(scorer, np.atleast_2d(rows), pause, on_device=kept)
             scorer.device.synchronize()
         return as_given(found if rows.ndim == 2 else found[0], ids)
 
@@ -188,8 +188,8 @@ class Model:
             rows = arguments.token_ids(text_or_ids, self.config, axes=(1, 2))
         if rows.shape[-1] < 2:
             raise ConfigError("a loss needs two ids at least: one to read, and one to predict.")
-        with self._using():
-            found = reading.losses(self._reader(), list(np.atleast_2d(rows)), self.window)
+        with self._using() as pause:
+            found = reading.losses(self._reader(), list(np.atleast_2d(rows)), self.window, pause)
         return as_given(np.stack(found) if rows.ndim == 2 else found[0], text_or_ids)
 
     @speaking_python
@@ -273,11 +273,11 @@ class Model:
         return self._weights
 
     @contextmanager
-    def _using(self) -> Iterator[None]:
+    def _using(self) -> Iterator[Pause]:
         """Inside, this thread alone uses the model and its device."""
-        with self._open().turns.taken():
+        with self._open().turns.taken() as pause:
             self._open()  # another thread may have closed it while this one waited
-            yield
+            yield pause
 
     def _reader(self) -> Scorer:
         """What computes losses and logits, with its buffers; made when it is first needed."""

@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from cupygpt.arrays import Array, from_bfloat16
 from cupygpt.data.token_files import Ids
+from cupygpt.device.callers import Pause
 from cupygpt.device.cpu import available_memory_bytes
 from cupygpt.errors import DeviceError
 from cupygpt.evaluation.scorer import Scorer
@@ -22,7 +23,7 @@ CHUNK_ROWS = 1024
 Floats = npt.NDArray[np.float32]
 
 
-def logits(scorer: Scorer, ids: Ids, *, on_device: bool) -> Array:
+def logits(scorer: Scorer, ids: Ids, pause: Pause, *, on_device: bool) -> Array:
     """The logits (B, T, V) float32 of ids (B, T); in memory of the device if that is asked for.
 
     Raises DeviceError where they do not fit.
@@ -36,6 +37,7 @@ def logits(scorer: Scorer, ids: Ids, *, on_device: bool) -> Array:
         out = np.empty((B * T, V), np.float32)
     rows = min(scorer.rows_of(T), B)
     for first in range(0, B, rows):
+        pause()
         model = scorer.forward(ids[first : first + rows])
         _head(scorer, model, out[first * T : (first + rows) * T], on_device=on_device)
     return out.reshape(B, T, V)
@@ -65,7 +67,7 @@ def _head(scorer: Scorer, model: GPT, out: Array, *, on_device: bool) -> None:
         out[start:stop] = part[:, : config.V]
 
 
-def losses(scorer: Scorer, texts: Sequence[Ids], window: int) -> list[Floats]:
+def losses(scorer: Scorer, texts: Sequence[Ids], window: int, pause: Pause) -> list[Floats]:
     """-log p in nats of each id but the first of each text.
 
     A text that is longer than the window is read in windows of so many ids that do not overlap, as
@@ -73,11 +75,15 @@ def losses(scorer: Scorer, texts: Sequence[Ids], window: int) -> list[Floats]:
     """
     whole = [EncodedText(Path("ids"), ids.astype(np.uint32)) for ids in texts]
     found = [np.zeros(len(ids) - 1, np.float32) for ids in texts]
-    for batch, nats in scorer.losses(text_batches(whole, scorer, window, window)):
-        owners, starts = batch.tag.texts.tolist(), batch.tag.starts.tolist()
-        for row, (owner, start) in enumerate(zip(owners, starts, strict=True)):
-            (places,) = np.nonzero(counted(batch.targets[row]))
-            found[owner][start + places] = nats[row, places]
+    try:
+        for batch, nats in scorer.losses(text_batches(whole, scorer, window, window)):
+            owners, starts = batch.tag.texts.tolist(), batch.tag.starts.tolist()
+            for row, (owner, start) in enumerate(zip(owners, starts, strict=True)):
+                (places,) = np.nonzero(counted(batch.targets[row]))
+                found[owner][start + places] = nats[row, places]
+            pause()
+    finally:
+        scorer.device.synchronize()  # after Ctrl-C batches may still be queued
     return found
 
 

@@ -1,6 +1,6 @@
 """Single optimizer steps, for a training loop of one's own."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
@@ -16,7 +16,7 @@ from cupygpt.data.loader import pack
 from cupygpt.data.token_files import Ids, check_ids
 from cupygpt.data.tokenizer import load_tokenizer
 from cupygpt.data.validation import IGNORED_TARGET, ValidationBatches, ValidationRows
-from cupygpt.device.callers import Turns, keeping_current
+from cupygpt.device.callers import Pause, Turns, keeping_current
 from cupygpt.device.choose import choose_device
 from cupygpt.device.device import Device
 from cupygpt.device.precision import chosen_precision
@@ -164,8 +164,8 @@ class Trainer:
             pairs = [self._pair(batch) for batch in data]
             if not any((targets != IGNORED_TARGET).any() for _, targets in pairs):
                 raise ConfigError("there is nothing to evaluate: no batch holds a target.")
-        with self._turns.taken():
-            return self._trainer.evaluate(pairs)
+        with self._turns.taken() as pause:
+            return self._trainer.evaluate(_pausing(pairs, pause))
 
     def save(
         self, path: str | PathLike[str], *, precision: str | None = None, overwrite: bool = False
@@ -217,6 +217,12 @@ class Trainer:
                     f"batch_size {B}, seq_len {T}."
                 )
         return x, y
+
+
+def _pausing(pairs: Iterable[tuple[Ids, Ids]], pause: Pause) -> Iterator[tuple[Ids, Ids]]:
+    for pair in pairs:
+        pause()
+        yield pair
 
 
 def _is_list_of_files(data: Any) -> bool:

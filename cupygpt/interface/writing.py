@@ -9,6 +9,7 @@ import numpy as np
 
 from cupygpt.config import GPTConfig
 from cupygpt.data.tokenizer import Tokenizer
+from cupygpt.device.callers import Pause
 from cupygpt.device.device import Device
 from cupygpt.device.precision import Precision
 from cupygpt.model.generate import ENDED, Generator, Sampling
@@ -107,7 +108,7 @@ def pieces(
     asked: Asked,
     tokenizer: Tokenizer,
     writers: Writers,
-    using: Callable[[], AbstractContextManager[None]],
+    using: Callable[[], AbstractContextManager[Pause]],
 ) -> Iterator[list[str]]:
     """The next piece of each text, of whole characters; "" where there is none.
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,40 @@ def test_ctrl_c_leaves_no_step_half_done(folder: Path, monkeypatch: pytest.Monke
             stopped.step(rows, 1e-2)
     assert stopped.steps == 1
     assert stopped.step(rows, 1e-2).loss == plain.step(rows, 1e-2).loss
+
+
+def test_ctrl_c_ends_what_takes_long_after_its_batch(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is computed in many batches does not keep the program until the last of them."""
+    monkeypatch.setattr("cupygpt.evaluation.scorer.CPU_BATCH_TOKENS", 1)
+    monkeypatch.setattr("cupygpt.evaluation.scorer.num_cores", lambda: 1)
+    trainer, rows = make_trainer(), np.arange(36).reshape(4, 9)
+    model, batches = cupygpt.load("tiny.bin", device="cpu"), 0
+    forward = GPT.forward
+
+    def interrupted(self: GPT, *arguments: Any, **options: Any) -> None:
+        nonlocal batches
+        batches += 1
+        if batches == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+        forward(self, *arguments, **options)
+
+    calls: list[Callable[[], Any]] = [
+        lambda: trainer.evaluate("val.bin"),
+        lambda: model.loss([3] * 16 * 20),
+        lambda: model.logits([[3] * 16] * 20),
+    ]
+    expected = trainer.evaluate([rows]), model.loss(rows).tolist(), model.logits(rows).tolist()
+    with monkeypatch.context() as patch:
+        patch.setattr(GPT, "forward", interrupted)
+        for call in calls:
+            batches = 0
+            with pytest.raises(KeyboardInterrupt):
+                call()
+            assert batches <= 3  # as many are queued before the first is read
+    after = trainer.evaluate([rows]), model.loss(rows).tolist(), model.logits(rows).tolist()
+    assert after == expected
 
 
 ROWS = np.ones((4, 9), int)
