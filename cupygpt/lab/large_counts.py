@@ -78,13 +78,23 @@ def _lines(
     for name, entries in tables[-1].items():
         for number, entry in enumerate(entries):
             same = [table.get(name, [])[number : number + 1] for table in tables]
-            numbers = {
+            numbers: dict[str, int | None] = {
                 f.name: _sum([getattr(x[0], f.name) if x else 0 for x in same], weights)
                 for f in fields(entry)
                 if f.name not in (*key, "stride", "bytes") and type(getattr(entry, f.name)) is int
             }
+            if hasattr(entry, "stride"):
+                numbers["stride"] = _stride([x[0].stride if x else None for x in same], weights)
             found.append(replace(entry, **numbers))
     return tuple(found)
+
+
+def _stride(strides: Sequence[int | None], weights: Sequence[float]) -> int | None:
+    """Rows of the large matrix are further apart; None where a small launch has no one stride."""
+    known = [stride for stride in strides if stride is not None]
+    if len(known) < len(strides):
+        return None
+    return round(sum(s * w for s, w in zip(known, weights, strict=True)))
 
 
 def _sum(values: Sequence[int], weights: Sequence[float]) -> int:

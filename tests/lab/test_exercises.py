@@ -1,5 +1,6 @@
 """Each exercise is its rung with a change; typical wrong answers get the verdict they should."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,12 @@ def test_an_exercise_is_its_rung_with_a_change(exercise: Exercise) -> None:
     assert bool(exercise.faults) == (exercise.kind == "repair")
     assert exercise.goals or exercise.kind in ("fill", "repair")
     assert start.startswith(f"// Exercise {exercise.name}: {exercise.kind}.\n")
-    if exercise.kind in ("predict", "improve"):
+    if exercise.kind == "predict":
+        code = start.rpartition("\n//\n")[2]
+        told = re.sub(r" *//(?! lab:).*", "", rung)  # the remarks give the answer away
+        assert [x for x in code.splitlines() if x] == [x for x in told.splitlines() if x]
+        assert code.count("//") == code.count("// lab: ") == rung.count("// lab: ")
+    elif exercise.kind == "improve":
         assert start.endswith(rung)
     else:
         assert not start.endswith(rung)
@@ -87,6 +93,22 @@ def test_a_goal_can_be_reached(name: str, source: str | Path) -> None:
     text = source.read_text() if isinstance(source, Path) else source
     verdict = check(EXERCISES[name], written(name, text))
     assert verdict.message.startswith("solved: "), verdict
+
+
+@needs_emulator
+@pytest.mark.parametrize(
+    ("old", "new", "verdict"),
+    [
+        # one warp of a block loads all rows; the others load nothing
+        ("n = threadIdx.y; n < N; n += 8", "n = threadIdx.y * N; n < N; n++", "most: 257; the goal"),
+        ("dbias[column] += sum", "atomicAdd(&dbias[column], sum)", "right, but atomics: 2; the"),
+    ],
+)
+def test_the_goals_of_a_column_sum_hold_every_warp(old: str, new: str, verdict: str) -> None:
+    assert solutions.COLUMN_SUM.count(old) == 1
+    name = f"column_sum_one_warp_{len(new)}"
+    file = written(name, solutions.COLUMN_SUM.replace(old, new))
+    assert verdict in check(EXERCISES["column_sum_side_by_side"], file).message
 
 
 def test_a_hole_in_a_comment_does_not_count() -> None:

@@ -6,7 +6,7 @@ from cupygpt.emulator.counted import Counts
 from cupygpt.errors import LabError
 from cupygpt.lab.contracts.case import Case
 from cupygpt.lab.exercises.exercise import Exercise, empty_hole, predicted
-from cupygpt.lab.exercises.goals import in_words, measured
+from cupygpt.lab.exercises.goals import in_words, measured, sentence
 from cupygpt.lab.judge import Verdict, judge
 from cupygpt.lab.kernel_file import KernelFile
 
@@ -33,9 +33,9 @@ def check(exercise: Exercise, file: KernelFile) -> Verdict:
         if value > goal.at_most * 1.001:
             limit = in_words(goal.at_most)
             return Verdict(
-                "goal", f"right, but {goal.counter}: {in_words(value)}; the goal is at most {limit}"
+                "goal", f"right, but {sentence(goal.counter, value)}; the goal is at most {limit}"
             )
-        reached.append(f"{goal.counter}: {in_words(value)}")
+        reached.append(sentence(goal.counter, value))
     return Verdict("", f"solved: {verdict.message}; {', '.join(reached)}")
 
 

@@ -90,6 +90,8 @@ class Exercise:
 
     def _code(self, answer: Mapping[int, str]) -> str:
         source = self.rung.path.read_text()
+        if self.kind == "predict":  # its comments would give the answer away
+            return _without_comments(source)
         for old, new in self.faults:
             source = _replaced(source, old, new)
         for number, hole in enumerate(self.holes, 1):
@@ -105,8 +107,15 @@ def _replaced(source: str, old: str, new: str) -> str:
 
 
 _COMMENT = re.compile(r"//[^\n]*")
+_REMARK = re.compile(r"[ \t]*//(?! lab:)[^\n]*")
 _HOLE = re.compile(r"\bHOLE\((\d+)\)")
 _ANSWER = re.compile(r"^// answer: (?P<counter>.+?) = (?P<text>.*)$", re.MULTILINE)
+
+
+def _without_comments(source: str) -> str:
+    """The code, and its lines `// lab:`."""
+    lines = [(line, _REMARK.sub("", line)) for line in source.splitlines(keepends=True)]
+    return "".join(code for line, code in lines if code.strip() or not line.strip())
 
 
 def empty_hole(source: str) -> str:

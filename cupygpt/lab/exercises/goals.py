@@ -51,10 +51,12 @@ COUNTERS: dict[str, Callable[[Sequence[Counts], str, Mapping[str, int]], float]]
     "sectors per store": lambda c, array, sizes: _per_request(c, array, "global", ("write",)),
     "turns per shared read": lambda c, array, sizes: _per_request(c, array, "shared", ("read",)),
     "loads of warps": _loads,
-    "loads per warp": lambda c, array, sizes: (
-        _loads(c, array, sizes) / sum(counts.warps for counts in c)
+    "loads of the warp that loads most": lambda c, array, sizes: sum(x.rounds[1] for x in c),
+    "atomics": lambda c, array, sizes: sum(
+        x.total(space, "atomic").requests for x in c for space in ("global", "shared")
     ),
-    "times each byte is loaded": _times_loaded,
+    "times the bytes": _times_loaded,
+    "times the bytes that it must read": _times_loaded,
     "barriers per block": lambda c, array, sizes: sum(x.barriers / x.blocks for x in c),
     "percent of lanes busy in special functions": _busy_special,
 }
@@ -69,11 +71,14 @@ def measured(counter: str, launches: Sequence[Counts], num_bytes: Mapping[str, i
     name, array = counter, ""
     if counter not in COUNTERS:
         name, _, array = counter.rpartition(" of ")
-        if name not in COUNTERS:  # times each byte of inp is loaded
-            before, _, rest = counter.partition(" of ")
-            array, _, after = rest.partition(" ")
-            name = f"{before} {after}"
     return COUNTERS[name](launches, array, num_bytes)
+
+
+def sentence(counter: str, value: float) -> str:
+    """Such as: `sectors per load: 4`, `it moves 3 times the bytes of inp`."""
+    if counter.startswith("times "):
+        return f"it moves {in_words(value)} {counter}"
+    return f"{counter}: {in_words(value)}"
 
 
 def in_words(value: float) -> str:

@@ -78,14 +78,19 @@ EXERCISES = (
         "column_sum_side_by_side",
         "improve",
         _ONE,
-        "This is rung 1. Change it so that a load asks for at most 4.5 sectors, and no warp "
-        "loads more than 40 times, for 256 rows of 64 columns.",
+        "This is rung 1. Change it so that a load asks for at most 4.5 sectors and no warp "
+        "loads more than 40 times, without atomics, for 256 rows of 64 columns. So the order of "
+        "each sum stays the same in all runs.",
         (
             "Give each warp a group of 32 neighbouring columns, and each of the block's warps "
             "every 8th row.",
             "The 8 warps' sums meet in shared memory: 8 x 32 floats.",
         ),
-        goals=(Goal("sectors per load of dout", 4.5), Goal("loads per warp", 40)),
+        goals=(
+            Goal("sectors per load of dout", 4.5),
+            Goal("loads of the warp that loads most", 40),
+            Goal("atomics", 0),
+        ),
         sizes=_MATRIX,
         wrong=(
             WrongAnswer({}, "right, but sectors per load of dout: 32; the goal is at most 4.5"),

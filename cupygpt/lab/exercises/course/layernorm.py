@@ -36,12 +36,10 @@ EXERCISES = (
             Hole("c < C; c += WARP) sum", "WARP"),
             Hole("m = warp_sum(sum) / C", "warp_sum(sum)"),
         ),
-        goals=(Goal("times each byte of inp is loaded", 3.1),),
+        goals=(Goal("times the bytes of inp", 3.1),),
         sizes={"N": 8, "C": 256},
         wrong=(
-            WrongAnswer(
-                {1: "0", 2: "1", 3: "sum"}, "right, but times each byte of inp is loaded: "
-            ),
+            WrongAnswer({1: "0", 2: "1", 3: "sum"}, "right, but it moves "),
             WrongAnswer({1: "lane", 2: "WARP", 3: "sum"}, "wrong: float32, N 1, C 8"),
             WrongAnswer({1: "lane", 2: "1", 3: "warp_sum(sum)"}, "wrong: float32, N 1, C 8"),
         ),
@@ -82,7 +80,7 @@ EXERCISES = (
         "repair",
         _TWO,
         "The last block has more warps than there are rows left. Repair the kernel.",
-        ("Four warps start, each has row n.", "A warp without a row must return as a whole."),
+        ("Each of the four warps takes its own row n; some of these rows do not exist.", "A warp without a row must return as a whole."),
         faults=(("    if (n >= N) return;  // the same in all lanes\n", ""),),
         wrong=(WrongAnswer({}, "out of bounds in line "),),
     ),
@@ -91,14 +89,14 @@ EXERCISES = (
         "improve",
         _TWO,
         "This is rung 2: it reads each row three times. Change it so that inp is read once: at "
-        "most 1.1 times each byte.",
+        "most 1.1 times its bytes are moved.",
         (
             "Keep the lane's columns in an array of registers: its length must be a constant.",
             "`// lab: ..., COLUMNS = ceil_div(C, 32)` makes one of the sizes.",
             "All loops over the array need `#pragma unroll`.",
         ),
-        goals=(Goal("times each byte of inp is loaded", 1.1),),
+        goals=(Goal("times the bytes of inp", 1.1),),
         sizes={"N": 8, "C": 256},
-        wrong=(WrongAnswer({}, "right, but times each byte of inp is loaded: 3"),),
+        wrong=(WrongAnswer({}, "right, but it moves 3 times the bytes of inp"),),
     ),
 )

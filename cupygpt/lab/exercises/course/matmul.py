@@ -73,8 +73,8 @@ EXERCISES = (
         "matmul_4",
         "fill",
         _FOUR,
-        "Thread (x, y) has 4 rows of the tile. Which is its row number i, where it reads and "
-        "where it writes?",
+        "Thread (x, y) has 4 rows of the tile. Which row of the tile is the thread's i-th row "
+        "(i = 0 to 3)? Hole 1 reads it, hole 2 writes it.",
         (
             "16 threads y share 64 rows.",
             "The copying loop above shows an order with neighbours side by side.",
@@ -98,8 +98,8 @@ EXERCISES = (
             "A block that makes 32 x 32 elements needs 32 rows of a and 32 rows of b.",
             "Copy tiles of 32 x 32 to shared memory, meet, use them, meet.",
         ),
-        goals=(Goal("times each byte is loaded", 2.5),),
+        goals=(Goal("times the bytes that it must read", 2.5),),
         sizes=_SQUARE,
-        wrong=(WrongAnswer({}, "right, but times each byte is loaded: "),),
+        wrong=(WrongAnswer({}, "right, but it moves "),),
     ),
 )
