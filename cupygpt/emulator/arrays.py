@@ -14,13 +14,15 @@ _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _PROT_NONE = 0
 _ALIGNMENT = 16  # of an array: what a 128-bit access needs
+_GUARD = 1 << 20  # before and after an array; the pages are never touched, so they take no memory
 
 
 class DeviceMemory(mmap.mmap):
-    """One allocation, shared with the processes that run kernels, between two guard pages.
+    """One allocation, shared with the processes that run kernels, between two guards.
 
-    The last byte lies next to the upper guard page, up to the alignment: so an overrun is noticed
-    even when the kernel runs without the checker.
+    The last byte lies next to the upper guard, up to the alignment: so an overrun is noticed
+    even when the kernel runs without the checker. The guards are wide, so that an access outside
+    is near to the array that was meant.
     """
 
     begin: int
@@ -33,14 +35,14 @@ class DeviceMemory(mmap.mmap):
         page = mmap.PAGESIZE
         used = -(-max(num_bytes, 1) // _ALIGNMENT) * _ALIGNMENT
         body = -(-used // page) * page
-        memory = cls(-1, body + 2 * page)
+        memory = cls(-1, body + 2 * _GUARD)
         base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-        for guard in (base, base + page + body):
-            if _libc.mprotect(guard, page, _PROT_NONE) != 0:
-                raise OSError(ctypes.get_errno(), "mprotect of a guard page failed")
-        memory.begin = base + page + body - used
+        for guard in (base, base + _GUARD + body):
+            if _libc.mprotect(guard, _GUARD, _PROT_NONE) != 0:
+                raise OSError(ctypes.get_errno(), "mprotect of a guard failed")
+        memory.begin = base + _GUARD + body - used
         memory.num_bytes = num_bytes
-        memory.offset = page + body - used
+        memory.offset = _GUARD + body - used
         return memory
 
     offset: int

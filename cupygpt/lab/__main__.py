@@ -22,6 +22,7 @@ from cupygpt.lab.exercises.learner import (
     check_file,
     files_of_learner,
     find_exercise,
+    is_solved,
     known_state,
     path_of,
     start,
@@ -101,6 +102,8 @@ def _show(args: argparse.Namespace) -> int:
     if not args.json:
         _write([f"{ladder.title}, rung {rung.number}: {rung.idea}", f"{rung.path}", ""])
         _write(_text_of(rung))
+        if args.dtype and dtype != TYPES[args.dtype]:
+            _write(["", f"This rung takes {ladder_table.NAMES[dtype]} only."])
     if (reason := missing_toolchain()) and not rung.is_only_read:
         raise LabError(reason)
     launches = [] if rung.is_only_read else rung_counts(rung, dtype)
@@ -153,7 +156,8 @@ def _list(args: argparse.Namespace) -> int:
         if not following:
             following = next((n for n, state in states.items() if state != "solved"), "")
     if unchecked:
-        _write(["", f"{unchecked} not checked since they were edited: python -m cupygpt.lab check"])
+        _write(["", f"{unchecked} not checked since they, or the lab, changed:"])
+        _write("  python -m cupygpt.lab check")
     elif following:
         begun = path_of(EXERCISES[following]).is_file()
         _write(["", f"Next: python -m cupygpt.lab {'check' if begun else 'start'} {following}"])
@@ -164,6 +168,10 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _start(args: argparse.Namespace) -> int:
+    ladder = COURSE.get("_".join(args.exercise), ())
+    if ladder and not args.again and all(map(is_solved, ladder)):
+        _write([f"All exercises of {args.exercise[0]} are solved.", _next_step(ladder[-1])])
+        return 0
     exercise = find_exercise(args.exercise)
     path = start(exercise, again=args.again)
     _write([f"{path}: {exercise.kind}", *textwrap.wrap(exercise.question, 79)])
@@ -183,7 +191,7 @@ def _check(args: argparse.Namespace) -> int:
     given = Path(args.exercise[0])
     path = given if len(args.exercise) == 1 and given.suffix == ".cu" else path_of(exercise)
     if not path.exists():
-        raise LabError(f"{path} is not there: python -m cupygpt.lab start {exercise.name}")
+        return _nothing_to_check("_".join(args.exercise), exercise)
     if args.hint is not None:
         for line in hint(exercise, path.parent, number):
             _write(textwrap.wrap(line, 79))
@@ -192,13 +200,24 @@ def _check(args: argparse.Namespace) -> int:
         raise LabError(reason)
     verdict = check_file(exercise, path)
     _write(verdict.message)
-    if verdict.details:
-        _write(textwrap.indent(verdict.details, "    "))
+    if details := (args.debug and verdict.everything) or verdict.details:
+        _write(textwrap.indent(details, "    "))
     if verdict.is_right:
         _write(_next_step(exercise))
         return 0
     _write(f"A hint: python -m cupygpt.lab check {exercise.name} --hint")
     return 1
+
+
+def _nothing_to_check(name: str, exercise: Exercise) -> int:
+    """Nothing is wrong where `name` is a ladder, and all of it that was started is solved."""
+    ladder = COURSE.get(name, ())
+    solved = sum(path_of(other).is_file() for other in ladder)
+    start_it = f"python -m cupygpt.lab start {exercise.name}"
+    if not solved:
+        raise LabError(f"{path_of(exercise)} is not there: {start_it}")
+    _write([f"{name}: {solved} of {len(ladder)} solved", f"Next: {start_it}"])
+    return 0
 
 
 def _next_step(solved: Exercise) -> str:
@@ -245,7 +264,7 @@ def _try(args: argparse.Namespace) -> int:
         )
     on = {"measured_on": name_of_gpu()} if args.measure else {}
     found = []
-    for gate in gates(file, contract, dtypes, gpu, measure=args.measure):
+    for gate in gates(file, contract, dtypes, gpu, measure=args.measure, debug=args.debug):
         found.append(gate)
         if not args.json:
             _write(_gate_lines(len(found), gate))

@@ -16,6 +16,12 @@ from cupygpt.lab.kernel_file import KernelFile
 GATES = ("compiles", "no faults", "values")
 """What is asked, in this order; the first that fails ends the judgement."""
 
+_MOST_DETAILS = 12
+"""Lines that the compiler says; of more, those about the file itself are shown."""
+
+_BEGINS = re.compile(r"(?P<file>[^\s:][^:]*):(\d+:)*\s|In file included|\s+from |cc1plus:|g\+\+")
+"""How a new remark of g++ begins; its other lines are indented."""
+
 _PLACE = re.compile(r"(?P<file>.*?):(?P<line>\d+):\d+: ")
 """What stands before an error of g++."""
 
@@ -44,6 +50,8 @@ class Verdict:
     """One line."""
     details: str = ""
     """More lines, or none: where it happened."""
+    everything: str = ""
+    """All that the compiler said, if `details` leave some of it out."""
     calls: int = 0
     """How many calls of the op ran without a fault."""
 
@@ -58,23 +66,31 @@ def judge(file: KernelFile, contract: Contract, dtypes: Sequence[str] = ()) -> V
 
     Raises LabError where the file says wrongly how it is launched.
     """
-    calls = 0
+    calls, label = 0, ""
     try:
         for case in _cases(file, contract, dtypes or contract.dtypes):
+            label = case.label
             file.run(case.arguments())
             calls += 1
             case.verify()
     except CompileError as error:
         return Verdict("compiles", *_first_error(str(error), file.path))
     except KernelFault as fault:
-        return Verdict("no faults", *_describe(fault), calls=calls)
+        message, details = _describe(fault)
+        details += f"\n    the call has {label}"
+        return Verdict("no faults", message, details.lstrip("\n"), calls=calls)
     except WrongResult as error:
         return Verdict("values", f"wrong: {error}", calls=calls)
     except (TypeError, ValueError) as error:
         if isinstance(error, LabError):
             raise
         raise LabError(f"{file.path}: {error}.") from None
-    return Verdict("", f"right, in {calls} shapes and types", calls=calls)
+    return Verdict("", f"right, in {shapes_and_types(calls)}", calls=calls)
+
+
+def shapes_and_types(calls: int) -> str:
+    """The number of calls in words."""
+    return f"{calls} shapes and types" if calls > 1 else "one shape and type"
 
 
 def _cases(file: KernelFile, contract: Contract, dtypes: Sequence[str]) -> Iterator[Case]:
@@ -96,8 +112,26 @@ def _describe(fault: KernelFault) -> tuple[str, str]:
     return f"{kind}{where}: {detail}", "\n".join(places)
 
 
-def _first_error(message: str, path: Path) -> tuple[str, str]:
-    """The compiler's first error in one line, and all that it said."""
+def _shortened(message: str, path: Path) -> tuple[str, str]:
+    """The remarks about the file itself and all, or all and nothing if it is short."""
+    lines = message.splitlines()
+    if len(lines) <= _MOST_DETAILS:
+        return message, ""
+    remarks: list[list[str]] = []
+    for line in lines:
+        if _BEGINS.match(line) or not remarks:
+            remarks.append([])
+        remarks[-1].append(line)
+    own = [lines for lines in remarks if lines[0].startswith(f"{path.resolve()}:")]
+    first = [lines for lines in remarks if "error: " in lines[0]][:1]
+    shown = [line for lines in own or first or remarks[:1] for line in lines][:_MOST_DETAILS]
+    rest = len(lines) - len(shown)
+    return "\n".join([*shown, f"... {rest} more lines: python -m cupygpt.lab --debug"]), message
+
+
+def _first_error(message: str, path: Path) -> tuple[str, str, str]:
+    """The compiler's first error in one line, what else is shown, and all that it said."""
+    details = _shortened(message, path)
     for line in message.splitlines():
         head, found, text = line.partition("error: ")
         if not found:
@@ -109,5 +143,5 @@ def _first_error(message: str, path: Path) -> tuple[str, str]:
             text = f"line {place['line']}: {text}"
         elif place:
             text = f"{Path(place['file']).name}, line {place['line']}: {text}"
-        return f"does not compile: {text}", message
-    return f"does not compile: {message.splitlines()[0]}", message
+        return f"does not compile: {text}", *details
+    return f"does not compile: {message.splitlines()[0]}", *details

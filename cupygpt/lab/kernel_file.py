@@ -198,6 +198,11 @@ class KernelFile:
                 f"{self.path}: {kernel.name} has {len(wanted)} parameters, the op has "
                 f"{len(given)}: {', '.join(given)}."
             )
+        if set(wanted) == set(given) and list(wanted) != list(given):
+            raise LabError(
+                f"{self.path}: a single kernel takes the op's parameters in the op's order, which "
+                f"is {', '.join(given)}; that of {kernel.name} is {', '.join(wanted)}."
+            )
         return list(given.values())
 
     @cached_property

@@ -48,8 +48,8 @@ class LaunchLine:
         own = {name: self._number(name, values[name]) for name in values if name.isupper()}
         shared = self._number("shared", values.get("shared", 0))
         return Launch(
-            self._dimensions("grid", values["grid"]),
-            self._dimensions("block", values["block"]),
+            self._dimensions("grid", values["grid"], sizes),
+            self._dimensions("block", values["block"], sizes),
             shared_bytes=shared,
             defines=own,
         )
@@ -76,12 +76,13 @@ class LaunchLine:
             return value
         raise LabError(f"line {self.line}: {name} is {value}, not a whole number of 0 or more.")
 
-    def _dimensions(self, name: str, value: Any) -> tuple[int, ...]:
+    def _dimensions(self, name: str, value: Any, given: Mapping[str, int]) -> tuple[int, ...]:
         sizes = value if isinstance(value, tuple) else (value,)
         if len(sizes) > 3 or any(not isinstance(n, int) or n < 1 for n in sizes):
+            words = ", ".join(f"{word} {size}" for word, size in given.items())
             raise LabError(
-                f"line {self.line}: {name} is {value}, but must be one to three numbers of 1 or "
-                "more."
+                f"line {self.line}: {name} is {value} where {words}, but must be one to three "
+                "numbers of 1 or more."
             )
         return sizes
 

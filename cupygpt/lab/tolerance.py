@@ -63,15 +63,15 @@ def assert_close(name: str, found: np.ndarray, want: np.ndarray, allowed: Any) -
     if missing.any():
         worst = _first(missing)
         raise AssertionError(
-            f"{_element(name, worst)} was never written, want {want[worst]:.6g}; "
-            f"{missing.sum()} of {missing.size} elements were never written, "
-            f"{(~good & ~missing).sum()} others are off"
+            f"{_element(name, worst)} was never written, or added to what stood there; want "
+            f"{want[worst]:.6g}; so are {missing.sum()} of {missing.size} elements, and "
+            f"{(~good & ~missing).sum()} more are off"
         )
     worst = np.unravel_index(np.argmax(np.where(good, 0.0, error)), error.shape)
     most = np.broadcast_to(allowed, error.shape)[worst]
     raise AssertionError(
         f"{_element(name, worst)}: got {found[worst]:.6g}, want {want[worst]:.6g}, "
-        f"off by {error[worst]:.2e}, allowed are {most:.2e}; "
+        f"off by {error[worst]:.2e}, allowed error {most:.2e}; "
         f"{(~good).sum()} of {good.size} elements are off"
     )
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from cupygpt.lab.contracts.contract import Contract
-from cupygpt.lab.judge import GATES, judge
+from cupygpt.lab.judge import GATES, judge, shapes_and_types
 from cupygpt.lab.kept import kept
 from cupygpt.lab.kernel_file import KernelFile
 from cupygpt.lab.ladder_table import NAMES, named_sizes
@@ -38,14 +38,24 @@ class Gate:
 
 
 def gates(
-    file: KernelFile, contract: Contract, dtypes: Sequence[str], gpu: GPU, *, measure: bool
+    file: KernelFile,
+    contract: Contract,
+    dtypes: Sequence[str],
+    gpu: GPU,
+    *,
+    measure: bool,
+    debug: bool = False,
 ) -> Iterator[Gate]:
-    """The gates one after the other; ends at the first that is not passed."""
+    """The gates one after the other; ends at the first that is not passed.
+
+    `debug` shows all that the compiler says.
+    """
     verdict = judge(file, contract, dtypes)
-    calls = f"{verdict.calls} shape{'s' if verdict.calls > 1 else ''} and types"
+    calls = shapes_and_types(verdict.calls)
     for gate in GATES:
         if gate == verdict.failed_gate:
-            details = f"\n{verdict.details}" if verdict.details else ""
+            details = (debug and verdict.everything) or verdict.details
+            details = f"\n{details}" if details else ""
             message = verdict.message.removeprefix("does not compile: ").removeprefix("wrong: ")
             yield Gate(gate, passed=False, text=f"no: {message}{details}")
             return
@@ -60,6 +70,8 @@ def _speed(file: KernelFile, contract: Contract, dtype: str, gpu: GPU, *, measur
     if contract.own is not None:
         figures["own"] = _figures(None, contract, dtype, measure=measure)
         lines.append(f"  {_words(figures['own'], gpu)}: cupygpt's own kernel")
+    else:
+        lines.append(f"  cupygpt has no kernel of its own for {contract.name} to compare with")
     return Gate("speed", passed=True, text="\n".join([*lines, *figures["kernel"]["waste"]]),
                 figures=figures)  # fmt: skip
 

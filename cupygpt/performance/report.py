@@ -20,7 +20,7 @@ from cupygpt.performance.source_lines import SourceLines
 
 WIDTH = 80
 MOST_LINES = 4
-"""Lines of the source that the text shows, the most costly ones."""
+"""Lines of the source that the text shows, the most costly ones; and one more for a waste."""
 
 _ROWS = {
     "global loads": ("global", "read"),
@@ -158,11 +158,18 @@ def _lines(counts: Counts) -> list[str]:
 
 
 def _chosen(costs: Sequence[LineCost]) -> list[LineCost]:
-    """The most costly line of each array, at most MOST_LINES."""
+    """The most costly line of each array, at most MOST_LINES.
+
+    Where none of them wastes anything, the line that wastes most comes behind them.
+    """
     chosen: dict[tuple[str, str], LineCost] = {}
     for cost in sorted(costs, key=lambda cost: -cost.cycles):
         chosen.setdefault((cost.space, cost.array), cost)
-    return list(chosen.values())[:MOST_LINES]
+    shown = list(chosen.values())[:MOST_LINES]
+    wasteful = [cost for cost in costs if reason(cost)]
+    if wasteful and not any(map(reason, shown)):
+        shown.append(max(wasteful, key=lambda cost: cost.moved - cost.best))
+    return shown
 
 
 def _estimate(counts: Counts, guess: Estimate) -> list[str]:
@@ -174,8 +181,8 @@ def _estimate(counts: Counts, guess: Estimate) -> list[str]:
     if terms:
         rows.append(f"  {', '.join(terms)} us")
     rows.append(
-        f"  {percent(guess.held_threads)} of the threads it can hold; its bytes alone would take "
-        f"{words_of_time(guess.bytes_alone)}"
+        f"  the grid would fill {percent(guess.held_threads)} of the GPU's threads; "
+        f"the least to move takes {words_of_time(guess.bytes_alone)}"
     )
     if counts.operations("wgmma"):
         rows.append("  the products by wgmma, and what they read, are left out of all this")
@@ -189,8 +196,8 @@ def _registers(counts: Counts, gpu: GPU, usage: Usage | None) -> list[str]:
     spills = f"{usage.spill_bytes} bytes spilled" if usage.spill_bytes else "none spilled"
     share = percent(blocks * counts.threads / gpu.threads)
     return [
-        f"  {usage.registers} registers a thread, {spills}; a multiprocessor holds {blocks} "
-        f"block{'s' if blocks > 1 else ''}: {share}"
+        f"  {usage.registers} registers a thread, {spills}; they leave room for {blocks} "
+        f"block{'s' if blocks > 1 else ''}, {share}"
     ]
 
 

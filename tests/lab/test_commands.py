@@ -27,7 +27,7 @@ def lab(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     def call(*arguments: str) -> tuple[int, str, str]:
         code = main(arguments)
         out, err = capsys.readouterr()
-        if "--json" not in arguments and "show" not in arguments:
+        if not {"--json", "--debug", "show"} & set(arguments):
             width = max(map(len, (x for x in out.splitlines() if "/" not in x)), default=0)
             assert width <= 80, out
         return code, out, err
@@ -57,6 +57,9 @@ def test_an_exercise_from_start_to_solved(lab: Lab) -> None:
         "solved: sectors per load = 4\nNext: python -m cupygpt.lab start warm_up_packs\n"
     )
     assert "warm_up       1 of 8 solved" in lab()[1]
+    code, out, _ = lab("check", "warm_up")
+    assert code == 0
+    assert out == ("warm_up: 1 of 8 solved\nNext: python -m cupygpt.lab start warm_up_packs\n")
     assert lab("start", "warm_up")[1].startswith("lab/warm_up_packs.cu")
     Path("lab/mine.cu").touch()
     code, out, _ = lab("check")
@@ -153,6 +156,19 @@ def test_started_exercises_stay(lab: Lab) -> None:
     assert "HOLE(1)" in answer.read_text()
 
 
+def test_a_ladder_that_is_climbed_says_what_comes_next(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cupygpt.lab.__main__.is_solved", lambda exercise: True)
+    code, out, _ = lab("start", "matmul")
+    assert code == 0
+    following = next(iter(COURSE["attention"])).name
+    assert out == (
+        f"All exercises of matmul are solved.\nNext: python -m cupygpt.lab start {following}\n"
+    )
+    assert not Path("lab").exists()
+
+
 def test_where_nothing_can_be_written_the_message_says_so(lab: Lab) -> None:
     Path("lab").write_text("a file")
     code, _, err = lab("start", "gelu_2")
@@ -171,6 +187,8 @@ def test_a_ladder_and_a_rung_for_people_and_for_programs(lab: Lab) -> None:
     assert set(found["rungs"][0]["estimates"]) == set(GPUS)
     out = lab("show", "adamw", "1")[1]
     assert "estimate for an H100" in out
+    assert "This rung takes" not in out
+    assert "\nThis rung takes float only.\n" in lab("show", "adamw", "1", "--dtype", "bf16")[1]
     found = json.loads(lab("show", "adamw", "1", "--json")[1])
     assert found["launches"][0]["estimate"]["gpu"] == "H100"
     assert "Read it there" in lab("show", "matmul", "8")[1]
@@ -200,3 +218,42 @@ def test_a_kernel_of_ones_own_passes_the_gates_and_is_named_where_it_fails(lab: 
     code, out, _ = lab("try", "own.cu", "--as", "adamw")
     assert code == 1
     assert out.startswith(f"1 compiles   no: line {number}: expected")
+
+
+@needs_emulator
+def test_parameters_in_another_order_are_named_before_the_kernel_runs(lab: Lab) -> None:
+    source = LADDERS["matmul"].rungs[0].path.read_text()
+    order = "float* out, const float* a, const float* b, int M"
+    assert order in source
+    Path("own.cu").write_text(
+        source.replace(order, "const float* a, const float* b, float* out, int M")
+    )
+    code, _, err = lab("try", "own.cu", "--as", "matmul", "--dtype", "fp32")
+    assert code == 2
+    assert "op's order, which is out, a, b, M, N, K; that of matmul_1 is a, b, out, M, N, K" in err
+
+
+@needs_emulator
+def test_a_fault_and_an_empty_grid_name_the_sizes(lab: Lab) -> None:
+    source = LADDERS["matmul"].rungs[0].path.read_text()
+    Path("own.cu").write_text(source.replace("ceil_div(M, 8)", "M // 8"))
+    assert "grid is (1, 0) where M 1, N 8, K 8" in lab("try", "own.cu", "--as", "matmul")[2]
+    Path("own.cu").write_text(source.replace("m >= M || n >= N", "m >= M"))
+    code, out, _ = lab("try", "own.cu", "--as", "matmul")
+    assert code == 1
+    assert "the call has float32, M 1, N 8, K 8\n" in out
+
+
+@needs_emulator
+def test_a_long_complaint_of_the_compiler_shows_the_own_lines_first(lab: Lab) -> None:
+    source = LADDERS["layernorm"].rungs[3].path.read_text()
+    wrong = "    load_pack(1, inp);\n" * 8
+    Path("own.cu").write_text(source.replace("    const int n", wrong + "    const int n", 1))
+    code, out, _ = lab("try", "own.cu", "--as", "layernorm_forward")
+    assert code == 1
+    assert len(out.splitlines()) <= 16
+    assert "more lines: python -m cupygpt.lab --debug" in out
+    assert "lib/packs.cuh" not in out
+    everything = lab("--debug", "try", "own.cu", "--as", "layernorm_forward")[1]
+    assert "lib/packs.cuh" in everything
+    assert "more lines" not in everything

@@ -100,7 +100,11 @@ def test_a_goal_can_be_reached(name: str, source: str | Path) -> None:
     ("old", "new", "verdict"),
     [
         # one warp of a block loads all rows; the others load nothing
-        ("n = threadIdx.y; n < N; n += 8", "n = threadIdx.y * N; n < N; n++", "most: 257; the goal"),
+        (
+            "n = threadIdx.y; n < N; n += 8",
+            "n = threadIdx.y * N; n < N; n++",
+            "most: 257; the goal",
+        ),
         ("dbias[column] += sum", "atomicAdd(&dbias[column], sum)", "right, but atomics: 2; the"),
     ],
 )

@@ -6,8 +6,16 @@ import pytest
 
 from cupygpt.emulator.compiler import missing_toolchain
 from cupygpt.lab.__main__ import main
+from cupygpt.lab.ladders import LADDERS
+from cupygpt.lab.rung_counts import rung_counts
 
 pytestmark = pytest.mark.skipif(bool(missing_toolchain()), reason=str(missing_toolchain()))
+
+
+def test_strides_are_those_of_the_sizes_that_are_shown() -> None:
+    (counts,) = rung_counts(LADDERS["matmul"].rungs[0], "float32")
+    strides = {access.array: access.stride for access in counts.accesses}
+    assert strides == {"a": 0, "b": 2048 * 4, "out": 4}
 
 
 def test_both_reports_of_a_rung_agree(capsys: pytest.CaptureFixture[str]) -> None:

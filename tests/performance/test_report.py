@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from cupygpt.errors import DeviceError
 from cupygpt.kernels.nvrtc import Nvrtc
 from cupygpt.performance import report
 from cupygpt.performance.amounts import bytes_words, percent, two_figures, words_of_time
+from cupygpt.performance.costs import LineCost
 from cupygpt.performance.gpus import GPUS
 
 pytestmark = pytest.mark.skipif(bool(missing_toolchain()), reason=str(missing_toolchain()))
@@ -60,7 +62,7 @@ line  requests.cu                       what             per request   at best
 
 estimate for an H100: 3.3 us, limited by L1 and shared memory
   L1 and shared memory 0.57, waiting 0.42, L2 0.065 us
-  1.5% of the threads it can hold; its bytes alone would take 2.5 us
+  the grid would fill 1.5% of the GPU's threads; the least to move takes 2.5 us
 """
 
 
@@ -93,7 +95,7 @@ def test_registers_are_shown_where_the_compiler_is(transposition: Counts) -> Non
     except DeviceError as error:
         pytest.skip(str(error))
     (row,) = [row for row in report.text(transposition).splitlines() if "registers" in row]
-    assert "none spilled; a multiprocessor holds" in row
+    assert "none spilled; they leave room for" in row
     figures = report.as_dict(transposition)["registers"]
     assert 8 <= figures["per_thread"] <= 64
     assert figures["spill_bytes"] == 0
@@ -126,6 +128,17 @@ def test_idle_lanes_are_a_waste(requests: EmulatedModule) -> None:
     text = report.text(count(requests, "divergent", (16,), (256,), *arrays))
     assert "! only 16 of 32 lanes take part" in text
     assert "exp, log, ...       2.0k" in text
+
+
+def test_a_small_waste_is_shown_where_there_is_no_large_one() -> None:
+    def cost(line: int, moved: int) -> LineCost:
+        return LineCost(line, "shared", "read", f"tile_{line}", 4, 10, 320, moved, 10, moved, 128)
+
+    most = [cost(line, 10) for line in range(1, 7)]
+    assert [x.line for x in report._chosen([*most, cost(7, 15), cost(8, 20)])] == [8, 7, 1, 2]
+    hidden = replace(cost(8, 20), cycles=1)
+    assert [x.line for x in report._chosen([*most, hidden])] == [1, 2, 3, 4, 8]
+    assert [x.line for x in report._chosen(most)] == [1, 2, 3, 4]
 
 
 def test_no_row_is_wider_than_a_terminal(requests: EmulatedModule, tmp_path: Path) -> None:

@@ -116,11 +116,17 @@ struct Description {
     }
 };
 
+static uint3 unfolded(unsigned number, dim3 sizes) {
+    return {number % sizes.x, number / sizes.x % sizes.y, number / sizes.x / sizes.y};
+}
+
 [[noreturn]] static void report_race(const Access& access, Stamp earlier, uint32_t earlier_pc,
                                      const char* earlier_verb) {
+    const uint3 b = unfolded(block_of(earlier), block.grid);
+    const uint3 t = unfolded(thread_of(earlier), block.size);
     fail("race", access.place(), {nullptr, 0, earlier_pc},
-         "%s races with an earlier %s by block %u, thread %u (counted linearly)",
-         Description(access).text, earlier_verb, block_of(earlier), thread_of(earlier));
+         "%s races with an earlier %s by block (%u, %u, %u), thread (%u, %u, %u)",
+         Description(access).text, earlier_verb, b.x, b.y, b.z, t.x, t.y, t.z);
 }
 
 static void touch(Cell& cell, const Access& access, bool shared) {
@@ -197,13 +203,18 @@ static void check_shared(Access& access) {
               [&](Cell& cell) { touch(cell, access, true); });
 }
 
+// Further from an array than this, nobody can say which one the kernel meant. It is less than the
+// guards of two neighbours (arrays.py).
+constexpr uintptr_t kNear = 1 << 20;
+
 [[noreturn]] static void report_wild(const Access& access) {
     // Name the nearest argument: the kernel most likely ran past its end.
     const Array* nearest = nullptr;
     uintptr_t distance = ~uintptr_t(0);
     for (const Array& array : arrays) {
         uintptr_t d = access.address < array.begin ? array.begin - access.address
-                                                   : access.address - array.begin;
+                      : access.address < array.end ? 0
+                                                   : access.address - array.end;
         if (d < distance) distance = d, nearest = &array;
     }
     if (access.address < 4096)
@@ -212,6 +223,11 @@ static void check_shared(Access& access) {
     if (!nearest)
         fail("out_of_bounds", access.place(), {}, "%s of %zu bytes: the kernel has no such array",
              verb(access.kind), access.bytes);
+    if (distance > kNear)
+        fail("out_of_bounds", access.place(), {},
+             "%zu-byte %s at an address outside all arrays, %lu bytes %s the nearest one, %s",
+             access.bytes, verb(access.kind), (unsigned long)distance,
+             access.address < nearest->begin ? "before" : "after", nearest->given->name);
     char element[96];
     name_element(element, sizeof element, *nearest->given, long(access.address - nearest->begin));
     fail("out_of_bounds", access.place(), {}, "%zu-byte %s at %s; %s has %lu elements of %u bytes",

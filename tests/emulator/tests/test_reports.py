@@ -106,6 +106,36 @@ def test_an_element_outside_an_array_has_an_index(
         EmulatedModule(path).get_function("set")((1,), (1,), (out, index))
 
 
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (100_000, "write at first[100000]; first has 60 elements"),
+        (-100_000, "write at first[-100000]; first has 60 elements"),
+        (1 << 30, "write at an address outside all arrays, 4"),
+    ],
+)
+def test_far_outside_the_array_that_was_meant_is_named_where_it_can_be(
+    module: EmulatedModule, index: int, message: str
+) -> None:
+    arrays = [emulated_empty(60) for _ in range(3)]
+    source = 'extern "C" __global__ void set(float* before, float* first, float* after, int i) {\n'
+    path = module.path.with_name("far.cu")
+    path.write_text(source + "    first[(long long)i] = 1.0f;\n}\n")
+    with pytest.raises(KernelFault, match=re.escape(message)):
+        EmulatedModule(path).get_function("set")((1,), (1,), (*arrays, np.int32(index)))
+
+
+def test_the_other_thread_of_a_race_has_its_place(module: EmulatedModule) -> None:
+    source = 'extern "C" __global__ void both(float* out) { out[0] = 1.0f; }'
+    path = module.path.with_name("both.cu")
+    path.write_text(source)
+    kernel = EmulatedModule(path).get_function("both")
+    with pytest.raises(KernelFault, match=r"block \(0, 0, 0\), thread \(\d, \d, 0\)"):
+        kernel((1,), (2, 3), (emulated_empty(1),))
+    with pytest.raises(KernelFault, match=r"block \(\d, \d, 0\), thread \(0, 0, 0\)"):
+        kernel((2, 3), (1,), (emulated_empty(1),))
+
+
 def test_a_barrier_in_a_header_is_reported_at_the_own_line(module: EmulatedModule) -> None:
     with pytest.raises(KernelFault) as caught:
         module.get_function("wait")((1,), (32,), (emulated_empty(1),))
@@ -137,11 +167,12 @@ def test_a_wrong_result_names_the_worst_element(device: type[Device], floatX: st
     dev, want = device(floatX), np.arange(12.0).reshape(3, 4)
     out = dev.output((3, 4))
     with pytest.raises(
-        AssertionError, match=r"out on \w+ \w+\[0, 0\] was never written, want 0; 12"
+        AssertionError,
+        match=r"out on \w+ \w+\[0, 0\] was never written, or added to .*; want 0; so are 12 of 12",
     ):
         dev.agree("out", out, want, want, n=1)
     dev.get(out)[:2] = dev.get(dev.array(want))[:2]
-    with pytest.raises(AssertionError, match=r"\[2, 0\] was never written, want 8; 4 of 12"):
+    with pytest.raises(AssertionError, match=r"\[2, 0\] was never .*; want 8; so are 4 of 12"):
         dev.agree("out", out, want, want, n=1)
     dev.get(out)[...] = dev.get(dev.array(want))
     dev.agree("out", out, want, want, n=1)

@@ -80,7 +80,10 @@ EXERCISES = (
         "repair",
         _TWO,
         "The last block has more warps than there are rows left. Repair the kernel.",
-        ("Each of the four warps takes its own row n; some of these rows do not exist.", "A warp without a row must return as a whole."),
+        (
+            "Each of the four warps takes its own row n; some of these rows do not exist.",
+            "A warp without a row must return as a whole.",
+        ),
         faults=(("    if (n >= N) return;  // the same in all lanes\n", ""),),
         wrong=(WrongAnswer({}, "out of bounds in line "),),
     ),
