@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support.data_files import write_ranks
 
 from cupygpt import prepare
 from cupygpt.data.token_files import open_shards
+from cupygpt.data.tokenizer import load_tokenizer
 from cupygpt.texts.reading import duplicates
+from cupygpt.texts.reading.documents import Documents
 
 FLAGS = ["--tokenizer", "bytes", "--val-fraction", "0", "--name", "x"]
 EOT = 256
@@ -190,3 +193,20 @@ def test_an_error_is_one_message(
     error = capsys.readouterr().err
     assert message in error
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize("line", ["To be, or not.\n", "one!\n\ntwo\n", "道可道。\n名可名。\n"])
+def test_blocks_do_not_change_what_another_pattern_splits(line: str) -> None:
+    """In cl100k's pattern a full stop and the line feeds behind it are one piece."""
+    write_ranks(Path("my.tiktoken"), [b".\n", b"!\n", "。\n".encode()])
+    pattern = r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+    Path("my.tiktoken.json").write_text(json.dumps({"split_pattern": pattern}))
+    tokenizer = load_tokenizer("my.tiktoken")
+    text = line * 30
+    Path("a.txt").write_text(text)
+    for block_bytes in range(20, 60, 7):
+        documents = Documents(["a.txt"], block_bytes=block_bytes)
+        pieces = [piece for piece in documents.pieces() if piece]
+        assert len(pieces) > 3
+        ids = [token for piece in pieces for token in tokenizer.encode(piece)]
+        assert ids == tokenizer.encode(text).tolist()

@@ -30,6 +30,19 @@ MOST_CHARACTERS = 2**22
 LONG_RECORD = 2**20
 """A record of more characters is divided."""
 
+WORDS_WINDOW = 2**13
+_LETTER = r"[^\W\d_]"
+_BETWEEN_WORDS = tuple(
+    re.compile(rule)
+    for rule in (
+        rf"{_LETTER}(?=\n{_LETTER})",
+        rf"{_LETTER}(?= {_LETTER})",
+        rf"\S\n(?={_LETTER})",
+    )
+)
+"""Where all usual patterns split, searched in the last so many characters: before a line feed or a
+space between letters; in text without these, after a line feed before a letter."""
+
 _SPACE = re.compile(r"\S (?=\S)")
 
 Piece: TypeAlias = str | None
@@ -198,8 +211,9 @@ def whole_lines(blocks: Iterator[str]) -> Iterator[str]:
 
     The tokens of the blocks, joined, are those of the whole text, because a block ends only where
     GPT-2's pattern always splits: before a line feed, or in a text without lines before a space,
-    with a character that is no white space on its other side. Only a text without any such place
-    in MOST_CHARACTERS characters is cut there.
+    with a character that is no white space on its other side. Other patterns keep a full stop and
+    the line feed behind it together, so the first choice is a place between two words, where they
+    split too. Only a text without any such place in MOST_CHARACTERS characters is cut there.
     """
     pending = ""
     for text in blocks:
@@ -219,6 +233,9 @@ def _slices(text: str, size: int) -> Iterator[str]:
 def _last_cut(text: str) -> int:
     """Where `text` is to be cut; 0 or less if it has to grow first."""
     end = len(text.rstrip())
+    for place in _BETWEEN_WORDS:
+        if found := list(place.finditer(text, max(0, end - WORDS_WINDOW), end)):
+            return found[-1].end()
     cut = text.rfind("\n", 0, end)
     while cut > 0 and text[cut + 1].isspace():
         cut = text.rfind("\n", 0, cut)

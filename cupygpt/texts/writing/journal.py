@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from cupygpt.files import PARTIAL_SUFFIX, atomic_write, remove_file, sync_folder
 
 FORMAT = "cupygpt prepare"
-VERSION = 1
+VERSION = 2
 
 State: TypeAlias = dict[str, Any]
 
