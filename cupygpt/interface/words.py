@@ -14,8 +14,8 @@ _FLAGS = re.compile(r"(?<![\w-])-(?:[a-z]{1,2}|-[a-z][a-z0-9-]+)(?:/--?[a-z0-9-]
 _RESUME = re.compile(r"--resume ([^\s,;]*[^\s,;:.])")
 """The flag with the run that it names."""
 
-_COUNT = re.compile(r"(?<![\w-])--([a-z-]+) (N\b)")
-"""A flag with its number, as in --extend N."""
+_VALUE = re.compile(r"(?<![\w-])--([a-z-]+) (N|FILE)\b")
+"""A flag with its value, as in --extend N."""
 
 _COMMAND = re.compile(r"python -m |hf download ")
 
@@ -28,7 +28,7 @@ def in_python_words(text: str) -> str:
     found = _COMMAND.search(text)
     first = found.start() if found else len(text)
     before = _RESUME.sub(r'resume="\1"', text[:first])
-    before = _COUNT.sub(lambda found: f"{found[1].replace('-', '_')}={found[2]}", before)
+    before = _VALUE.sub(lambda found: f"{found[1].replace('-', '_')}={found[2]}", before)
     return _FLAGS.sub(_keyword, before) + text[first:]
 
 

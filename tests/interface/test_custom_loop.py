@@ -96,6 +96,10 @@ def test_a_shape_takes_vocabulary_and_positions_from_the_arguments() -> None:
     assert (trainer.model.config.V, trainer.model.config.maxT) == (257, 12)
     named = cupygpt.Trainer("L1:H1:C16:T32:V65", 2, device="cpu")
     assert (named.model.config.V, named.model.config.maxT) == (TINY.V, 32)
+    with pytest.raises(
+        cupygpt.TokenizerError, match="no tokenizer is known .* pass tokenizer=FILE"
+    ):
+        named.model.generate("It was")
 
 
 def test_targets_that_do_not_count_change_nothing(folder: Path) -> None:
