@@ -133,7 +133,11 @@ def _parser() -> argparse.ArgumentParser:
         help="run folder (RUN, RUN@newest or RUN@STEP: its best, newest or any checkpoint), model "
         "file, or Hugging Face folder (default: the newest run)",
     )
-    add("--prompt", default="", help="text to continue (default: the training data's beginning)")
+    add(
+        "--prompt",
+        default="",
+        help="text to continue; end of text stands before it unless the data had too few (default: the training data's beginning)",
+    )
     add("--tokens", type=int, default=256, help="longest length of a text (default: %(default)s)")
     add("--ignore-eot", action="store_true", help="go on where the model ends a text")
     add(
