@@ -136,7 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--prompt",
         default="",
-        help="text to continue; end of text stands before it unless the data had too few (default: the training data's beginning)",
+        help="text to continue, after an end of text unless the training data had too few of it "
+        "(default: the training data's beginning)",
     )
     add("--tokens", type=int, default=256, help="longest length of a text (default: %(default)s)")
     add("--ignore-eot", action="store_true", help="go on where the model ends a text")

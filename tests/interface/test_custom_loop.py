@@ -96,7 +96,7 @@ def test_a_shape_takes_vocabulary_and_positions_from_the_arguments() -> None:
     assert (trainer.model.config.V, trainer.model.config.maxT) == (257, 12)
     named = cupygpt.Trainer("L1:H1:C16:T32:V65", 2, device="cpu")
     assert (named.model.config.V, named.model.config.maxT) == (TINY.V, 32)
-    with pytest.raises(cupygpt.TokenizerError, match="no tokenizer .* pass tokenizer=FILE"):
+    with pytest.raises(cupygpt.TokenizerError, match=r"no tokenizer .* pass tokenizer=FILE"):
         named.model.generate("It was")
 
 
