@@ -194,8 +194,15 @@ def user_text(path: str) -> str:
     return str(user_path(path)) if path.startswith("~") else path
 
 
-def check_can_end(path: Path, error: type[CupyGPTError]) -> None:
-    """Raise `error` for a FIFO, a socket or a device: reading them may wait or go on for ever."""
+def check_can_end(
+    path: Path,
+    error: type[CupyGPTError],
+    advice: str = "Write its content into a file first, and name that.",
+) -> None:
+    """Raise `error`, with the `advice`, for a FIFO, a socket or a device.
+
+    Reading them may wait or go on for ever.
+    """
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -208,9 +215,7 @@ def check_can_end(path: Path, error: type[CupyGPTError]) -> None:
         kind = "a device"
     else:
         return
-    raise error(
-        f"{path}: this is {kind}, not a file. Write its content into a file first, and name that."
-    )
+    raise error(f"{path}: this is {kind}, not a file. {advice}")
 
 
 def read_header(path: Path, error: type[CupyGPTError] = CheckpointError) -> np.ndarray:

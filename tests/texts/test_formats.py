@@ -93,6 +93,10 @@ def test_text_files_of_all_kinds_together(capsys: pytest.CaptureFixture[str]) ->
     assert f"note: 2 Windows line ends became line feeds; {marks}\n" in said
     assert prepared("b") == ids_of(*want, "five")
     assert "left out: 1 .md; name them with a pattern" in capsys.readouterr().out
+    Path("b/0.txt").write_text(" \n\t\n" * 5 + "\u3000")
+    assert prepared("b/*.txt") == ids_of("one\ntwo\n")
+    assert "note: 2 files without text, and left out: b/0.txt, b/2.txt\n" in capsys.readouterr().out
+    Path("b/0.txt").unlink()
     assert prepared("b", "b/**/*.md") == ids_of(*want, "five", "six")
 
 

@@ -231,7 +231,7 @@ ERRORS = [
     (["ids.bin", "--headerless"], r"hold token id 65,535, but tokenizer bytes has 257 ids"),
     (["x_val.bin", "--headerless"], r"a GPT-2 token file, with a header.*cupygpt\.train"),
     (["x_val.bin", "--headerless", "--name", "x"], r"x_val\.bin would be overwritten"),
-    (["fifo.txt"], r"fifo\.txt: this is a FIFO .*into a file first"),
+    (["fifo.txt"], r"fifo\.txt: this is a FIFO .*PROGRAM \| python -m cupygpt\.prepare -"),
     (["ok.txt", "--tokenizer", "fifo.txt"], r"fifo\.txt: this is a FIFO"),
     (["tinyshakespeare", "--source", "fifo.txt"], r"fifo\.txt: this is a FIFO"),
     (["tinyshakespeare", "--source", "no.txt"], r"no\.txt: could not be read"),
@@ -365,7 +365,7 @@ def test_pieces_tokenise_like_the_whole(
     tokenizer = load_tokenizer(str(ranks))
     documents = Documents([str(path)], block_bytes=data.draw(st.integers(3, 12)))
     pieces = [piece for piece in documents.pieces() if piece is not None]
-    text = text.replace("\r\n", "\n")
+    text = "" if text.isspace() else text.replace("\r\n", "\n")
     assert "".join(pieces) == text
     ids = [int(token) for piece in pieces for token in tokenizer.encode(piece)]
     assert ids == tokenizer.encode(text).tolist()
@@ -395,4 +395,5 @@ def test_bad_utf8_is_named_by_its_offset(
             list(Documents([str(path)], block_bytes=block_bytes).pieces())
         return
     pieces = Documents([str(path)], block_bytes=block_bytes).pieces()
+    want = "" if want.isspace() else want
     assert "".join(piece for piece in pieces if piece is not None) == want

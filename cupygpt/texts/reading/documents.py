@@ -169,19 +169,26 @@ class Documents:
 def text_documents(blocks: Iterator[str], how: Reading, tally: Tally) -> Iterator[Piece]:
     """The documents of one file of text, whose `blocks` end where tokens end.
 
-    Without `how.split` it is one document, or none if it is empty. With it, the text
+    Without `how.split` it is one document, or none without any visible character. With it, the text
     `<|endoftext|>` separates documents and belongs to none of them, nor does a line end right after
     it; parts without any visible character are left out, and counted.
     """
     if how.split:
         yield from _separated_documents(blocks, tally)
         return
-    any_text = False
+    blank = ""  # white space at the beginning; so much of it that it must not be kept is text
+    inside = False
     for block in blocks:
         tally.endoftexts += block.count(SEPARATOR)
-        any_text = True
+        if not inside and block.isspace() and len(blank) + len(block) < MOST_CHARACTERS // 4:
+            blank += block
+            continue
+        if blank:
+            yield blank
+            blank = ""
         yield block
-    if any_text:
+        inside = True
+    if inside:
         yield None
 
 

@@ -13,6 +13,7 @@ from cupygpt.files import check_can_end, user_path
 from cupygpt.texts.reading.opening import PACKINGS
 
 STDIN = "-"
+PIPE_ADVICE = "Text from a program comes as standard input: PROGRAM | python -m cupygpt.prepare -"
 
 TEXT_ENDINGS = (".txt",)
 RECORD_ENDINGS = (".jsonl", ".ndjson")
@@ -91,7 +92,7 @@ def _files_of(name: str, found: Found, hint: str) -> list[str]:
     if os.path.isdir(literal):  # noqa: PTH112 (Path's own fails where a folder cannot be searched)
         return _files_in(str(literal), name, found)
     if os.path.exists(literal):  # noqa: PTH110
-        check_can_end(literal, DataError)
+        check_can_end(literal, DataError, PIPE_ADVICE)
         return [str(literal)]
     paths = glob.glob(_as_glob(literal), recursive=True)  # noqa: PTH207 (Path's: no absolute ones)
     files = sorted(_only_files(paths), key=os.fsencode)
@@ -139,7 +140,7 @@ def _only_files(paths: Sequence[str]) -> Iterator[str]:
         except OSError:
             mode = stat.S_IFREG  # a broken link: whoever opens it says why it cannot be read
         if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            check_can_end(Path(path), DataError)
+            check_can_end(Path(path), DataError, PIPE_ADVICE)
         if not stat.S_ISDIR(mode):
             yield path
 
