@@ -21,6 +21,9 @@ CUDA_DIR, OPS_DIR = ROOT / "cuda", ROOT / "cupygpt" / "ops"
 OP_OF_SECOND_FILE = {"layernorm_backward": "layernorm"}
 """Ops with two files in cuda/, because each is compiled with constants of its own."""
 
+NO_OPS = {"lib", "lab"}
+"""Folders of cuda/ that are no ops: what kernels share, and the ladders of the lab."""
+
 WITHOUT_COST = {"sampling": "it draws the tokens of a text, no training step calls it"}
 """Ops that the tools which time a training step do not know, and why."""
 
@@ -28,7 +31,7 @@ WITHOUT_COST = {"sampling": "it draws the tokens of a text, no training step cal
 def all_ops() -> list[str]:
     """The names that stand in cuda/ or in cupygpt/ops/."""
     names = {path.stem for path in CUDA_DIR.glob("*.cu")}
-    names |= {folder.name for folder in CUDA_DIR.iterdir() if folder.is_dir()} - {"lib"}
+    names |= {folder.name for folder in CUDA_DIR.iterdir() if folder.is_dir()} - NO_OPS
     names |= {path.stem for path in OPS_DIR.glob("*.py")} - {"__init__"}
     return sorted({OP_OF_SECOND_FILE.get(name, name) for name in names})
 
