@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -309,8 +310,9 @@ def _find_contract(name: str | None) -> Contract:
     for contract in CONTRACTS.values():
         lines += textwrap.wrap(f"{contract.name}: {contract.summary}", 79, initial_indent="  ",
                                subsequent_indent="    ")  # fmt: skip
-        lines += textwrap.wrap(contract.parameters, 75, initial_indent="    ",
-                               subsequent_indent="    ")  # fmt: skip
+        words = re.sub(r"(?<!,) ", _TIED, f"({contract.declaration})")
+        wrapped = textwrap.wrap(words, 75, initial_indent="    ", subsequent_indent="     ")
+        lines += [line.replace(_TIED, " ") for line in wrapped]
     why = f"there is no op {name}" if name else "for which op is the kernel? Name it: --as OP"
     raise LabError("\n".join([f"{why}. There are, with their parameters:", *lines]))
 

@@ -177,7 +177,8 @@ class KernelFile:
             if held and code[:3] in _OF_ARRAYS and _OF_ARRAYS[code[:3]] != held:
                 raise LabError(
                     f"{self.path}: {kernel.name}, {name}: its elements are {_OF_ARRAYS[code[:3]]}, "
-                    f"those of the op are {held} here. floatX is the type that changes."
+                    f"those of the op are {held} here. floatX is the type that "
+                    "changes; `try --dtype fp32` judges float only."
                 )
 
     def _chosen(

@@ -112,7 +112,8 @@ def reason(cost: LineCost) -> str:
     """Why an access costs more than it must; empty if it does not."""
     is_dense = cost.stride is not None and abs(cost.stride) <= cost.bytes
     if cost.lanes_per_request <= WARP / WASTE and is_dense:
-        return f"only {two_figures(cost.lanes_per_request)} of {WARP} lanes take part"
+        on_average = "" if cost.lanes % cost.requests == 0 else " on average"
+        return f"only {two_figures(cost.lanes_per_request)} of {WARP} lanes take part{on_average}"
     if cost.per_request < WASTE * cost.at_best:
         return ""
     if cost.space == "shared":

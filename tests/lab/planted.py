@@ -239,6 +239,13 @@ MISTAKES = [
         "rstd[0] was never written",
     ),
     Planted(
+        LAYERNORM_FORWARD,
+        "layernorm/3",
+        "if (i * WARP + lane < C) squares",
+        "if (x[i] != 0.0f) squares",
+        "wrong: float32, N 1, C 8: ",
+    ),
+    Planted(
         COLUMN_SUM,
         "column_sum/2",
         "dbias[column] += sum;",

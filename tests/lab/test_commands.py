@@ -156,6 +156,15 @@ def test_started_exercises_stay(lab: Lab) -> None:
     assert "HOLE(1)" in answer.read_text()
 
 
+def test_the_parameters_of_an_op_are_shown_as_a_kernel_declares_them(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cupygpt.lab.__main__.missing_toolchain", lambda: None)
+    err = lab("try", "none.cu")[2]
+    assert "\n    (float* dbias, const floatX* dout, int N, int OC)\n" in err
+    assert "(floatX* out, const floatX* inp, long long N)" in err
+
+
 def test_a_ladder_that_is_climbed_says_what_comes_next(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:

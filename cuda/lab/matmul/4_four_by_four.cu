@@ -1,7 +1,7 @@
 // Matmul, rung 4: a thread makes 4 x 4 elements. Of 8 numbers that it reads from shared memory it
 // makes 16 products; one element alone needs 2 numbers for 1 product.
 //
-// Tiles are 64 x 64 and 16 deep, and lie with k outside, so that neighbouring lanes read
+// Tiles are 64 x 64 and 16 deep. k is their first index, so that neighbouring lanes read
 // neighbours. Thread (x, y) has the rows y, y + 16, y + 32, y + 48 and the columns x, x + 16, x +
 // 32, x + 48.
 // lab: grid = (ceil_div(N, 64), ceil_div(M, 64)), block = 256

@@ -4,8 +4,8 @@
 //    stage 0   | copy 0 | use 0          | copy 2         | use 2 ...
 //    stage 1            | copy 1         | use 1          | copy 3 ...
 //
-// A copy cannot turn the tile, so k stays inside. A thread reads 4 steps of k at once, 16 bytes;
-// rows are 20 words apart, so that eight of them lie in different banks.
+// A copy cannot turn the tile, so k stays the last index. A thread reads 4 steps of k at once,
+// 16 bytes; rows are 20 words apart, so that eight of them lie in different banks.
 // lab: grid = (ceil_div(N, 128), ceil_div(M, 128)), block = 256
 #include "lib/ptx.cuh"
 constexpr int SIDE = 128, DEPTH = 16, PITCH = DEPTH + 4;

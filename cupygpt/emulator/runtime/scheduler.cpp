@@ -30,6 +30,24 @@ static void run_another(Thread& self) {
     resume(self.context, &next);
 }
 
+// "lane 0", "lanes 0, 3, 16 to 31"
+struct Lanes {
+    char text[128];
+    explicit Lanes(uint32_t mask) {
+        int n = snprintf(text, sizeof text, mask & (mask - 1) ? "lanes" : "lane");
+        for (unsigned first = 0, last; first < 32; first = last + 1) {
+            last = first;
+            if (!(mask >> first & 1)) continue;
+            while (last < 31 && mask >> (last + 1) & 1) last++;
+            const char* comma = n > 5 ? "," : "";
+            if (last - first > 1)
+                n += snprintf(text + n, sizeof text - n, "%s %u to %u", comma, first, last);
+            else
+                last = first, n += snprintf(text + n, sizeof text - n, "%s %u", comma, first);
+        }
+    }
+};
+
 static void finish(Thread& self) {
     check_no_copies_left(self);
     self.state = State::finished;
@@ -44,8 +62,8 @@ static void finish(Thread& self) {
     if (warp.arrived) {
         Thread* waiting = &block.threads[self.warp * 32 + __builtin_ctz(warp.arrived)];
         fail("early_exit", waiting->place, {},
-             "the thread returned while lanes %08x of its warp wait at this %s", warp.arrived,
-             waiting->operation);
+             "the thread returned while %s of its warp wait%s at this %s", Lanes(warp.arrived).text,
+             warp.arrived & (warp.arrived - 1) ? "" : "s", waiting->operation);
     }
 }
 
@@ -156,8 +174,8 @@ void emu_warp(const char* operation, unsigned mask, void* data, emu_combine comb
         fail("unsupported", self.place, {}, "%s with mask %08x: only the full warp is emulated",
              operation, mask);
     if (warp.exited)
-        fail("early_exit", self.place, {}, "lanes %08x of the warp returned before this %s",
-             warp.exited, operation);
+        fail("early_exit", self.place, {}, "%s of the warp returned before this %s",
+             Lanes(warp.exited).text, operation);
     if (warp.arrived) {
         Thread& other = block.threads[self.warp * 32 + __builtin_ctz(warp.arrived)];
         const bool same = other.operation == operation || !strcmp(other.operation, operation);

@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+_IN_CPP = {"f32": "float", "i32": "int", "i64": "long long"}
+
 Sizes = Mapping[str, int]
 Axis = Mapping[str, tuple[int, ...]]
 """Sizes that grow together, each with its small values; the first one is the coordinate."""
@@ -68,6 +70,17 @@ class Contract:
     def outputs(self) -> tuple[str, ...]:
         """Written, accumulated and updated arrays."""
         return self.written + self.accumulated + self.updated
+
+    @property
+    def declaration(self) -> str:
+        """The parameters as a kernel declares them."""
+        words = []
+        for name, kind in self.types.items():
+            element = _IN_CPP.get(kind.rstrip("*"), kind.rstrip("*"))
+            is_array = kind.endswith("*")
+            const = "const " if is_array and name not in self.outputs else ""
+            words.append(f"{const}{element}{'*' if is_array else ''} {name}")
+        return ", ".join(words)
 
     @property
     def types(self) -> dict[str, str]:

@@ -125,6 +125,27 @@ def test_far_outside_the_array_that_was_meant_is_named_where_it_can_be(
         EmulatedModule(path).get_function("set")((1,), (1,), (*arrays, np.int32(index)))
 
 
+@pytest.mark.parametrize(
+    ("condition", "message"),
+    [
+        ("i != 1", "while lane 0 of its warp waits at this __syncwarp"),
+        ("i < 2", "while lanes 0, 1 of its warp wait at this __syncwarp"),
+        ("i < 30", "while lanes 0 to 29 of its warp wait at this __syncwarp"),
+        ("i > 0", "lane 0 of the warp returned before this __syncwarp"),
+    ],
+)
+def test_lanes_that_wait_are_named_by_their_numbers(
+    module: EmulatedModule, condition: str, message: str
+) -> None:
+    path = module.path.with_name("lanes.cu")
+    path.write_text(
+        'extern "C" __global__ void few() {\n'
+        f"    const int i = threadIdx.x;\n    if ({condition}) __syncwarp();\n}}\n"
+    )
+    with pytest.raises(KernelFault, match=message):
+        EmulatedModule(path).get_function("few")((1,), (32,), ())
+
+
 def test_the_other_thread_of_a_race_has_its_place(module: EmulatedModule) -> None:
     source = 'extern "C" __global__ void both(float* out) { out[0] = 1.0f; }'
     path = module.path.with_name("both.cu")

@@ -60,7 +60,7 @@ EXERCISES = (
     ),
     _predict(
         "shifted",
-        "The same copy, but it begins 4 bytes behind a multiple of 32. How many sectors does a "
+        "The same copy, but it begins 4 bytes after a multiple of 32. How many sectors does a "
         "load of a warp ask for? (The last lane of the last warp reads from the beginning: the "
         "counter is the average, and may differ from a whole number by one in a hundred.)",
         "sectors per load",
