@@ -125,8 +125,8 @@ def _shortened(message: str, path: Path) -> tuple[str, str]:
     own = [lines for lines in remarks if lines[0].startswith(f"{path.resolve()}:")]
     first = [lines for lines in remarks if "error: " in lines[0]][:1]
     shown = [line for lines in own or first or remarks[:1] for line in lines][:_MOST_DETAILS]
-    rest = len(lines) - len(shown)
-    return "\n".join([*shown, f"... {rest} more lines: python -m cupygpt.lab --debug COMMAND"]), message
+    rest = f"... {len(lines) - len(shown)} more lines: python -m cupygpt.lab --debug COMMAND"
+    return "\n".join([*shown, rest]), message
 
 
 def _first_error(message: str, path: Path) -> tuple[str, str, str]:
