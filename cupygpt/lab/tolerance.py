@@ -62,10 +62,11 @@ def assert_close(name: str, found: np.ndarray, want: np.ndarray, allowed: Any) -
     missing = never_written(found) & ~good
     if missing.any():
         worst = _first(missing)
+        others = (~good & ~missing).sum()
+        more = f"; others that are off: {others}" if others else ""
         raise AssertionError(
             f"{_element(name, worst)} was never written, or added to what stood there; want "
-            f"{want[worst]:.6g}; so are {missing.sum()} of {missing.size} elements, and "
-            f"{(~good & ~missing).sum()} more are off"
+            f"{want[worst]:.6g}; so are {missing.sum()} of {missing.size} elements{more}"
         )
     worst = np.unravel_index(np.argmax(np.where(good, 0.0, error)), error.shape)
     most = np.broadcast_to(allowed, error.shape)[worst]

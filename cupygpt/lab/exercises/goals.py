@@ -56,7 +56,7 @@ COUNTERS: dict[str, Callable[[Sequence[Counts], str, Mapping[str, int]], float]]
         x.total(space, "atomic").requests for x in c for space in ("global", "shared")
     ),
     "times the bytes": _times_loaded,
-    "times the bytes that it must read": _times_loaded,
+    "times the bytes it must read": _times_loaded,
     "barriers per block": lambda c, array, sizes: sum(x.barriers / x.blocks for x in c),
     "percent of lanes busy in special functions": _busy_special,
 }

@@ -98,7 +98,7 @@ EXERCISES = (
             "A block that makes 32 x 32 elements needs 32 rows of a and 32 rows of b.",
             "Copy tiles of 32 x 32 to shared memory, meet, use them, meet.",
         ),
-        goals=(Goal("times the bytes that it must read", 2.5),),
+        goals=(Goal("times the bytes it must read", 2.5),),
         sizes=_SQUARE,
         wrong=(WrongAnswer({}, "right, but it moves "),),
     ),
