@@ -55,6 +55,10 @@ struct Block {
 
 extern Block block;
 
+inline uint3 unravel(unsigned linear, const dim3& size) {
+    return {linear % size.x, linear / size.x % size.y, linear / size.x / size.y};
+}
+
 // Runs all threads of the block `index` until they end.
 void run_block(uint3 index, uint32_t number);
 

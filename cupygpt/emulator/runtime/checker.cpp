@@ -116,14 +116,10 @@ struct Description {
     }
 };
 
-static uint3 unfolded(unsigned number, dim3 sizes) {
-    return {number % sizes.x, number / sizes.x % sizes.y, number / sizes.x / sizes.y};
-}
-
 [[noreturn]] static void report_race(const Access& access, Stamp earlier, uint32_t earlier_pc,
                                      const char* earlier_verb) {
-    const uint3 b = unfolded(block_of(earlier), block.grid);
-    const uint3 t = unfolded(thread_of(earlier), block.size);
+    const uint3 b = unravel(block_of(earlier), block.grid);
+    const uint3 t = unravel(thread_of(earlier), block.size);
     fail("race", access.place(), {nullptr, 0, earlier_pc},
          "%s races with an earlier %s by block (%u, %u, %u), thread (%u, %u, %u)",
          Description(access).text, earlier_verb, b.x, b.y, b.z, t.x, t.y, t.z);

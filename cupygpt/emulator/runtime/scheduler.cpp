@@ -93,10 +93,6 @@ static void thread_main() {
          block.finished);
 }
 
-static uint3 unravel(unsigned linear, const dim3& size) {
-    return {linear % size.x, linear / size.x % size.y, linear / size.x / size.y};
-}
-
 void run_block(uint3 index, uint32_t number) {
     block.index = index;
     block.number = number;
